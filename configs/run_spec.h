@@ -1,0 +1,46 @@
+// RunSpec: a whole run as plain, resolved and validated structs. What the launcher reads; Protobuf stays in
+// configs/.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/model/spec.h"
+#include "core/optim/adamw.h"
+#include "core/optim/schedule.h"
+
+namespace carousel {
+
+struct DataSourceSpec {
+  std::string path;  // prefix of .bin and .idx
+  double weight = 1;
+};
+
+struct RunSpec {
+  ModelSpec model;
+  std::vector<DataSourceSpec> train_data, validation_data;
+  int64_t sequence_length = 0;  // T
+  bool reset_at_document = true;
+  AdamWSpec adamw;
+  bool decay_embedding = false;
+  ScheduleSpec schedule;
+  int64_t steps = 0, global_batch = 0, micro_batch = 0;
+  DType compute = DType::kBF16;
+  uint64_t seed = 0;
+  int64_t max_tokens = 0;
+  double max_minutes = 0;
+  int64_t parallel_data = 0, threads = 0;
+  int64_t eval_every_steps = 0, eval_num_windows = 0;
+  struct Sample {
+    int64_t every_steps = 0, num_tokens = 0, top_k = 0;
+    std::string prompt;
+    double temperature = 1, top_p = 1;
+  } sample;
+  int64_t checkpoint_every_steps = 0, checkpoint_keep_last = 0;
+  std::string initial_weights;
+  int64_t log_every_steps = 0;
+  std::string run_dir;
+  std::string resolved_text;  // the resolved config in text format
+  int64_t micro_batches_per_step() const { return global_batch / micro_batch; }
+};
+}  // namespace carousel

@@ -1,0 +1,127 @@
+// ParamStore: every parameter of a model, its place, and this rank's shard of it.
+//
+// Layers register parameters when they are constructed. A group is what is gathered and reduced together: 0
+// the embedding, 1..L the blocks, L+1 the final norm and head. A group has two segments, each one flat
+// buffer:
+//   kMatrix: parameters of rank >= 2, weights in the compute dtype;   kVector: rank 1, weights in the wide
+//   dtype.
+// Within a segment parameters lie in the order of registration without gaps, so that consecutively registered
+// matrices of equal row length (q, k, v, o) are also one fused matrix. Each segment is padded with zeros at
+// its end so that it splits into num_shards shards of equal size, a multiple of kSquaredNormBlock elements. A
+// parameter's offset does not depend on num_shards.
+//
+// Master weights and Adam moments exist for this rank's shard only. Gradients are f32 (f64) for the whole
+// segment.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/device.h"
+
+namespace carousel {
+
+enum class InitRule : uint8_t { kZero, kOne, kConstant, kNormal, kLinspace };
+
+struct ParamInit {
+  InitRule rule = InitRule::kZero;
+  double a = 0;  // kConstant: the value; kNormal: the standard deviation; kLinspace: the first value
+  double b = 0;  // kLinspace: the last value (one element: a)
+};
+
+struct Param {
+  std::string name;            // global, layout-free: "backbone.blocks.0.mlstm_layer.q.weight"
+  std::vector<int64_t> shape;  // 1 or 2 dims, row-major [out, in]
+  bool decay = false;          // weight decay applies
+  ParamInit init;
+  int group = 0;
+  // Set by registration:
+  int segment = 0;     // kMatrix or kVector
+  int64_t offset = 0;  // elements from the segment's start
+  int64_t num_elems = 0;
+};
+
+class ParamStore {
+ public:
+  static constexpr int kMatrix = 0, kVector = 1, kNumSegments = 2;
+
+  ParamStore(DType compute, int64_t num_shards, int64_t shard_index);
+
+  // Registration. Returns the index by which a layer asks for its tensors.
+  int Register(Param param);
+
+  int num_groups() const { return static_cast<int>(groups_.size()); }
+  const std::vector<Param>& params() const { return params_; }
+  const Param& param(int index) const { return params_[static_cast<size_t>(index)]; }
+  int Find(const std::string& name) const;  // -1 if there is none
+  int64_t num_parameters() const;
+  int64_t num_shards() const { return num_shards_; }
+  int64_t shard_index() const { return shard_index_; }
+  DType compute() const { return compute_; }
+  DType wide() const { return WideOf(compute_); }
+
+  // Places weights; with `train` also the shards of master, m and v. Gradient buffers belong to the
+  // ParamSync, which sets them with SetGradBuffer. Categories: "weights", "optimizer".
+  void Bind(Arena& arena, bool train);
+
+  // Views for layers.
+  Tensor Weight(int index) const;  // shape of the parameter
+  Tensor Grad(int index) const;    // wide; the current gradient buffer
+  // `count` consecutively registered parameters of one group and segment and of equal row length as one
+  // tensor: rows are concatenated (rank-1 parameters: elements are).
+  Tensor FusedWeight(int first, int count) const;
+  Tensor FusedGrad(int first, int count) const;
+
+  // The flat buffers of one segment.
+  struct Segment {
+    int64_t size = 0;         // elements used by parameters
+    int64_t padded_size = 0;  // multiple of num_shards * kSquaredNormBlock
+    Tensor weights;           // (padded_size) compute or wide
+    Tensor grads;             // (padded_size) wide; set by SetGradBuffer
+    Tensor master, m, v;      // (padded_size / num_shards) wide: this rank's shard
+    int64_t shard_size(int64_t num_shards) const { return padded_size / num_shards; }
+  };
+  const Segment& segment(int group, int segment) const {
+    return groups_[static_cast<size_t>(group)].segments[segment];
+  }
+  // Sets the tensor that Grad and FusedGrad view: (padded_size) wide.
+  void SetGradBuffer(int group, int segment, Tensor grads);
+  // This rank's shard of the current gradient buffer after ParamSync::FinishStep: (shard size) wide; set by
+  // the ParamSync.
+  void SetShardGrad(int group, int segment, Tensor grad);
+  Tensor ShardGrad(int group, int segment) const;
+
+  // One contiguous piece of one parameter that lies in this rank's shard.
+  struct ShardPiece {
+    int param = 0;
+    int64_t param_begin = 0;  // first element within the parameter, row-major
+    int64_t shard_begin = 0;  // first element within the shard's tensors
+    int64_t count = 0;
+  };
+  // All pieces of this rank's shard of a segment, in order.
+  std::vector<ShardPiece> ShardPieces(int group, int segment) const;
+
+  // Sets master (this rank's shard) and weights (everything) to the initial values: f(seed, name, element)
+  // only. m and v are zeroed.
+  void Initialize(Device& device, uint64_t seed);
+  // Weights of this rank's shard := master cast (after a load); the caller gathers the others' shards.
+  void CastMasterToWeights(Ops& ops);
+  // Tensor of the weights that belong to this rank's shard.
+  Tensor WeightShard(int group, int segment) const;
+
+ private:
+  struct Group {
+    Segment segments[kNumSegments];
+    Tensor shard_grads[kNumSegments];
+  };
+  DType compute_;
+  int64_t num_shards_, shard_index_;
+  std::vector<Param> params_;
+  std::vector<Group> groups_;
+};
+
+// Element values of a parameter's initialisation: out[j] = value of element begin + j. Same for every mesh
+// (init.cc).
+void InitialValues(const Param& param, uint64_t seed, int64_t begin, int64_t count, double* out);
+}  // namespace carousel

@@ -1,0 +1,268 @@
+// Ops: the numerical vocabulary of the model. Every backend implements every method; layers call nothing
+// else.
+//
+// Conventions (stated here once):
+//  - N = B*T rows; activations are (N, width), token n = b*T + t, a head's columns side by side. Row strides
+//  are honoured
+//    where a member says "strided"; every other tensor is contiguous.
+//  - `compute` is the dtype of the model (f32, bf16 or f64), `wide` = WideOf(compute): sums, gates, states,
+//  the residual
+//    stream and weight gradients. Arithmetic inside an op is done in `wide` at least.
+//  - Outputs come first. Gradients of weights accumulate (+=). Gradients of activations overwrite (=).
+//  - An optional tensor is left default-constructed (rank 0).
+//  - Results do not depend on the number of threads, bit for bit.
+//  - An Ops is bound to one stream: calls are enqueued in order and return at once (the CPU backend runs
+//  them).
+#pragma once
+#include "core/tensor.h"
+
+namespace carousel {
+
+// ---- memory and elementwise
+// ----------------------------------------------------------------------------------------
+struct FillArgs {
+  Tensor y;  // any shape, any dtype
+  double value;
+};
+struct CastArgs {
+  Tensor y;  // out: x converted (round to nearest even); equal dtypes copy
+  Tensor x;  // same element count; rank-2 tensors of equal shape may be strided
+};
+struct AddArgs {
+  Tensor y;  // out: a + b, may alias a or b
+  Tensor a;  // each of a, b, y may have its own float dtype; same shape
+  Tensor b;
+};
+
+// ---- matrix multiplication
+// ----------------------------------------------------------------------------------------- c = op(a) op(b)
+// (+ c if accumulate) (+ bias added to every row). Sums in f32 (f64 for f64).
+struct MatmulArgs {
+  Tensor c;          // (M, N) strided, dtype compute or wide
+  Tensor a;          // (M, K), or (K, M) if transpose_a; strided
+  Tensor b;          // (K, N), or (N, K) if transpose_b; strided; same dtype as a
+  Tensor bias = {};  // (N) wide, optional
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool accumulate = false;
+};
+struct ColumnSumArgs {
+  Tensor y;  // (W) wide, y += sum over rows of x: the gradient of a bias
+  Tensor x;  // (N, W) strided, compute or wide
+};
+
+// ---- embedding
+// -----------------------------------------------------------------------------------------------------
+struct EmbeddingForwardArgs {
+  Tensor y;       // (N, D) wide
+  Tensor weight;  // (V, D) compute
+  Tensor ids;     // (N) i32, 0 <= id < V
+};
+struct EmbeddingBackwardArgs {
+  Tensor dweight;  // (V, D) wide +=
+  Tensor dy;       // (N, D) wide
+  Tensor ids;      // (N) i32
+};
+
+// ---- RMS norm over the model width, with the residual addition before it
+// ------------------------------------------------ s = x + delta;  y = s * rstd * weight (+ bias);  rstd =
+// 1/sqrt(mean(s^2) + eps). Zhang & Sennrich 2019.
+struct RmsNormForwardArgs {
+  Tensor y;           // (N, D) compute
+  Tensor rstd;        // (N) wide, kept for backward
+  Tensor sum = {};    // (N, D) wide: s; required if delta is given
+  Tensor x;           // (N, D) wide
+  Tensor delta = {};  // (N, D) compute, optional
+  Tensor weight;      // (D) wide
+  Tensor bias = {};   // (D) wide, optional
+  double eps;
+};
+struct RmsNormBackwardArgs {
+  Tensor dx;       // (N, D) wide out: gradient of s (= of x and of delta) (+ dresidual); may alias dresidual
+  Tensor dweight;  // (D) wide +=
+  Tensor dbias = {};      // (D) wide +=, optional
+  Tensor dy;              // (N, D) compute
+  Tensor dresidual = {};  // (N, D) wide, optional: gradient that reaches s by another way, added
+  Tensor x;               // (N, D) wide: s of the forward
+  Tensor weight;          // (D) wide
+  Tensor rstd;            // (N) wide
+};
+
+// ---- gate soft cap: y = cap * tanh(x / cap)
+// ---------------------------------------------------------------------------------
+struct SoftCapForwardArgs {
+  Tensor y;    // wide, may alias x
+  Tensor x;    // wide, same shape
+  double cap;  // > 0
+};
+struct SoftCapBackwardArgs {
+  Tensor dx;  // wide out: dy * (1 - (y / cap)^2); may alias dy
+  Tensor dy;
+  Tensor y;  // the forward's result
+  double cap;
+};
+
+// ---- mLSTM cell, chunkwise (arXiv:2405.04517; chunkwise form and gradients: core/README.md)
+// -----------------------------------
+enum class InputGate : uint8_t { kExponential, kSigmoid };
+enum class NormalizerGradient : uint8_t {
+  kExact,
+  kFrozen
+};  // kFrozen: the denominator is a constant in backward
+
+struct MlstmShape {
+  int64_t B, T, NH, DHQK, DHV;
+  int64_t L;  // chunk length, >= 1; any T is allowed, the last chunk may be short. The result does not depend
+              // on L beyond rounding
+  InputGate input_gate = InputGate::kExponential;
+  bool normalize =
+      true;  // kSigmoid only: divide by max(|n.q|, 1) + eps, or do not divide at all. kExponential: true
+  double eps = 1e-6;  // added to the denominator, in stabilised units
+};
+// State (all wide, contiguous): C (B, NH, DHQK, DHV), n (B, NH, DHQK), m (B, NH), stabilised: the true C is C
+// * exp(m). kSigmoid has m == 0 throughout.
+struct MlstmState {
+  Tensor C, n, m;  // all three defined, or none
+};
+struct MlstmForwardArgs {
+  Tensor h;              // (N, NH*DHV) compute, strided
+  Tensor denominator;    // (N, NH) wide out, kept for backward: max(|a_t|, exp(-m_t)) without eps (1 if no
+                         // division)
+  Tensor m;              // (N, NH) wide out, kept for backward: the stabiliser m_t
+  MlstmState last = {};  // optional out: state after token T-1; may alias `initial`
+  Tensor q;              // (N, NH*DHQK) compute, strided; unscaled: the op multiplies by DHQK^-0.5
+  Tensor k;              // (N, NH*DHQK) compute, strided
+  Tensor v;              // (N, NH*DHV) compute, strided
+  Tensor i_pre;          // (N, NH) wide, strided: input gate pre-activation (after the soft cap)
+  Tensor f_pre;          // (N, NH) wide, strided: forget gate pre-activation
+  Tensor reset = {};     // (N) u8, optional: 1 = a document starts at this token, the state before it is
+                      // forgotten exactly (as if a new sequence began: C = 0, n = 0, m = 0)
+  MlstmState initial = {};  // optional; default C = 0, n = 0, m = 0
+  Tensor workspace;         // u8, at least MlstmWorkspaceBytes(shape, compute)
+  MlstmShape shape;
+};
+struct MlstmBackwardArgs {
+  Tensor dq, dk;             // (N, NH*DHQK) compute out, strided
+  Tensor dv;                 // (N, NH*DHV) compute out, strided
+  Tensor di_pre, df_pre;     // (N, NH) wide out, strided
+  MlstmState dinitial = {};  // optional out: gradient of the stored initial C and n, and
+                             // m: dm0 = <C0, dC0> + <n0, dn0>
+  Tensor dh;                 // (N, NH*DHV) compute, strided
+  MlstmState dlast =
+      {};  // optional: gradients of the stored last.C and last.n; its m is ignored (may be undefined)
+  Tensor q, k, v, i_pre, f_pre, reset = {};  // as forward
+  MlstmState initial = {};
+  Tensor h;               // the forward's result, strided
+  Tensor denominator, m;  // the forward's
+  Tensor workspace;
+  MlstmShape shape;
+  NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
+};
+
+// ---- per-head layer norm and output gate
+// -------------------------------------------------------------------------------------- y = sigmoid(o_pre) *
+// (((h - mean) * rstd) * weight (+ bias)), mean and biased variance over one head's DHV columns.
+struct HeadNormGateForwardArgs {
+  Tensor y;          // (N, NH*DHV) compute
+  Tensor mean;       // (N, NH) wide, kept
+  Tensor rstd;       // (N, NH) wide, kept
+  Tensor h;          // (N, NH*DHV) compute
+  Tensor o_pre;      // (N, NH*DHV) compute, strided
+  Tensor weight;     // (NH*DHV) wide
+  Tensor bias = {};  // (NH*DHV) wide, optional
+  int64_t NH;
+  double eps;
+};
+struct HeadNormGateBackwardArgs {
+  Tensor dh;                                       // (N, NH*DHV) compute out
+  Tensor do_pre;                                   // (N, NH*DHV) compute out, strided
+  Tensor dweight;                                  // (NH*DHV) wide +=
+  Tensor dbias = {};                               // (NH*DHV) wide +=, optional
+  Tensor dy;                                       // (N, NH*DHV) compute
+  Tensor h, o_pre, weight, bias = {}, mean, rstd;  // as forward
+  int64_t NH;
+};
+
+// ---- gated feed-forward: y = silu(gate) * up
+// --------------------------------------------------------------------------------
+struct SwiGluForwardArgs {
+  Tensor y;     // (N, F) compute
+  Tensor gate;  // (N, F) compute, strided
+  Tensor up;    // (N, F) compute, strided
+};
+struct SwiGluBackwardArgs {
+  Tensor dgate, dup;  // (N, F) compute out, strided; may alias gate, up
+  Tensor dy;          // (N, F) compute
+  Tensor gate, up;
+};
+
+// ---- loss over one chunk of tokens
+// ------------------------------------------------------------------------------------------------ z = cap *
+// tanh(logits / cap) (cap <= 0: z = logits); loss = logsumexp(z) - z[target]; dlogits = d(sum of
+// losses)/dlogits.
+struct CrossEntropyArgs {
+  Tensor loss;          // (n) wide out, 0 where the target is negative
+  Tensor dlogits = {};  // (n, V) compute out, optional; zero rows where the target is negative
+  Tensor logits;        // (n, V) wide
+  Tensor targets;       // (n) i32; negative = no target
+  double soft_cap;
+};
+
+// ---- optimizer
+// --------------------------------------------------------------------------------------------------------------------
+// Loshchilov & Hutter 2019 on a flat range. g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2)
+// g^2; master -= lr * ( (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps) + weight_decay * master ). All
+// wide.
+struct AdamWArgs {
+  Tensor master, m, v;  // (n) wide, updated in place
+  Tensor weight = {};   // (n) out: the updated master cast to this tensor's dtype; optional
+  Tensor grad;          // (n) wide
+  double lr, beta1, beta2, eps, weight_decay;
+  double grad_scale;
+  int64_t step;  // counts from 1
+};
+
+// ---- exact reductions (core/base/exact_sum.h)
+// --------------------------------------------------------------------------------------- Sums are
+// order-independent: equal bits however the elements were spread over calls and ranks, provided that calls of
+// SquaredNorm begin at multiples of kSquaredNormBlock within the same flat array.
+constexpr int64_t kSquaredNormBlock = 1024;
+struct SquaredNormArgs {
+  Tensor sum;  // (kExactSumElems) i64: sum += sum of x^2 (in blocks of kSquaredNormBlock, each block in f64,
+               // fixed order)
+  Tensor x;    // (n) wide
+};
+struct ExactSumArgs {
+  Tensor sum;  // (kExactSumElems) i64: sum += sum of x
+  Tensor x;    // (n) wide
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+  virtual void Fill(const FillArgs&) = 0;
+  virtual void Cast(const CastArgs&) = 0;
+  virtual void Add(const AddArgs&) = 0;
+  virtual void Matmul(const MatmulArgs&) = 0;
+  virtual void ColumnSum(const ColumnSumArgs&) = 0;
+  virtual void EmbeddingForward(const EmbeddingForwardArgs&) = 0;
+  virtual void EmbeddingBackward(const EmbeddingBackwardArgs&) = 0;
+  virtual void RmsNormForward(const RmsNormForwardArgs&) = 0;
+  virtual void RmsNormBackward(const RmsNormBackwardArgs&) = 0;
+  virtual void SoftCapForward(const SoftCapForwardArgs&) = 0;
+  virtual void SoftCapBackward(const SoftCapBackwardArgs&) = 0;
+  // Bytes of scratch that MlstmForward and MlstmBackward need. A pure function of its arguments.
+  virtual int64_t MlstmWorkspaceBytes(const MlstmShape&, DType compute) const = 0;
+  virtual void MlstmForward(
+      const MlstmForwardArgs&) = 0;  // T == 1 with states in and out is the generation step
+  virtual void MlstmBackward(const MlstmBackwardArgs&) = 0;
+  virtual void HeadNormGateForward(const HeadNormGateForwardArgs&) = 0;
+  virtual void HeadNormGateBackward(const HeadNormGateBackwardArgs&) = 0;
+  virtual void SwiGluForward(const SwiGluForwardArgs&) = 0;
+  virtual void SwiGluBackward(const SwiGluBackwardArgs&) = 0;
+  virtual void CrossEntropy(const CrossEntropyArgs&) = 0;
+  virtual void AdamW(const AdamWArgs&) = 0;
+  virtual void SquaredNorm(const SquaredNormArgs&) = 0;
+  virtual void SumExactly(const ExactSumArgs&) = 0;
+};
+}  // namespace carousel

@@ -1,0 +1,77 @@
+// Trainer: one optimisation step over all micro-batches. It does not log, save, parse or decide when to stop.
+#pragma once
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "core/device.h"
+#include "core/model/language_model.h"
+#include "core/optim/adamw.h"
+#include "core/optim/schedule.h"
+#include "core/train/batch.h"
+#include "core/train/state_visitor.h"
+
+namespace carousel {
+
+struct TrainSpec {
+  ModelSpec model;
+  AdamWSpec adamw;
+  ScheduleSpec schedule;
+  bool decay_embedding = false;
+  int64_t T = 0;                       // tokens per sequence
+  int64_t micro_batch = 0;             // B
+  int64_t micro_batches_per_step = 0;  // over all ranks: the leaves of the summation tree
+  DType compute = DType::kF32;
+};
+
+struct StepResult {
+  double loss = 0;       // mean over the global number of target tokens, nats
+  double grad_norm = 0;  // of the mean loss, before clipping
+  double lr = 0;
+  int64_t num_targets = 0;  // global
+  bool skipped = false;     // the gradient or the loss was not finite: no rank updated anything
+};
+
+// Makes the ParamSync for a store once all parameters are registered (parallel/ implements; NoSync for a
+// single rank in tests). Its Bind places gradient buffers (category "gradients").
+class ParamSyncFactory {
+ public:
+  virtual ~ParamSyncFactory() = default;
+  virtual std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
+                                          int64_t micro_batches_per_step) = 0;
+  // Places the buffers of `sync`, which this factory made. Called once for counting and once for real.
+  virtual void Bind(ParamSync& sync, Arena& arena) = 0;
+};
+
+class Trainer {
+ public:
+  // data.size must divide micro_batches_per_step; data.index's micro-batches are the contiguous block
+  // [index * M / size, (index + 1) * M / size). All references must outlive the trainer. Allocates everything
+  // (memory is planned by binding twice).
+  Trainer(const TrainSpec& spec, Device& device, const Mesh& mesh, ParamSyncFactory& sync_factory);
+  ~Trainer();
+
+  void Initialize(uint64_t seed);
+  // One step; `step` counts from 0 (the number of updates done before).
+  StepResult Step(int64_t step, BatchSource& source);
+  // Mean loss over all target tokens of the batches [0, num_batches) of step 0 of `source`, spread over the
+  // data axis; same bits for every number of ranks. *num_targets (optional): how many.
+  double Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets);
+
+  // Every slice of state this rank owns, in host-accessible memory (on a device that is not, a copy: call
+  // LoadedStates() after writing into it).
+  std::vector<StateSlice> States();
+  // After the memory of States() was filled: weights := master, gathered over ranks.
+  void LoadedStates();
+
+  ParamStore& params();
+  LanguageModel& model();
+  const Arena& arena() const;  // the real one, for the plan's table
+  // What Trainer would place, without a device's memory: the counting arena for the same arguments.
+  static Arena Plan(const TrainSpec& spec, Device& device, const Mesh& mesh, ParamSyncFactory& sync_factory);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+}  // namespace carousel

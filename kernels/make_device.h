@@ -1,0 +1,13 @@
+// The one place that knows which backends exist.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "core/device.h"
+
+namespace carousel {
+
+// name: "cpu" (threads: number of CPU threads of this rank, >= 1) or "cuda:N". Null and *error if it cannot
+// be had.
+std::unique_ptr<Device> MakeDevice(const std::string& name, int threads, std::string* error);
+}  // namespace carousel
