@@ -1,0 +1,34 @@
+// From what a user writes (a RunConfig in text format, plus --set a.b.c=value) to a RunSpec: parsed,
+// defaulted, validated as a whole and resolved. Pure functions of their arguments and of the config file.
+//
+// Errors are InvalidArgument (NotFound or Unavailable if the file cannot be read) and say where, what, and a
+// valid value:
+//   demo.textproto:14:3: config.ModelConfig has no field "num_hed"; did you mean "num_heads"?
+//   --set schedule.kind=COSIN: no such value; did you mean COSINE? (CONSTANT, COSINE, EXPONENTIAL, ...)
+// Everything that is wrong is reported at once, one problem per line.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "configs/run_spec.h"
+
+namespace carousel {
+
+// What the command line may put above the file. Each given value wins over the file; `sets` are applied in
+// order, then the others.
+struct RunOverrides {
+  // "path=value". The path names fields with dots; an element of a repeated field is named by its index,
+  // data.train[1].weight=2, where an index one past the end appends; without an index the first element is
+  // meant (and made if there is none). The value is written as in the file; quotes around a string may be
+  // left out. An empty value ("model.ffn_dim=") puts the field back to its default.
+  std::vector<std::string> sets;
+  std::string run_dir;  // empty: not given
+};
+
+// Reads, applies, validates and resolves.
+absl::StatusOr<RunSpec> LoadRun(const std::string& config_path, const RunOverrides& overrides);
+// The same from text. `name` stands for the file name in messages.
+absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::string& name,
+                                        const RunOverrides& overrides);
+}  // namespace carousel
