@@ -1,0 +1,45 @@
+// Dataset: the token files of a run, opened and checked.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/data/sampler.h"
+#include "core/data/token_file.h"
+#include "core/text/tokenizer.h"
+
+namespace carousel {
+
+struct DatasetSource {
+  std::string path;  // PREFIX of .bin and .idx
+  double weight = 1;
+};
+
+struct DatasetChecks {
+  std::string tokenizer;       // Tokenizer::name(): a file of another tokenizer is refused
+  int64_t vocab_size = 0;      // every id must be below
+  bool scan_token_ids = true;  // read all ids now; false where another rank of the node does
+  int num_threads = 1;         // for the scan
+};
+
+// Owns the files. Immutable: may be read from several threads.
+class Dataset {
+ public:
+  // All problems of all sources are reported at once.
+  static absl::StatusOr<Dataset> Open(const std::vector<DatasetSource>& sources, const DatasetChecks& checks);
+
+  int64_t num_sources() const { return static_cast<int64_t>(files_.size()); }
+  const TokenFile& file(int64_t source) const { return *files_[static_cast<size_t>(source)]; }
+  int64_t num_tokens() const;
+  // What Sampler::Create and SpreadWindows take.
+  std::vector<SamplerSource> SamplerSources() const;
+  // Identifies the tokens: equal on two machines if names, sizes and checksums are.
+  uint64_t Fingerprint() const;
+
+ private:
+  std::vector<std::unique_ptr<TokenFile>> files_;
+  std::vector<double> weights_;
+};
+}  // namespace carousel
