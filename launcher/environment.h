@@ -1,0 +1,79 @@
+// Where this process runs: alone or as one rank of a job, on which cores. The only place that reads
+// environment variables, and the owner of MPI. Everything else asks the Environment it is given.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/comm/communicator.h"
+#include "parallel/mpi_communicator.h"
+
+namespace carousel {
+
+// What the environment variables of a launcher (mpirun, mpiexec, srun) say, before any MPI call.
+struct LaunchInfo {
+  enum class Kind : uint8_t { kSingle, kOpenMpi, kPmi, kSlurmWithoutMpi };
+  Kind kind = Kind::kSingle;
+  std::string launcher = "none";                   // for messages: "mpirun (Open MPI)", "srun", ...
+  int64_t announced_rank = 0, announced_size = 1;  // size 0: a launcher that does not say
+  bool bound_by_default = false;  // Open MPI pinned this process to a core though nobody asked for it
+};
+using GetEnv = std::function<const char*(const char* name)>;
+LaunchInfo DetectLaunch(const GetEnv& get_env);
+
+// Why a job must not go on: a launcher announced announced_size ranks, but MPI (or its absence) gives
+// actual_size. OK if they agree.
+absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has_mpi,
+                         const std::string& library);
+
+// Which cores the ranks of one machine share.
+struct CoreShare {
+  std::vector<int> cores;  // logical CPU numbers for this rank
+  int64_t threads = 1;     // the default number of threads: physical cores in its share, at least 1
+};
+// Divides `cores` (one logical CPU per physical core) over local_size ranks; with more ranks than cores, each
+// may run anywhere.
+CoreShare ShareCores(const std::vector<int>& cores, int64_t local_rank, int64_t local_size);
+
+class Environment {
+ public:
+  // Starts MPI if a launcher started this process (a process started alone never touches it), and sets the
+  // rank that log lines and failed checks print. Errors name the launcher and the fix.
+  static absl::StatusOr<std::unique_ptr<Environment>> Start();
+  // Finish(1), if it was not called.
+  ~Environment();
+
+  Communicator& world() { return *world_; }  // size 1 for a process alone
+  int rank() const { return world_->rank(); }
+  int size() const { return world_->size(); }
+  int local_rank() const { return local_rank_; }
+  int local_size() const { return local_size_; }
+  const std::string& host() const { return host_; }
+  // CPU threads per rank where parallel.threads is 0: cores of this machine that we may use / ranks on it, at
+  // least 1. Honours cgroup limits, taskset and an explicit --bind-to; the default binding of Open MPI (every
+  // rank on one core) is undone first.
+  int64_t default_threads() const { return default_threads_; }
+  // One line for the log: "rank 0 of 2 on host (2 local), 1 thread, mpirun (Open MPI), Open MPI v4.1.4".
+  std::string Describe() const;
+
+  // Value of an environment variable; empty if unset.
+  static std::string Variable(const std::string& name);
+
+  // Call at the end of main on every rank; returns the exit code for main. A rank that fails alone (exit_code
+  // != 0 while others go on) ends the others after two seconds.
+  int Finish(int exit_code);
+
+ private:
+  Environment() = default;
+  LaunchInfo launch_;
+  std::unique_ptr<MpiSession> session_;  // null for a process alone
+  std::unique_ptr<Communicator> self_;   // not null for a process alone
+  Communicator* world_ = nullptr;        // one of the two
+  int local_rank_ = 0, local_size_ = 1;
+  std::string host_;
+  int64_t default_threads_ = 1;
+  bool finished_ = false;
+};
+}  // namespace carousel

@@ -1,0 +1,84 @@
+// Data parallelism with replicated weights and a sharded optimizer (ZeRO-1, Rajbhandari et al. 2020,
+// arXiv:1910.02054): each rank computes some of the micro-batches of a step, sums gradients with all others,
+// updates its shard and gathers the weights.
+//
+// The sum over micro-batches follows the fixed tree of ordered_reduce.h, so gradients have the same bits for
+// every number of ranks that divides micro_batches_per_step. Wire volume per rank and step, P ranks: (P-1)/P
+// of the gradients (times the number of nodes a rank is left with: 1 if M/P is a power of two) plus (P-1)/P
+// of the weights, the same as a reduce-scatter and an all-gather.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/comm/mesh.h"
+#include "core/comm/param_sync.h"
+#include "core/train/trainer.h"
+#include "parallel/counting_communicator.h"
+#include "parallel/ordered_reduce.h"
+
+namespace carousel {
+
+class DataParallelSync : public ParamSync {
+ public:
+  // params: all parameters registered, num_shards == data.size, shard_index == data.index. ops may be null if
+  // no memory is ever bound (counting). staging_bytes: the exchange goes in pieces, so that send and receive
+  // buffers together take about so much; their size changes no bit of the result.
+  DataParallelSync(ParamStore& params, Ops* ops, const Axis& data, int64_t micro_batches_per_step,
+                   int64_t staging_bytes);
+
+  // Gradient buffers: category "gradients", num_buffers per segment (1 + about log2 of the micro-batches of
+  // this rank). Staging: category "comm", none for one rank.
+  void Bind(Arena& arena);
+
+  void BeginMicroBatch(int64_t leaf) override;
+  void Prefetch(int) override {}  // weights are always readable
+  void Acquire(int) override {}
+  void Release(int) override {}
+  void GradReady(int group) override;
+  void FinishStep() override;
+  void GatherWeights() override;
+
+  int64_t num_buffers() const { return plan_.num_buffers; }
+  int64_t piece_elems() const { return piece_elems_; }  // per block of one peer
+
+ private:
+  struct SegmentBuffers {
+    int group = 0, segment = 0;
+    std::vector<Tensor> buffers;  // num_buffers x (padded_size) wide
+  };
+  void ReduceAcrossRanks(const SegmentBuffers& s);
+  void Add(Tensor into, Tensor from);
+
+  ParamStore& params_;
+  Ops* ops_;
+  Axis data_;
+  int64_t num_leaves_;
+  RankReducePlan plan_;
+  OwnerReducePlan owner_plan_;
+  int64_t piece_elems_ = 0;
+  std::vector<SegmentBuffers> segments_;
+  Tensor send_;                     // (P * piece) wide
+  Tensor receive_;                  // (num_rounds * P * piece) wide
+  TreeStack stack_;                 // of the step in progress
+  int64_t merges_ = 0;              // that follow the current micro-batch's leaf
+  std::vector<char> group_folded_;  // this micro-batch's gradients of the group are in the stack
+  bool in_micro_batch_ = false;
+};
+
+class DataParallelSyncFactory : public ParamSyncFactory {
+ public:
+  explicit DataParallelSyncFactory(int64_t staging_bytes = int64_t{64} << 20)
+      : staging_bytes_(staging_bytes) {}
+  std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
+                                  int64_t micro_batches_per_step) override;
+  void Bind(ParamSync& sync, Arena& arena) override;
+
+ private:
+  int64_t staging_bytes_;
+};
+
+// What one rank of `world` sends in one step, tags "gradients" and "weights"; no memory is touched. (The
+// trainer's own reductions of the loss and the norm, a few hundred bytes, come on top.)
+// REQUIRES: params.num_shards() == world; bound at least to a counting arena; world divides micro_batches.
+CommTotals CountStepCommunication(ParamStore& params, int64_t world, int64_t micro_batches);
+}  // namespace carousel
