@@ -1,10 +1,11 @@
 // xLSTM language model, large family: embedding -> blocks -> out norm -> head and loss. Explicit backward.
-//   x = Emb[ids];  for each block: x += mLSTM(norm(x)); x += FFN(norm(x));  logits = cap(W_head norm(x))
+//   x = Emb[ids];  for each block: x += mLSTM(norm(x)); x += FFN(norm(x));  logits = cap(norm(x) W_head^T)
+//
+// Groups of the ParamStore: 0 the embedding, 1..num_blocks the blocks, num_blocks + 1 the out norm and head.
 #pragma once
 #include <memory>
 #include <vector>
 
-#include "core/comm/mesh.h"
 #include "core/comm/param_sync.h"
 #include "core/model/block.h"
 #include "core/model/param_store.h"
@@ -14,36 +15,71 @@ namespace carousel {
 
 class LanguageModel {
  public:
-  // Registers all parameters in `params`. Both references must outlive the model.
+  // Registers all parameters in `params`, which must outlive the model. The sizes in `spec` are positive and
+  // num_heads divides qk_dim and v_dim (a CHECK).
   // Decay: matrices decay; the embedding only if decay_embedding; norms and biases never.
   LanguageModel(const ModelSpec& spec, ParamStore& params, bool decay_embedding);
 
-  // Places activations for B sequences of T tokens. train: also what backward needs. `ops` gives workspace
-  // sizes.
+  // Places activations for at most B*T tokens in sequences of at most T. train: also what backward needs.
+  // `ops` gives workspace sizes.
   void Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train);
+  int64_t bound_B() const { return B_; }
+  int64_t bound_T() const { return T_; }
 
   struct Input {
-    Tensor ids;          // (B*T) i32
-    Tensor targets;      // (B*T) i32; negative = none. Undefined: no loss is computed
-    Tensor resets = {};  // (B*T) u8, optional
+    Tensor ids;            // (B*T) i32, 0 <= id < vocab_size
+    Tensor targets = {};   // (B*T) i32; negative = none. Needed where a loss is computed
+    Tensor resets = {};    // (B*T) u8, optional
+    int64_t B = 0, T = 0;  // 0: as bound. B*T must not exceed what was bound, T not the bound T
   };
-  // Forward and, if train, backward of one micro-batch. loss_sum: (kExactSumElems) i64 +=. Gradients of the
-  // sum of the losses are accumulated in the store; `sync` is told as groups become ready (null: one rank,
-  // weights in place, grads set by the caller).
+  // Forward and backward of one micro-batch. loss_sum: (kExactSumElems) i64 +=. Gradients of the sum of the
+  // losses are accumulated in the store; `sync` is told as groups become ready (null: one rank, weights in
+  // place, gradient buffers set by the caller). REQUIRES: bound with train.
   void ForwardBackward(Ops& ops, ParamSync* sync, const Input& input, Tensor loss_sum);
+  // The loss alone; bound either way.
   void ForwardLoss(Ops& ops, ParamSync* sync, const Input& input, Tensor loss_sum);
   // Logits after the soft cap of every token: (B*T, V) wide. For small checks and golden tests only.
   void ForwardLogits(Ops& ops, const Input& input, Tensor logits);
   // Generation: continues from `states` (one per block, updated in place) and gives the soft-capped logits of
   // the last token of each sequence, (B, V) wide.
-  void ForwardStep(Ops& ops, const Input& input, std::vector<MlstmState>& states, Tensor last_logits);
+  void ForwardStep(Ops& ops, const Input& input, const std::vector<MlstmState>& states, Tensor last_logits);
   // States for B sequences, zero is the start state. Category "states".
   std::vector<MlstmState> BindStates(Arena& arena, int64_t B) const;
 
   const ModelSpec& spec() const { return spec_; }
 
  private:
+  struct Head {
+    Tensor x;        // (N, D) wide saved: the stream after the last block
+    Tensor rstd;     // (N) wide saved
+    Tensor u;        // (N, D) compute saved: out_norm(x), input of the head
+    Tensor du;       // (N, D) compute scratch
+    Tensor logits;   // (loss chunk, V) wide scratch
+    Tensor dlogits;  // (loss chunk, V) compute scratch
+    Tensor loss;     // (N) wide scratch
+  };
+  LayerContext MakeContext(Ops& ops, const Input& input) const;
+  Block::Mode mode() const;
+  // Embedding, blocks, out norm: fills head_.u. states: null, or one per block, continued in place.
+  void ForwardTrunk(const LayerContext&, ParamSync*, const Input&, const std::vector<MlstmState>* states);
+  void ForwardOutNorm(const LayerContext&);
+  // Logits and loss in chunks of loss_chunk_tokens; backward: also head_.du and the head's weight gradient.
+  void HeadLoss(const LayerContext&, const Input&, Tensor loss_sum, bool backward);
+  void BackwardOutNorm(const LayerContext&);
+  // logits (n, V) wide = soft-capped head of u (n, D), which may have a row stride.
+  void Logits(const LayerContext&, Tensor logits, Tensor u) const;
+
   ModelSpec spec_;
   ParamStore& params_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  int embedding_ = -1, out_norm_ = -1, out_norm_bias_ = -1, head_weight_ = -1;
+
+  // Set by Bind.
+  int64_t B_ = 0, T_ = 0;
+  bool train_ = false;
+  std::vector<Block::Memory> block_memory_;
+  Head head_;
+  Tensor delta_;  // (N, D) compute scratch: what is still to be added to the stream
+  Tensor dx_;     // (N, D) wide scratch: gradient of the stream
 };
 }  // namespace carousel

@@ -4,6 +4,8 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "core/comm/mesh.h"
 #include "core/device.h"
 #include "core/model/language_model.h"
 #include "core/optim/adamw.h"
@@ -29,7 +31,8 @@ struct StepResult {
   double grad_norm = 0;  // of the mean loss, before clipping
   double lr = 0;
   int64_t num_targets = 0;  // global
-  bool skipped = false;     // the gradient or the loss was not finite: no rank updated anything
+  bool skipped = false;  // no rank updated anything: the gradient or the loss was not finite (both are then
+                         // NaN), or there was no target
 };
 
 // Makes the ParamSync for a store once all parameters are registered (parallel/ implements; NoSync for a
@@ -47,7 +50,11 @@ class Trainer {
  public:
   // data.size must divide micro_batches_per_step; data.index's micro-batches are the contiguous block
   // [index * M / size, (index + 1) * M / size). All references must outlive the trainer. Allocates everything
-  // (memory is planned by binding twice).
+  // (memory is planned by binding twice). A device without enough memory is an error that says how much is
+  // needed.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainSpec& spec, Device& device,
+                                                         const Mesh& mesh, ParamSyncFactory& sync_factory);
+  // The same where memory is known to suffice: a CHECK instead of an error.
   Trainer(const TrainSpec& spec, Device& device, const Mesh& mesh, ParamSyncFactory& sync_factory);
   ~Trainer();
 
@@ -58,8 +65,8 @@ class Trainer {
   // data axis; same bits for every number of ranks. *num_targets (optional): how many.
   double Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets);
 
-  // Every slice of state this rank owns, in host-accessible memory (on a device that is not, a copy: call
-  // LoadedStates() after writing into it).
+  // Every slice of state this rank owns, in host-accessible memory (on a device that is not, a copy made by
+  // this call). Call LoadedStates() after writing into it.
   std::vector<StateSlice> States();
   // After the memory of States() was filled: weights := master, gathered over ranks.
   void LoadedStates();
@@ -72,6 +79,7 @@ class Trainer {
 
  private:
   struct Impl;
+  explicit Trainer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 }  // namespace carousel

@@ -1,0 +1,71 @@
+// mLSTM layer of the large family (arXiv:2503.13427): x is the normed block input, (N, D) compute.
+//   [q|k|v|o_pre] = x W_qkvo^T (+ b);   [i_pre|f_pre] = cap(x W_if^T + b_if)                 column-split
+//   h = mLSTM(q, k, v, i_pre, f_pre);   g = sigmoid(o_pre) * headnorm(h);   y = g W_out^T (+ b)   row-split
+//
+// q, k, v, o and the gates i, f are registered one after the other, so that the forward is two fused matmuls
+// (the gates' results are wide) and the backward is one for dx and one for all six weight gradients.
+#pragma once
+#include <string>
+
+#include "core/model/layer_context.h"
+#include "core/model/spec.h"
+
+namespace carousel {
+
+class MlstmLayer {
+ public:
+  // Registers the parameters prefix + "q.weight", ... in `group`.
+  MlstmLayer(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group);
+
+  // What backward reads. W = 2*qk_dim + 2*v_dim.
+  struct Saved {
+    Tensor qkvo;         // (N, W) compute: q, k, v, o_pre side by side
+    Tensor gates;        // (N, 2*NH) wide: i_pre, f_pre after the soft cap
+    Tensor h;            // (N, v_dim) compute
+    Tensor denominator;  // (N, NH) wide
+    Tensor m;            // (N, NH) wide
+    Tensor mean, rstd;   // (N, NH) wide: of the head norm
+    Tensor gated;        // (N, v_dim) compute: input of the output projection
+  };
+  struct Scratch {
+    Tensor workspace;  // u8, of the mLSTM op
+    Tensor dgated;     // (N, v_dim) compute
+    Tensor dh;         // (N, v_dim) compute
+    Tensor dgates;     // (N, 2*NH) wide
+    Tensor dproj;      // (N, W + 2*NH) compute: gradients of q, k, v, o_pre, i_pre, f_pre side by side
+  };
+  struct Memory {
+    Saved saved;
+    Scratch scratch;
+  };
+  // For at most B*T tokens in sequences of at most T. train: also what only Backward needs.
+  Memory Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train) const;
+
+  struct ForwardArgs {
+    Tensor y;                 // (N, D) compute out
+    Tensor x;                 // (N, D) compute
+    MlstmState initial = {};  // optional: where the sequences continue
+    MlstmState last = {};     // optional out; may alias initial
+  };
+  void Forward(const LayerContext&, const Memory&, const ForwardArgs&) const;
+
+  // Sequences are taken to start from the zero state and nothing is known of a gradient of the last state.
+  struct BackwardArgs {
+    Tensor dx;  // (N, D) compute out
+    Tensor dy;  // (N, D) compute
+    Tensor x;   // (N, D) compute: as forward
+  };
+  void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
+
+ private:
+  MlstmShape Shape(int64_t B, int64_t T) const;
+
+  ModelSpec spec_;
+  int64_t qkvo_width_;
+  int qkvo_ = -1;       // first of q, k, v, ogate_preact, igate_preact, fgate_preact (weights)
+  int gate_bias_ = -1;  // first of igate_preact, fgate_preact (biases)
+  int qkvo_bias_ = -1;  // first of q, k, v, ogate_preact (biases); -1: none
+  int norm_weight_ = -1, norm_bias_ = -1;
+  int out_weight_ = -1, out_bias_ = -1;
+};
+}  // namespace carousel

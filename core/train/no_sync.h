@@ -1,0 +1,19 @@
+// NoSync: the ParamSync of a single rank without communication. One gradient buffer per segment, in which the
+// micro-batches of a step accumulate in order. For tests and tools: a training run uses the data-parallel
+// sync of parallel/ also on one rank, whose summation tree gives the same bits for every number of ranks.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/train/trainer.h"
+
+namespace carousel {
+
+class NoSyncFactory final : public ParamSyncFactory {
+ public:
+  // REQUIRES: data.size == 1.
+  std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
+                                  int64_t micro_batches_per_step) override;
+  void Bind(ParamSync& sync, Arena& arena) override;
+};
+}  // namespace carousel
