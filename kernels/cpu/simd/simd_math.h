@@ -1,0 +1,97 @@
+// exp, log, log1p, tanh, sigmoid for one float or a VecF: T is float or VecF. No branches, so loops over
+// floats vectorise too. Reductions and polynomials: S. L. Moshier, Cephes library, single precision (expf,
+// logf, tanhf). Largest errors seen over all floats of the stated range: tests/simd_math_test.cc. NaN gives
+// NaN.
+#pragma once
+#include "kernels/cpu/simd/vec.h"
+
+namespace carousel::cpu::CAROUSEL_SIMD_NS {
+
+// e^x for every x: 0 below -104, infinity above 88.73; subnormal results are right.
+template <class T>
+CAROUSEL_INLINE T Exp(T x) {
+  // Max and Min return their second argument if one is NaN
+  x = Max(T{} - 104.0f, x);
+  x = Min(T{} + 89.0f, x);
+  // x = n ln 2 + r: adding 1.5 * 2^23 rounds to an integer
+  const T shifted = x * 1.44269504088896341f + 12582912.0f;
+  const T n = shifted - 12582912.0f;
+  const T r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  T p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const T y = p * (r * r) + r + 1.0f;
+  // times 2^n in two steps, because 2^n alone may be outside of the exponent range
+  const auto ni = AsInt(shifted) - 0x4b400000;
+  const auto half = ni >> 1;
+  return y * AsFloat((half + 127) << 23) * AsFloat((ni - half + 127) << 23);
+}
+
+// ln x. -infinity at 0, NaN below.
+template <class T>
+CAROUSEL_INLINE T Log(T x) {
+  const T scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
+  const T scale_exponent = x < 1.17549435e-38f ? T{} - 23.0f : T{};
+  // scaled = m 2^e with m in [sqrt(1/2), sqrt(2))
+  const auto bits = AsInt(scaled);
+  const auto exponent = (bits - 0x3f3504f3) >> 23;
+  const T f = AsFloat(bits - (exponent << 23)) - 1.0f;
+  const T e = ToFloat(exponent) + scale_exponent;
+  T p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const T ff = f * f;
+  T y = f * ff * p;
+  y = y + e * -2.12194440e-4f;
+  y = y - ff * 0.5f;
+  y = (f + y) + e * 0.693359375f;
+  const T infinity = T{} + __builtin_inff();
+  y = x < infinity ? y : x;  // infinity and NaN
+  y = x == 0.0f ? -infinity : y;
+  return x < 0.0f ? T{} + __builtin_nanf("") : y;
+}
+
+// ln(1 + x) for x >= 0, also where 1 + x rounds.
+template <class T>
+CAROUSEL_INLINE T Log1p(T x) {
+  const T u = x + 1.0f;
+  const T infinity = T{} + __builtin_inff();
+  const T lost = x < infinity ? (x - (u - 1.0f)) / u : T{};
+  return Log(u) + lost;
+}
+
+// 1 / (1 + e^-x)
+template <class T>
+CAROUSEL_INLINE T Sigmoid(T x) {
+  const T e = Exp(x < 0.0f ? x : -x);
+  const T s = 1.0f / (e + 1.0f);
+  return x < 0.0f ? e * s : s;
+}
+
+// ln sigmoid(x) = min(x, 0) - ln(1 + e^-|x|)
+template <class T>
+CAROUSEL_INLINE T LogSigmoid(T x) {
+  const T magnitude = x < 0.0f ? -x : x;
+  return (x < 0.0f ? x : x * 0.0f) - Log1p(Exp(-magnitude));
+}
+
+template <class T>
+CAROUSEL_INLINE T Tanh(T x) {
+  const T magnitude = x < 0.0f ? -x : x;
+  const T z = x * x;
+  T p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const T small = p * z * x + x;
+  const T large = 1.0f - 2.0f / (Exp(magnitude + magnitude) + 1.0f);
+  return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
+}
+}  // namespace carousel::cpu::CAROUSEL_SIMD_NS

@@ -1,0 +1,114 @@
+// Vectors of floats as wide as the level's registers, through the compiler's vector extensions: + - * / and
+// comparisons work lane by lane, `mask ? a : b` selects. Lanes never mix except in the Sum and Max functions,
+// whose order is fixed, so a value does not depend on where in memory or in a row its element stands. Only
+// for files of kernels/cpu/simd/ (see simd_level.h).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifndef CAROUSEL_SIMD_NS
+#error "include this only from files of kernels/cpu/simd/, which the build compiles once per instruction set"
+#endif
+
+namespace carousel::cpu::CAROUSEL_SIMD_NS {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float VecF __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecU16 __attribute__((vector_size(2 * kLanes)));
+// The same types without an alignment requirement, for loads and stores.
+typedef float UnalignedVecF __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint16_t UnalignedVecU16 __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
+#define CAROUSEL_INLINE [[gnu::always_inline]] static inline
+
+CAROUSEL_INLINE VecF Broadcast(float x) { return VecF{} + x; }
+
+// bit casts and constants, for one value and for a vector, so that simd_math.h serves both
+CAROUSEL_INLINE VecI AsInt(VecF x) { return reinterpret_cast<VecI>(x); }
+CAROUSEL_INLINE VecF AsFloat(VecI x) { return reinterpret_cast<VecF>(x); }
+CAROUSEL_INLINE int32_t AsInt(float x) { return __builtin_bit_cast(int32_t, x); }
+CAROUSEL_INLINE float AsFloat(int32_t x) { return __builtin_bit_cast(float, x); }
+CAROUSEL_INLINE VecF ToFloat(VecI x) { return __builtin_convertvector(x, VecF); }
+CAROUSEL_INLINE float ToFloat(int32_t x) { return static_cast<float>(x); }
+CAROUSEL_INLINE VecF Max(VecF a, VecF b) { return a > b ? a : b; }
+CAROUSEL_INLINE VecF Min(VecF a, VecF b) { return a < b ? a : b; }
+CAROUSEL_INLINE float Max(float a, float b) { return a > b ? a : b; }
+CAROUSEL_INLINE float Min(float a, float b) { return a < b ? a : b; }
+
+// bf16 <-> f32: to f32 is exact; to bf16 rounds to nearest even, NaN stays NaN.
+CAROUSEL_INLINE float ToF32(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+CAROUSEL_INLINE float ToF32(float x) { return x; }
+CAROUSEL_INLINE VecF ToF32(VecU16 bits) {
+  return reinterpret_cast<VecF>(__builtin_convertvector(bits, VecU) << 16);
+}
+CAROUSEL_INLINE uint16_t ToBf16(float x) {
+  const uint32_t u = __builtin_bit_cast(uint32_t, x);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded);
+}
+CAROUSEL_INLINE VecU16 ToBf16(VecF x) {
+  const VecU u = reinterpret_cast<VecU>(x);
+  const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const VecU nan = (u >> 16) | 0x40u;
+  return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded, VecU16);
+}
+CAROUSEL_INLINE void StoreOne(float* p, float x) { *p = x; }
+CAROUSEL_INLINE void StoreOne(uint16_t* p, float x) { *p = ToBf16(x); }
+
+// kLanes values from memory of any alignment.
+CAROUSEL_INLINE VecF Load(const float* p) { return *reinterpret_cast<const UnalignedVecF*>(p); }
+CAROUSEL_INLINE VecF Load(const uint16_t* p) {
+  return ToF32(static_cast<VecU16>(*reinterpret_cast<const UnalignedVecU16*>(p)));
+}
+CAROUSEL_INLINE void Store(float* p, VecF x) { *reinterpret_cast<UnalignedVecF*>(p) = x; }
+CAROUSEL_INLINE void Store(uint16_t* p, VecF x) { *reinterpret_cast<UnalignedVecU16*>(p) = ToBf16(x); }
+
+// The first `count` values (0 <= count <= kLanes); missing lanes read as `fill` and are not written.
+template <class T>
+CAROUSEL_INLINE VecF LoadPart(const T* p, int64_t count, float fill = 0.0f) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? ToF32(p[i]) : fill;
+  return Load(lanes);
+}
+template <class T>
+CAROUSEL_INLINE void StorePart(T* p, VecF x, int64_t count) {
+  float lanes[kLanes];
+  Store(lanes, x);
+  for (int64_t i = 0; i < count; ++i) StoreOne(p + i, lanes[i]);
+}
+
+// Sum and maximum over the lanes, as a balanced tree.
+CAROUSEL_INLINE float SumLanes(VecF x) {
+  float lanes[kLanes];
+  Store(lanes, x);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+CAROUSEL_INLINE float MaxLanes(VecF x) {
+  float lanes[kLanes];
+  Store(lanes, x);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] = Max(lanes[i], lanes[i + width]);
+  }
+  return lanes[0];
+}
+
+// Calls body(begin, count) over [0, n) with count == kLanes, once more for a shorter rest:
+//   ForEachVec(n, [&](int64_t i) { full vector }, [&](int64_t i, int64_t count) { rest });
+template <class Full, class Rest>
+CAROUSEL_INLINE void ForEachVec(int64_t n, Full&& full, Rest&& rest) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) full(i);
+  if (i < n) rest(i, n - i);
+}
+}  // namespace carousel::cpu::CAROUSEL_SIMD_NS
