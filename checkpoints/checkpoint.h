@@ -1,0 +1,117 @@
+// Checkpoints: the state of a run on disk, as FORMAT.md describes it.
+//
+//   <run_dir>/checkpoints/step-000000200/    MANIFEST.pb (written last), state.pb, config.textproto, shards
+//
+// What one number of ranks wrote, any other number of ranks reads. A checkpoint is there completely or not at
+// all: whatever fails during a save, those that were there stay as they were, and they are what is found.
+// "Collective" functions are called by every rank of the communicator; they return the same status on every
+// rank. A null communicator means that there is one rank. All ranks must see run_dir as one directory.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "checkpoints/file_system.h"
+#include "core/comm/communicator.h"
+#include "core/train/state_visitor.h"
+
+namespace carousel {
+
+// Where a run is. Every random draw and every sample is a function of these integers.
+struct TrainState {
+  int64_t step = 0;                // updates done, skipped ones included
+  int64_t consumed_sequences = 0;  // of the training data
+  int64_t consumed_tokens = 0;
+  uint64_t seed = 0;
+  int64_t skipped_steps = 0;  // steps without an update: the gradient was not finite
+  double wall_seconds = 0;    // spent training, over all attempts
+};
+
+// The right to write below run_dir, held until destroyed or until the process dies. One rank takes it.
+class RunLease {
+ public:
+  // FailedPrecondition if another process holds it; the message says which. Creates run_dir if need be.
+  static absl::StatusOr<std::unique_ptr<RunLease>> Acquire(const std::string& run_dir,
+                                                           FileSystem* files = nullptr);
+  const std::string& run_dir() const { return run_dir_; }
+
+ private:
+  std::string run_dir_;
+  std::unique_ptr<FileLock> lock_;
+};
+
+struct SaveRequest {
+  std::string run_dir;
+  std::string run_id;  // the same for all checkpoints of a run; for people
+  TrainState state;    // the same on every rank
+  std::vector<StateSlice> slices;
+  std::string config_text;  // the resolved config, kept as config.textproto
+  std::string writer;       // program, version, git revision; for people
+  int64_t keep_last = 0;    // how many checkpoints stay, this one included; 0 = all
+  Communicator* communicator = nullptr;
+  const RunLease* lease = nullptr;  // rank 0's, if it holds one; null: taken for the time of the save
+  int64_t max_file_bytes = int64_t{4} << 30;  // a rank with more state than this writes several files
+  FileSystem* files = nullptr;                // null: the real one
+};
+// Collective. Writes step-<state.step> and makes it the newest, then removes what keep_last does not keep.
+// After an error nothing is left of the attempt, or (if this fails as well) something that SweepLeftovers
+// removes. Errors: ResourceExhausted (the disk is full, known before anything is written if possible),
+// InvalidArgument (the slices of the ranks do not tile the tensors), FailedPrecondition (another process
+// holds the lease), AlreadyExists (a checkpoint of this step with other contents; one with the same contents
+// is success without writing anything), or what the file system says.
+absl::Status SaveCheckpoint(const SaveRequest& request);
+
+// What is known of a committed checkpoint without reading its tensors.
+struct CheckpointInfo {
+  std::string dir;
+  std::string run_id, writer;
+  TrainState state;
+  int64_t unix_nanos = 0;  // when it was written
+  int64_t world_size = 0;  // ranks that wrote it
+  int64_t num_files = 0;   // with the manifest
+  int64_t num_bytes = 0;   // of all files
+  int64_t num_tensors = 0;
+  int64_t num_parameters = 0;  // elements of the weights
+};
+// Reads and checks the manifest, the sizes of all files, state.pb. NotFound: `dir` is no committed
+// checkpoint. DataLoss: it was one and is damaged.
+absl::StatusOr<CheckpointInfo> OpenCheckpoint(const std::string& dir, FileSystem* files = nullptr);
+// The resolved config that was saved with it.
+absl::StatusOr<std::string> ReadCheckpointConfig(const std::string& dir, FileSystem* files = nullptr);
+
+// Directories of the checkpoints of a run that have a manifest, by step, newest last. Empty if there is none
+// (also if run_dir does not exist). Decided by scanning; LATEST is a hint for people and is not read.
+absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_dir,
+                                                         FileSystem* files = nullptr);
+// The directory that `path` means: itself if it is a checkpoint, else the newest checkpoint of the run
+// directory `path`. NotFound says what was looked for.
+absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* files = nullptr);
+
+// Collective. Fills every slice and *state (which may be null). Names, shapes and dtypes must be those of the
+// checkpoint; all differences are reported at once. Kinds that no rank asks for (the moments, to load weights
+// only) are left out. Every byte used is checked against the checksum of its block, and what arrived in the
+// slices of all ranks against the digests of the manifest. DataLoss names file, block and tensor.
+absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices,
+                            Communicator* communicator, TrainState* state, FileSystem* files = nullptr);
+
+struct LoadOptions {
+  // A checkpoint that cannot be loaded because it is damaged is renamed to .bad-<name> and the one before it
+  // is tried. Without it that is an error which says how to ask for it.
+  bool fallback = false;
+  Communicator* communicator = nullptr;
+  FileSystem* files = nullptr;
+};
+// Collective. Loads the newest checkpoint of the run and returns its directory; NotFound if there is none.
+// The caller holds the lease if fallback is set. Errors other than damage (another model, no permission) are
+// never fallen back from.
+absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std::vector<StateSlice>& slices,
+                                           TrainState* state, const LoadOptions& options);
+
+// Removes what attempts that died left behind (.tmp-*, .trash-*). The caller holds the lease.
+absl::Status SweepLeftovers(const std::string& run_dir, FileSystem* files = nullptr);
+// Removes all checkpoints but the newest keep_last (0: none is removed). The caller holds the lease.
+absl::Status PruneCheckpoints(const std::string& run_dir, int64_t keep_last, FileSystem* files = nullptr);
+}  // namespace carousel
