@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -68,9 +69,10 @@ class TrainLoader final : public BatchSource {
   double starved_seconds_ = 0;  // of the caller's thread only
   uint64_t digest_ = 0;         // of the caller's thread only
 
+  // Guarded by mutex_, except that the thread alone touches prefetched_ while working_ is true.
   std::mutex mutex_;
   std::condition_variable changed_;
-  Place wanted_, ready_;  // asked of the thread and not begun to be taken; standing in prefetched_
+  Place wanted_, ready_;  // asked of the thread; standing in prefetched_
   bool working_ = false, stop_ = false;
   Filled prefetched_;
   std::thread thread_;

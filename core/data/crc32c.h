@@ -1,0 +1,10 @@
+// CRC-32C (Castagnoli, RFC 3720 appendix B.4) by tables of eight bytes (slicing-by-8, Kounavis and Berry
+// 2005).
+#pragma once
+#include <cstdint>
+
+namespace carousel {
+
+// The checksum of `num_bytes` more bytes after those that gave `crc`; start with 0.
+uint32_t ExtendCrc32c(uint32_t crc, const void* data, int64_t num_bytes);
+}  // namespace carousel

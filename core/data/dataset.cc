@@ -1,0 +1,69 @@
+#include "core/data/dataset.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_join.h"
+#include "core/base/random.h"
+#include "core/data/crc32c.h"
+
+namespace carousel {
+
+absl::StatusOr<Dataset> Dataset::Open(const std::vector<DatasetSource>& sources,
+                                      const DatasetChecks& checks) {
+  Dataset dataset;
+  std::vector<std::string> problems;
+  absl::StatusCode code = absl::StatusCode::kOk;
+  for (const DatasetSource& source : sources) {
+    absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(source.path);
+    absl::Status status = file.status();
+    if (status.ok()) status = (*file)->CheckTokenizer(checks.tokenizer);
+    if (status.ok() && checks.scan_token_ids) {
+      status = (*file)->CheckTokenIds(checks.vocab_size, checks.num_threads);
+    }
+    if (!status.ok()) {
+      problems.emplace_back(status.message());
+      if (code == absl::StatusCode::kOk) code = status.code();
+      continue;
+    }
+    dataset.files_.push_back(std::move(file).value());
+    dataset.weights_.push_back(source.weight);
+  }
+  if (!problems.empty()) return absl::Status(code, absl::StrJoin(problems, "\n"));
+  return dataset;
+}
+
+int64_t Dataset::num_tokens() const {
+  int64_t sum = 0;
+  for (const auto& file : files_) sum += file->num_tokens();
+  return sum;
+}
+
+std::vector<SamplerSource> Dataset::SamplerSources() const {
+  std::vector<SamplerSource> sources;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    sources.push_back(
+        {.name = files_[i]->prefix(), .num_tokens = files_[i]->num_tokens(), .weight = weights_[i]});
+  }
+  return sources;
+}
+
+uint64_t Dataset::Fingerprint() const {
+  constexpr int64_t kBlocks = 64, kBlockTokens = 1024;
+  uint64_t hash = 0;
+  const auto mix = [&hash](uint64_t value) { hash = RandomUint64(hash, StreamOf("fingerprint"), value); };
+  for (const auto& file : files_) {
+    mix(static_cast<uint64_t>(file->dtype()));
+    mix(static_cast<uint64_t>(file->num_tokens()));
+    mix(static_cast<uint64_t>(file->num_documents()));
+    if (file->meta().has_value()) mix(uint64_t{file->meta()->bin_crc32c} << 32 | file->meta()->idx_crc32c);
+    const int64_t length = std::min(kBlockTokens, file->num_tokens());
+    std::vector<int32_t> ids(static_cast<size_t>(length));
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      const double fraction = static_cast<double>(b) / (kBlocks - 1);
+      file->Read(static_cast<int64_t>(fraction * static_cast<double>(file->num_tokens() - length)), ids);
+      mix(ExtendCrc32c(0, ids.data(), length * 4));
+    }
+  }
+  return hash;
+}
+}  // namespace carousel
