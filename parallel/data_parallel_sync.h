@@ -27,7 +27,7 @@ class DataParallelSync : public ParamSync {
                    int64_t staging_bytes);
 
   // Gradient buffers: category "gradients", num_buffers per segment (1 + about log2 of the micro-batches of
-  // this rank). Staging: category "comm", none for one rank.
+  // this rank). Staging: category "comm", none for one rank. The store must have been bound before.
   void Bind(Arena& arena);
 
   void BeginMicroBatch(int64_t leaf) override;
@@ -44,30 +44,34 @@ class DataParallelSync : public ParamSync {
  private:
   struct SegmentBuffers {
     int group = 0, segment = 0;
-    std::vector<Tensor> buffers;  // num_buffers x (padded_size) wide
+    std::vector<Tensor>
+        buffers;  // num_buffers x (padded_size) wide; entry j of the tree's stack is in buffer j
   };
   void ReduceAcrossRanks(const SegmentBuffers& s);
-  void Add(Tensor into, Tensor from);
+  void Add(Tensor sum, Tensor left, Tensor right);
+  void CheckGroupsReady() const;
 
   ParamStore& params_;
   Ops* ops_;
   Axis data_;
-  int64_t num_leaves_;
+  int64_t num_leaves_, staging_bytes_;
   RankReducePlan plan_;
   OwnerReducePlan owner_plan_;
   int64_t piece_elems_ = 0;
-  std::vector<SegmentBuffers> segments_;
-  Tensor send_;                     // (P * piece) wide
-  Tensor receive_;                  // (num_rounds * P * piece) wide
-  TreeStack stack_;                 // of the step in progress
-  int64_t merges_ = 0;              // that follow the current micro-batch's leaf
-  std::vector<char> group_folded_;  // this micro-batch's gradients of the group are in the stack
-  bool in_micro_batch_ = false;
+  std::vector<SegmentBuffers> segments_;  // those that are not empty
+  Tensor send_;                           // (P * piece) wide; undefined if whole shards are sent
+  Tensor receive_;                        // (num_rounds * P * piece) wide
+  // The micro-batch in progress: its leaf's buffer, and how many merges follow it.
+  TreeStack stack_;
+  size_t leaf_buffer_ = 0, num_merges_ = 0;
+  std::vector<char> group_ready_;
 };
+
+constexpr int64_t kDefaultStagingBytes = int64_t{64} << 20;
 
 class DataParallelSyncFactory : public ParamSyncFactory {
  public:
-  explicit DataParallelSyncFactory(int64_t staging_bytes = int64_t{64} << 20)
+  explicit DataParallelSyncFactory(int64_t staging_bytes = kDefaultStagingBytes)
       : staging_bytes_(staging_bytes) {}
   std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
                                   int64_t micro_batches_per_step) override;
@@ -79,6 +83,8 @@ class DataParallelSyncFactory : public ParamSyncFactory {
 
 // What one rank of `world` sends in one step, tags "gradients" and "weights"; no memory is touched. (The
 // trainer's own reductions of the loss and the norm, a few hundred bytes, come on top.)
-// REQUIRES: params.num_shards() == world; bound at least to a counting arena; world divides micro_batches.
-CommTotals CountStepCommunication(ParamStore& params, int64_t world, int64_t micro_batches);
+// The gradient buffers of `params` are set to tensors without data: give it a store of its own.
+// REQUIRES: params.num_shards() == world; bound to a counting arena; world divides micro_batches.
+CommTotals CountStepCommunication(ParamStore& params, int64_t world, int64_t micro_batches,
+                                  int64_t staging_bytes = kDefaultStagingBytes);
 }  // namespace carousel

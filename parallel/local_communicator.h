@@ -29,6 +29,7 @@ class LocalWorld {
   void Leave(int rank);
 
  private:
+  friend class LocalCommunicator;
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

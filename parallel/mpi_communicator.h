@@ -3,6 +3,9 @@
 //
 // - Sums are taken by us in rank order from every rank's values, never by MPI_Reduce, whose order is the
 //   library's choice: an AllReduceSum exchanges blocks, sums its own and gathers the results.
+// - Every message arrives whole or the job ends: a rank that sent more or less than this one expected has
+// made
+//   another call.
 // - A tensor of any size: messages above max_message_bytes are split (MPI counts are 32-bit).
 // - Waiting polls and then sleeps, so that ranks that share a core do not starve the one that computes.
 // - An error of MPI prints operation, rank and MPI's text and ends the job with exit code 1.
@@ -32,8 +35,7 @@ class MpiSession {
   virtual ~MpiSession() = default;
 
   virtual Communicator& world() = 0;
-  virtual int local_rank() const = 0;  // among the ranks that share this machine's memory
-  virtual int local_size() const = 0;
+  virtual Communicator& local() = 0;  // the ranks that share this machine's memory, in the world's order
   virtual std::string library() const = 0;  // "Open MPI v4.1.4, ..." (one line)
   // Call once at the end of the program. When all ranks arrive here, MPI ends and exit_code is returned. A
   // rank that failed (exit_code != 0) waits two seconds for the others, then ends all of them: they may be

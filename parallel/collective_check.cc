@@ -1,0 +1,167 @@
+#include "parallel/collective_check.h"
+
+#include <algorithm>
+
+namespace carousel {
+namespace {
+// Additions in blocks that stay in the first-level cache: the inputs are streamed once each.
+constexpr int64_t kSumBlock = 1024;
+
+bool IsSummable(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kI32 || dtype == DType::kI64;
+}
+
+void CheckTensor(CollectiveOp op, Tensor x, const char* name) {
+  CAROUSEL_CHECK_MSG(x.defined(), std::string(NameOf(op)) + ": " + name + " is undefined");
+  CAROUSEL_CHECK_MSG(x.contiguous(), std::string(NameOf(op)) + ": " + name + " must be contiguous");
+}
+
+void CheckSum(CollectiveOp op, DType dtype) {
+  CAROUSEL_CHECK_MSG(
+      IsSummable(dtype),
+      std::string(NameOf(op)) + ": sums are taken of f32, f64, i32 and i64, not of " + NameOf(dtype));
+}
+
+void CheckRank(CollectiveOp op, int peer, int size, const char* name) {
+  CAROUSEL_CHECK_MSG(peer >= 0 && peer < size, std::string(NameOf(op)) + ": " + name + " is rank " +
+                                                   std::to_string(peer) + " of " + std::to_string(size));
+}
+
+bool Overlap(Tensor a, Tensor b) {
+  if (a.data == nullptr || b.data == nullptr || a.num_bytes() == 0 || b.num_bytes() == 0) return false;
+  const std::byte* a_begin = static_cast<const std::byte*>(a.data);
+  const std::byte* b_begin = static_cast<const std::byte*>(b.data);
+  return a_begin < b_begin + b.num_bytes() && b_begin < a_begin + a.num_bytes();
+}
+
+// One block of `all` per rank; `block` apart from all, or exactly this rank's block of it.
+void CheckBlocks(CollectiveOp op, Tensor all, Tensor block, int rank, int size) {
+  CheckTensor(op, all, "all");
+  CheckTensor(op, block, "mine");
+  CAROUSEL_CHECK_MSG(all.dtype == block.dtype, std::string(NameOf(op)) + ": all is " + NameOf(all.dtype) +
+                                                   ", mine is " + NameOf(block.dtype));
+  CAROUSEL_CHECK_MSG(all.num_elems() == size * block.num_elems(),
+                     std::string(NameOf(op)) + ": all has " + std::to_string(all.num_elems()) +
+                         " elements, which is not " + std::to_string(size) + " ranks x " +
+                         std::to_string(block.num_elems()));
+  if (!Overlap(all, block)) return;
+  const std::byte* own = static_cast<const std::byte*>(all.data) + rank * block.num_bytes();
+  CAROUSEL_CHECK_MSG(own == block.data, std::string(NameOf(op)) + ": mine may lie in all only at block " +
+                                            std::to_string(rank) + ", this rank's");
+}
+
+template <class T>
+void SumTyped(void* out_memory, const void* const* in, int num_ranks, int64_t count) {
+  T* out = static_cast<T*>(out_memory);
+  T sum[kSumBlock];
+  for (int64_t begin = 0; begin < count; begin += kSumBlock) {
+    const int64_t n = std::min(kSumBlock, count - begin);
+    const T* first = static_cast<const T*>(in[0]) + begin;
+    std::copy(first, first + n, sum);
+    for (int r = 1; r < num_ranks; ++r) {
+      const T* x = static_cast<const T*>(in[r]) + begin;
+      for (int64_t j = 0; j < n; ++j) sum[j] += x[j];
+    }
+    std::copy(sum, sum + n, out + begin);
+  }
+}
+}  // namespace
+
+const char* NameOf(CollectiveOp op) {
+  switch (op) {
+    case CollectiveOp::kAllReduceSum:
+      return "AllReduceSum";
+    case CollectiveOp::kAllGather:
+      return "AllGather";
+    case CollectiveOp::kReduceScatterSum:
+      return "ReduceScatterSum";
+    case CollectiveOp::kAllToAll:
+      return "AllToAll";
+    case CollectiveOp::kBroadcast:
+      return "Broadcast";
+    case CollectiveOp::kSend:
+      return "Send";
+    case CollectiveOp::kRecv:
+      return "Recv";
+    case CollectiveOp::kBarrier:
+      return "Barrier";
+  }
+  return "?";
+}
+
+std::string Describe(const CollectiveCall& call) {
+  std::string text = NameOf(call.op);
+  if (call.op == CollectiveOp::kBarrier) return text + "()";
+  text += "(" + std::to_string(call.num_elems) + " x " + NameOf(call.dtype);
+  if (call.op == CollectiveOp::kBroadcast) text += ", root " + std::to_string(call.peer);
+  if (call.op == CollectiveOp::kSend) text += " to rank " + std::to_string(call.peer);
+  if (call.op == CollectiveOp::kRecv) text += " from rank " + std::to_string(call.peer);
+  return text + ")";
+}
+
+CollectiveCall CheckAllReduceSum(Tensor x) {
+  CheckTensor(CollectiveOp::kAllReduceSum, x, "x");
+  CheckSum(CollectiveOp::kAllReduceSum, x.dtype);
+  return {.op = CollectiveOp::kAllReduceSum, .dtype = x.dtype, .num_elems = x.num_elems()};
+}
+
+CollectiveCall CheckAllGather(Tensor all, Tensor mine, int rank, int size) {
+  CheckBlocks(CollectiveOp::kAllGather, all, mine, rank, size);
+  return {.op = CollectiveOp::kAllGather, .dtype = all.dtype, .num_elems = all.num_elems()};
+}
+
+CollectiveCall CheckReduceScatterSum(Tensor mine, Tensor all, int rank, int size) {
+  CheckBlocks(CollectiveOp::kReduceScatterSum, all, mine, rank, size);
+  CheckSum(CollectiveOp::kReduceScatterSum, all.dtype);
+  return {.op = CollectiveOp::kReduceScatterSum, .dtype = all.dtype, .num_elems = all.num_elems()};
+}
+
+CollectiveCall CheckAllToAll(Tensor out, Tensor in, int size) {
+  constexpr CollectiveOp kOp = CollectiveOp::kAllToAll;
+  CheckTensor(kOp, out, "out");
+  CheckTensor(kOp, in, "in");
+  CAROUSEL_CHECK_MSG(out.dtype == in.dtype && out.num_elems() == in.num_elems(),
+                     "AllToAll: out is " + std::to_string(out.num_elems()) + " x " + NameOf(out.dtype) +
+                         ", in is " + std::to_string(in.num_elems()) + " x " + NameOf(in.dtype));
+  CAROUSEL_CHECK_MSG(in.num_elems() % size == 0, "AllToAll: " + std::to_string(in.num_elems()) +
+                                                     " elements do not split into " + std::to_string(size) +
+                                                     " equal blocks");
+  CAROUSEL_CHECK_MSG(!Overlap(out, in), "AllToAll: in and out overlap");
+  return {.op = kOp, .dtype = in.dtype, .num_elems = in.num_elems()};
+}
+
+CollectiveCall CheckBroadcast(Tensor x, int root, int size) {
+  CheckTensor(CollectiveOp::kBroadcast, x, "x");
+  CheckRank(CollectiveOp::kBroadcast, root, size, "root");
+  return {.op = CollectiveOp::kBroadcast, .dtype = x.dtype, .num_elems = x.num_elems(), .peer = root};
+}
+
+CollectiveCall CheckSend(Tensor x, int destination, int rank, int size) {
+  CheckTensor(CollectiveOp::kSend, x, "x");
+  CheckRank(CollectiveOp::kSend, destination, size, "destination");
+  CAROUSEL_CHECK_MSG(destination != rank, "Send: a rank cannot send to itself");
+  return {.op = CollectiveOp::kSend, .dtype = x.dtype, .num_elems = x.num_elems(), .peer = destination};
+}
+
+CollectiveCall CheckRecv(Tensor x, int source, int rank, int size) {
+  CheckTensor(CollectiveOp::kRecv, x, "x");
+  CheckRank(CollectiveOp::kRecv, source, size, "source");
+  CAROUSEL_CHECK_MSG(source != rank, "Recv: a rank cannot receive from itself");
+  return {.op = CollectiveOp::kRecv, .dtype = x.dtype, .num_elems = x.num_elems(), .peer = source};
+}
+
+void SumInRankOrder(void* out, const void* const* in, int num_ranks, int64_t count, DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return SumTyped<float>(out, in, num_ranks, count);
+    case DType::kF64:
+      return SumTyped<double>(out, in, num_ranks, count);
+    case DType::kI32:  // unsigned: wraps around, where int32_t would be undefined
+      return SumTyped<uint32_t>(out, in, num_ranks, count);
+    case DType::kI64:
+      return SumTyped<uint64_t>(out, in, num_ranks, count);
+    default:
+      CheckFailed(__FILE__, __LINE__, std::string("no sum of ") + NameOf(dtype));
+  }
+}
+}  // namespace carousel
