@@ -1,0 +1,42 @@
+// Opens "a model", however it is stored: a run directory, one checkpoint in it, or a Hugging Face directory.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "checkpoints/hf_config.h"
+#include "checkpoints/weight_source.h"
+#include "core/device.h"
+#include "core/model/bound_model.h"
+
+namespace carousel {
+
+struct ModelSource {
+  enum class Kind { kRun, kHuggingFace };
+  Kind kind = Kind::kRun;
+  std::string path;         // what holds the weights: the checkpoint or the directory
+  std::string description;  // one line for people: "run runs/demo, checkpoint of step 200"
+  ModelSpec spec;
+  SpecialTokens tokens;
+  std::unique_ptr<WeightSource> weights;
+  // kRun only:
+  std::string run_dir;
+  int64_t step = 0;
+};
+
+// NotFound if there is no such model, with what was looked for.
+absl::StatusOr<ModelSource> OpenModel(const std::string& path);
+
+// Sets every weight of `model` from `weights`, tensor by tensor. All parameters must be there with equal
+// shapes; those that are not are named.
+absl::Status LoadWeights(const WeightSource& weights, BoundModel& model);
+
+// A model on `device` with the weights of `source`, bound for forward passes of B sequences of T tokens.
+// ResourceExhausted if the device has not enough memory. `device` must outlive the result.
+absl::StatusOr<std::unique_ptr<BoundModel>> LoadModel(const ModelSource& source, Device& device,
+                                                      DType compute, int64_t B, int64_t T);
+
+// Soft-capped logits of one sequence, (T, V) row-major; T as bound or less, ids in [0, vocab_size).
+std::vector<float> Logits(BoundModel& model, const std::vector<int32_t>& ids);
+}  // namespace carousel
