@@ -54,7 +54,6 @@ class Block {
     int weight = -1, bias = -1;
   };
   Norm RegisterNorm(ParamStore& params, const std::string& name, int group) const;
-  void ForwardImpl(const LayerContext&, const Memory&, const ForwardArgs&) const;
 
   ModelSpec spec_;
   DType compute_;

@@ -39,7 +39,7 @@ class MlstmLayer {
     Scratch scratch;
   };
   // For at most B*T tokens in sequences of at most T. train: also what only Backward needs.
-  Memory Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train) const;
+  Memory Bind(Arena& arena, const Ops& ops, DType compute, int64_t B, int64_t T, bool train) const;
 
   struct ForwardArgs {
     Tensor y;                 // (N, D) compute out

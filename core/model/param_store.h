@@ -13,8 +13,8 @@
 // Master weights and Adam moments exist for this rank's shard only. Gradients are f32 (f64) for the whole
 // segment.
 #pragma once
-#include <functional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "core/arena.h"
@@ -34,7 +34,7 @@ struct Param {
   std::string name;            // global, layout-free: "backbone.blocks.0.mlstm_layer.q.weight"
   std::vector<int64_t> shape;  // 1 or 2 dims, row-major [out, in]
   bool decay = false;          // weight decay applies
-  ParamInit init;
+  ParamInit init = {};
   int group = 0;
   // Set by registration:
   int segment = 0;     // kMatrix or kVector
@@ -48,7 +48,8 @@ class ParamStore {
 
   ParamStore(DType compute, int64_t num_shards, int64_t shard_index);
 
-  // Registration. Returns the index by which a layer asks for its tensors.
+  // Registration. Returns the index by which a layer asks for its tensors. The name is new, group >= 0, dims
+  // are positive (CHECKs).
   int Register(Param param);
 
   int num_groups() const { return static_cast<int>(groups_.size()); }
@@ -115,9 +116,15 @@ class ParamStore {
     Segment segments[kNumSegments];
     Tensor shard_grads[kNumSegments];
   };
+  // The part of a flat buffer that `count` consecutive parameters cover, as one tensor.
+  Tensor View(int first, int count, bool gradient) const;
+  Group& group_at(int group) { return groups_[static_cast<size_t>(group)]; }
+  const Group& group_at(int group) const { return groups_[static_cast<size_t>(group)]; }
+
   DType compute_;
   int64_t num_shards_, shard_index_;
   std::vector<Param> params_;
+  std::unordered_map<std::string, int> index_of_name_;
   std::vector<Group> groups_;
 };
 

@@ -3,11 +3,12 @@
 #pragma once
 #include "core/comm/mesh.h"
 #include "core/train/device_batch.h"
+#include "core/train/step_sums.h"
 
 namespace carousel {
 
 struct EvaluationResult {
-  double loss = 0;  // mean over all target tokens, nats; 0 if there are none; NaN if a loss was not finite
+  double loss = 0;          // mean over all targets, nats; 0 if there are none; NaN if one was not finite
   int64_t num_targets = 0;  // over all ranks
 };
 
@@ -22,6 +23,6 @@ class Evaluator {
 
  private:
   DeviceBatch batch_;
-  Tensor sums_;  // (kExactSumElems + 1) i64: the loss sum, then the number of targets
+  StepSums sums_;
 };
 }  // namespace carousel

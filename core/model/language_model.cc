@@ -1,0 +1,264 @@
+#include "core/model/language_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace carousel {
+namespace {
+
+// A ParamSync that may be absent.
+struct OptionalSync {
+  ParamSync* sync;
+  void Prefetch(int group) const {
+    if (sync != nullptr) sync->Prefetch(group);
+  }
+  void Acquire(int group) const {
+    if (sync != nullptr) sync->Acquire(group);
+  }
+  void Release(int group) const {
+    if (sync != nullptr) sync->Release(group);
+  }
+  void GradReady(int group) const {
+    if (sync != nullptr) sync->GradReady(group);
+  }
+};
+
+void CheckSpec(const ModelSpec& s) {
+  CAROUSEL_CHECK(s.vocab_size > 0 && s.embedding_dim > 0 && s.num_blocks > 0 && s.num_heads > 0);
+  CAROUSEL_CHECK(s.qk_dim > 0 && s.v_dim > 0 && s.ffn_dim > 0);
+  CAROUSEL_CHECK_MSG(s.qk_dim % s.num_heads == 0 && s.v_dim % s.num_heads == 0,
+                     "num_heads must divide qk_dim and v_dim");
+  CAROUSEL_CHECK(s.chunk_length > 0 && s.loss_chunk_tokens > 0);
+}
+}  // namespace
+
+LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool decay_embedding)
+    : spec_(spec), params_(params) {
+  CheckSpec(spec);
+  const int64_t V = spec.vocab_size, D = spec.embedding_dim;
+  const ParamInit small = {.rule = InitRule::kNormal, .a = std::sqrt(2.0 / (5.0 * static_cast<double>(D)))};
+  embedding_ = params.Register(
+      {.name = "embedding.weight", .shape = {V, D}, .decay = decay_embedding, .init = small, .group = 0});
+  for (int64_t l = 0; l < spec.num_blocks; ++l) {
+    blocks_.push_back(std::make_unique<Block>(spec, params, "backbone.blocks." + std::to_string(l) + ".",
+                                              static_cast<int>(l) + 1));
+  }
+  const int head_group = static_cast<int>(spec.num_blocks) + 1;
+  if (spec.add_out_norm) {
+    out_norm_ = params.Register({.name = "backbone.out_norm.weight",
+                                 .shape = {D},
+                                 .init = {.rule = InitRule::kOne},
+                                 .group = head_group});
+    if (spec.use_bias) {
+      out_norm_bias_ = params.Register({.name = "backbone.out_norm.bias", .shape = {D}, .group = head_group});
+    }
+  }
+  head_weight_ = params.Register(
+      {.name = "lm_head.weight", .shape = {V, D}, .decay = true, .init = small, .group = head_group});
+}
+
+Block::Mode LanguageModel::mode() const {
+  if (!train_) return Block::Mode::kInference;
+  return spec_.recompute == Recompute::kRecompute ? Block::Mode::kRecompute : Block::Mode::kSave;
+}
+
+void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train) {
+  CAROUSEL_CHECK(B > 0 && T > 0);
+  const DType compute = params_.compute(), wide = params_.wide();
+  const int64_t N = B * T, D = spec_.embedding_dim, V = spec_.vocab_size;
+  const int64_t chunk = std::min(spec_.loss_chunk_tokens, N);
+  B_ = B;
+  T_ = T;
+  train_ = train;
+  head_ = {};
+  if (out_norm_ >= 0) {
+    head_.x = arena.Saved(wide, {N, D});
+    head_.rstd = arena.Saved(wide, {N});
+  }
+  head_.u = arena.Saved(compute, {N, D});
+
+  // Scratch of the whole pass lies below the scratch of the blocks and of the head, which run in turn.
+  const ScratchScope pass(arena);
+  delta_ = arena.Scratch(compute, {N, D});
+  dx_ = train ? arena.Scratch(wide, {N, D}) : Tensor();
+  block_memory_.clear();
+  for (const auto& block : blocks_) block_memory_.push_back(block->Bind(arena, ops, B, T, mode()));
+  const ScratchScope head(arena);
+  head_.logits = arena.Scratch(wide, {chunk, V});
+  head_.loss = arena.Scratch(wide, {N});
+  if (train) {
+    head_.du = arena.Scratch(compute, {N, D});
+    head_.dlogits = arena.Scratch(compute, {chunk, V});
+  }
+}
+
+std::vector<MlstmState> LanguageModel::BindStates(Arena& arena, int64_t B) const {
+  const int64_t NH = spec_.num_heads, DHQK = spec_.head_dim_qk(), DHV = spec_.head_dim_v();
+  std::vector<MlstmState> states;
+  for (int64_t l = 0; l < spec_.num_blocks; ++l) {
+    states.push_back({.C = arena.Persistent("states", params_.wide(), {B, NH, DHQK, DHV}),
+                      .n = arena.Persistent("states", params_.wide(), {B, NH, DHQK}),
+                      .m = arena.Persistent("states", params_.wide(), {B, NH})});
+  }
+  return states;
+}
+
+LayerContext LanguageModel::MakeContext(Ops& ops, const Input& input) const {
+  CAROUSEL_CHECK_MSG(B_ > 0, "use before Bind");
+  const int64_t B = input.B > 0 ? input.B : B_, T = input.T > 0 ? input.T : T_;
+  CAROUSEL_CHECK_LE(T, T_);
+  CAROUSEL_CHECK_LE(B * T, B_ * T_);
+  CAROUSEL_CHECK_SHAPE(input.ids, {B * T});
+  CAROUSEL_CHECK(!input.targets.defined() || input.targets.HasShape({B * T}));
+  CAROUSEL_CHECK(!input.resets.defined() || input.resets.HasShape({B * T}));
+  return {.ops = ops, .params = params_, .B = B, .T = T, .resets = input.resets};
+}
+
+void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync, const Input& input,
+                                 const std::vector<MlstmState>* states) {
+  const OptionalSync sync{param_sync};
+  const int64_t N = ctx.N();
+  CAROUSEL_CHECK(states == nullptr || states->size() == blocks_.size());
+
+  // The embedding is the input of the first block.
+  sync.Prefetch(0);
+  sync.Prefetch(1);
+  sync.Acquire(0);
+  Tensor x = block_memory_[0].saved.x1.Rows(0, N);
+  ctx.ops.EmbeddingForward({.y = x, .weight = params_.Weight(embedding_), .ids = input.ids});
+  sync.Release(0);
+
+  const Tensor delta = delta_.Rows(0, N);
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    const int group = static_cast<int>(l) + 1;
+    sync.Prefetch(group + 1);
+    sync.Acquire(group);
+    const MlstmState state = states == nullptr ? MlstmState() : (*states)[l];
+    blocks_[l]->Forward(
+        ctx, block_memory_[l],
+        {.delta_out = delta, .x = x, .delta_in = l == 0 ? Tensor() : delta, .initial = state, .last = state});
+    x = block_memory_[l].saved.x2.Rows(0, N);
+    sync.Release(group);
+  }
+
+  sync.Acquire(static_cast<int>(blocks_.size()) + 1);
+  ForwardOutNorm(ctx);
+}
+
+void LanguageModel::ForwardOutNorm(const LayerContext& ctx) {
+  const int64_t N = ctx.N();
+  const Tensor x2 = block_memory_.back().saved.x2.Rows(0, N), delta = delta_.Rows(0, N);
+  if (out_norm_ < 0) {
+    ctx.ops.Add({.y = head_.u.Rows(0, N), .a = x2, .b = delta});
+    return;
+  }
+  ctx.ops.RmsNormForward({.y = head_.u.Rows(0, N),
+                          .rstd = head_.rstd.Rows(0, N),
+                          .sum = head_.x.Rows(0, N),
+                          .x = x2,
+                          .delta = delta,
+                          .weight = params_.Weight(out_norm_),
+                          .bias = out_norm_bias_ >= 0 ? params_.Weight(out_norm_bias_) : Tensor(),
+                          .eps = spec_.norm_eps});
+}
+
+// dx_ = gradient of the stream after the last block, from head_.du.
+void LanguageModel::BackwardOutNorm(const LayerContext& ctx) {
+  const int64_t N = ctx.N();
+  const Tensor dx = dx_.Rows(0, N), du = head_.du.Rows(0, N);
+  if (out_norm_ < 0) {
+    ctx.ops.Cast({.y = dx, .x = du});
+    return;
+  }
+  ctx.ops.RmsNormBackward({.dx = dx,
+                           .dweight = params_.Grad(out_norm_),
+                           .dbias = out_norm_bias_ >= 0 ? params_.Grad(out_norm_bias_) : Tensor(),
+                           .dy = du,
+                           .x = head_.x.Rows(0, N),
+                           .weight = params_.Weight(out_norm_),
+                           .rstd = head_.rstd.Rows(0, N)});
+}
+
+void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor loss_sum, bool backward) {
+  const int64_t N = ctx.N(), chunk = head_.logits.dim[0];
+  const Tensor weight = params_.Weight(head_weight_);
+  for (int64_t begin = 0; begin < N; begin += chunk) {
+    const int64_t n = std::min(chunk, N - begin);
+    const Tensor u = head_.u.Rows(begin, n), logits = head_.logits.Rows(0, n);
+    const Tensor dlogits = backward ? head_.dlogits.Rows(0, n) : Tensor();
+    ctx.ops.Matmul({.c = logits, .a = u, .b = weight, .transpose_b = true});
+    ctx.ops.CrossEntropy({.loss = head_.loss.Rows(begin, n),
+                          .dlogits = dlogits,
+                          .logits = logits,
+                          .targets = input.targets.Rows(begin, n),
+                          .soft_cap = spec_.logit_soft_cap});
+    if (!backward) continue;
+    ctx.ops.Matmul({.c = head_.du.Rows(begin, n), .a = dlogits, .b = weight});
+    ctx.ops.Matmul(
+        {.c = params_.Grad(head_weight_), .a = dlogits, .b = u, .transpose_a = true, .accumulate = true});
+  }
+  ctx.ops.SumExactly({.sum = loss_sum, .x = head_.loss.Rows(0, N)});
+}
+
+void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum) {
+  CAROUSEL_CHECK_MSG(train_, "bound for inference");
+  CAROUSEL_CHECK_MSG(input.targets.defined(), "a loss needs targets");
+  const OptionalSync sync{param_sync};
+  const LayerContext ctx = MakeContext(ops, input);
+  const int head_group = static_cast<int>(blocks_.size()) + 1;
+
+  ForwardTrunk(ctx, param_sync, input, nullptr);
+  sync.Prefetch(head_group - 1);
+  HeadLoss(ctx, input, loss_sum, /*backward=*/true);
+  BackwardOutNorm(ctx);
+  sync.Release(head_group);
+  sync.GradReady(head_group);
+
+  const Tensor dx = dx_.Rows(0, ctx.N());
+  for (size_t l = blocks_.size(); l-- > 0;) {
+    const int group = static_cast<int>(l) + 1;
+    if (l > 0) sync.Prefetch(group - 1);
+    sync.Acquire(group);
+    blocks_[l]->Backward(ctx, block_memory_[l], mode(), dx);
+    sync.Release(group);
+    sync.GradReady(group);
+  }
+  ops.EmbeddingBackward({.dweight = params_.Grad(embedding_), .dy = dx, .ids = input.ids});
+  sync.GradReady(0);
+}
+
+void LanguageModel::ForwardLoss(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum) {
+  CAROUSEL_CHECK_MSG(input.targets.defined(), "a loss needs targets");
+  const LayerContext ctx = MakeContext(ops, input);
+  ForwardTrunk(ctx, param_sync, input, nullptr);
+  HeadLoss(ctx, input, loss_sum, /*backward=*/false);
+  OptionalSync{param_sync}.Release(static_cast<int>(blocks_.size()) + 1);
+}
+
+void LanguageModel::Logits(const LayerContext& ctx, Tensor logits, Tensor u) const {
+  ctx.ops.Matmul({.c = logits, .a = u, .b = params_.Weight(head_weight_), .transpose_b = true});
+  if (spec_.logit_soft_cap > 0) {
+    ctx.ops.SoftCapForward({.y = logits, .x = logits, .cap = spec_.logit_soft_cap});
+  }
+}
+
+void LanguageModel::ForwardLogits(Ops& ops, const Input& input, Tensor logits) {
+  const LayerContext ctx = MakeContext(ops, input);
+  CAROUSEL_CHECK_SHAPE(logits, {ctx.N(), spec_.vocab_size});
+  ForwardTrunk(ctx, nullptr, input, nullptr);
+  Logits(ctx, logits, head_.u.Rows(0, ctx.N()));
+}
+
+void LanguageModel::ForwardStep(Ops& ops, const Input& input, const std::vector<MlstmState>& states,
+                                Tensor last_logits) {
+  const LayerContext ctx = MakeContext(ops, input);
+  CAROUSEL_CHECK_SHAPE(last_logits, {ctx.B, spec_.vocab_size});
+  ForwardTrunk(ctx, nullptr, input, &states);
+  // Row b*T + T-1 of every sequence b: a view with a stride of T rows.
+  Tensor u = head_.u.Rows(ctx.T - 1, 1);
+  u.dim[0] = ctx.B;
+  u.row_stride = ctx.T * head_.u.row_stride;
+  Logits(ctx, last_logits, u);
+}
+}  // namespace carousel

@@ -1,0 +1,63 @@
+#include "core/optim/adamw.h"
+
+#include <vector>
+
+namespace carousel {
+namespace {
+
+// A stretch of a shard's flat tensors with one setting of weight decay.
+struct Run {
+  int64_t begin = 0, count = 0;
+  bool decay = false;
+};
+
+std::vector<Run> DecayRuns(const ParamStore& params, int group, int segment) {
+  std::vector<Run> runs;
+  for (const ParamStore::ShardPiece& piece : params.ShardPieces(group, segment)) {
+    const bool decay = params.param(piece.param).decay;
+    const bool continues = !runs.empty() && runs.back().decay == decay &&
+                           runs.back().begin + runs.back().count == piece.shard_begin;
+    if (continues) {
+      runs.back().count += piece.count;
+    } else {
+      runs.push_back({.begin = piece.shard_begin, .count = piece.count, .decay = decay});
+    }
+  }
+  return runs;
+}
+}  // namespace
+
+void AddSquaredNorm(ParamStore& params, Ops& ops, Tensor sum) {
+  for (int g = 0; g < params.num_groups(); ++g) {
+    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+      if (params.segment(g, s).size == 0) continue;
+      // A shard begins at a multiple of kSquaredNormBlock of its segment: the blocks are the same for every
+      // number of shards.
+      ops.SquaredNorm({.sum = sum, .x = params.ShardGrad(g, s)});
+    }
+  }
+}
+
+void UpdateShards(ParamStore& params, Ops& ops, const AdamWSpec& spec, double lr, double grad_scale,
+                  int64_t step) {
+  for (int g = 0; g < params.num_groups(); ++g) {
+    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+      const ParamStore::Segment& segment = params.segment(g, s);
+      for (const Run& run : DecayRuns(params, g, s)) {
+        ops.AdamW({.master = segment.master.Rows(run.begin, run.count),
+                   .m = segment.m.Rows(run.begin, run.count),
+                   .v = segment.v.Rows(run.begin, run.count),
+                   .weight = params.WeightShard(g, s).Rows(run.begin, run.count),
+                   .grad = params.ShardGrad(g, s).Rows(run.begin, run.count),
+                   .lr = lr,
+                   .beta1 = spec.beta1,
+                   .beta2 = spec.beta2,
+                   .eps = spec.eps,
+                   .weight_decay = run.decay ? spec.weight_decay : 0,
+                   .grad_scale = grad_scale,
+                   .step = step});
+      }
+    }
+  }
+}
+}  // namespace carousel

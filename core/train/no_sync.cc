@@ -1,0 +1,50 @@
+#include "core/train/no_sync.h"
+
+namespace carousel {
+namespace {
+
+class NoSync final : public ParamSync {
+ public:
+  NoSync(ParamStore& params, Ops& ops) : params_(params), ops_(ops) {}
+
+  void Bind(Arena& arena) {
+    for (int g = 0; g < params_.num_groups(); ++g) {
+      for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+        const Tensor grads =
+            arena.Persistent("gradients", params_.wide(), {params_.segment(g, s).padded_size});
+        params_.SetGradBuffer(g, s, grads);
+        params_.SetShardGrad(g, s, grads);  // one shard: the sum itself
+      }
+    }
+  }
+  void BeginMicroBatch(int64_t) override {
+    if (step_begins_) {
+      for (int g = 0; g < params_.num_groups(); ++g) {
+        for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+          ops_.Fill({.y = params_.segment(g, s).grads, .value = 0});
+        }
+      }
+    }
+    step_begins_ = false;
+  }
+  void Prefetch(int) override {}
+  void Acquire(int) override {}
+  void Release(int) override {}
+  void GradReady(int) override {}
+  void FinishStep() override { step_begins_ = true; }
+  void GatherWeights() override {}
+
+ private:
+  ParamStore& params_;
+  Ops& ops_;
+  bool step_begins_ = true;
+};
+}  // namespace
+
+std::unique_ptr<ParamSync> NoSyncFactory::Make(ParamStore& params, Ops& ops, const Axis& data, int64_t) {
+  CAROUSEL_CHECK_MSG(data.size == 1 && params.num_shards() == 1, "NoSync is for one rank");
+  return std::make_unique<NoSync>(params, ops);
+}
+
+void NoSyncFactory::Bind(ParamSync& sync, Arena& arena) { static_cast<NoSync&>(sync).Bind(arena); }
+}  // namespace carousel

@@ -1,0 +1,30 @@
+// StepSums: everything the ranks add up once per step, as one tensor of integers: exact sums of the loss and
+// of the squared gradient norm, and the number of target tokens. Adding integers gives the same bits in any
+// order.
+#pragma once
+#include "core/arena.h"
+#include "core/base/exact_sum.h"
+#include "core/comm/mesh.h"
+#include "core/device.h"
+
+namespace carousel {
+
+class StepSums {
+ public:
+  void Bind(Arena& arena);  // category "reductions"
+  void Clear(Ops& ops) const;
+  // Where ops add this rank's part: (kExactSumElems) i64.
+  Tensor loss() const { return sums_.Rows(0, kExactSumElems); }
+  Tensor squared_norm() const { return sums_.Rows(kExactSumElems, kExactSumElems); }
+
+  struct Totals {
+    double loss = 0, squared_norm = 0;  // NaN if a term was not finite
+    int64_t num_targets = 0;
+  };
+  // The totals over all ranks of the axis, which call this together: one all-reduce.
+  Totals Reduce(Device& device, const Axis& data, int64_t num_targets) const;
+
+ private:
+  Tensor sums_;  // (2 * kExactSumElems + 1) i64 on the device
+};
+}  // namespace carousel

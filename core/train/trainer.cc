@@ -1,0 +1,210 @@
+#include "core/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "core/base/int_math.h"
+#include "core/device_memory.h"
+#include "core/train/device_batch.h"
+#include "core/train/evaluator.h"
+#include "core/train/step_sums.h"
+
+namespace carousel {
+
+struct Trainer::Impl {
+  Impl(const TrainSpec& train_spec, Device& device_in, const Mesh& mesh_in, ParamSyncFactory& factory)
+      : spec(train_spec),
+        device(device_in),
+        mesh(mesh_in),
+        sync_factory(factory),
+        params(spec.compute, mesh.data.size, mesh.data.index),
+        model(spec.model, params, spec.decay_embedding),
+        sync(factory.Make(params, device.ops(), mesh.data, spec.micro_batches_per_step)) {
+    CAROUSEL_CHECK(spec.micro_batch > 0 && spec.T > 0 && spec.micro_batches_per_step > 0);
+    micro_batches_per_rank = DivExact(spec.micro_batches_per_step, mesh.data.size);
+  }
+
+  // The only place that asks for memory.
+  void Bind(Arena& arena) {
+    params.Bind(arena, /*train=*/true);
+    sync_factory.Bind(*sync, arena);
+    batch.Bind(arena, spec.micro_batch, spec.T);
+    sums.Bind(arena);
+    evaluator.Bind(arena, spec.micro_batch, spec.T);
+    model.Bind(arena, device.ops(), spec.micro_batch, spec.T, /*train=*/true);
+  }
+  void Allocate() {
+    memory = std::make_unique<DeviceMemory>(device, [this](Arena& arena) { Bind(arena); });
+  }
+
+  const TrainSpec spec;
+  Device& device;
+  const Mesh mesh;
+  ParamSyncFactory& sync_factory;
+  ParamStore params;
+  LanguageModel model;
+  std::unique_ptr<ParamSync> sync;
+  int64_t micro_batches_per_rank = 0;
+
+  DeviceBatch batch;
+  StepSums sums;
+  Evaluator evaluator;
+  std::unique_ptr<DeviceMemory> memory;
+
+  // Copies of master, m and v for a device whose memory the host cannot touch: [group][segment][kind].
+  struct HostShard {
+    std::vector<std::byte> bytes[3];
+  };
+  std::vector<HostShard> host_shards;
+};
+
+namespace {
+
+constexpr StateKind kKinds[] = {StateKind::kWeight, StateKind::kAdamM, StateKind::kAdamV};
+
+Tensor ShardOf(const ParamStore::Segment& segment, int kind) {
+  return kind == 0 ? segment.master : kind == 1 ? segment.m : segment.v;
+}
+}  // namespace
+
+Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Trainer::~Trainer() = default;
+
+Trainer::Trainer(const TrainSpec& spec, Device& device, const Mesh& mesh, ParamSyncFactory& sync_factory)
+    : impl_(std::make_unique<Impl>(spec, device, mesh, sync_factory)) {
+  impl_->Allocate();
+  CAROUSEL_CHECK_MSG(impl_->memory->ok(), "the device has not enough memory");
+}
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainSpec& spec, Device& device,
+                                                         const Mesh& mesh, ParamSyncFactory& sync_factory) {
+  auto impl = std::make_unique<Impl>(spec, device, mesh, sync_factory);
+  impl->Allocate();
+  if (!impl->memory->ok()) {
+    const double gib = static_cast<double>(impl->memory->needed_bytes()) / (1024.0 * 1024.0 * 1024.0);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "training needs ", absl::SixDigits(gib), " GiB on ", device.name(),
+        ", more than it can give; reduce train.micro_batch or data.sequence_length, set model.recompute: "
+        "RECOMPUTE, or use more ranks (`carousel plan` shows where the memory goes)"));
+  }
+  return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
+}
+
+Arena Trainer::Plan(const TrainSpec& spec, Device& device, const Mesh& mesh, ParamSyncFactory& sync_factory) {
+  Impl impl(spec, device, mesh, sync_factory);
+  Arena count;
+  impl.Bind(count);
+  return count;
+}
+
+void Trainer::Initialize(uint64_t seed) { impl_->params.Initialize(impl_->device, seed); }
+
+StepResult Trainer::Step(int64_t step, BatchSource& source) {
+  Impl& t = *impl_;
+  Ops& ops = t.device.ops();
+  t.sums.Clear(ops);
+
+  // This rank's micro-batches: a contiguous block of the leaves of the summation tree.
+  const int64_t first = t.mesh.data.index * t.micro_batches_per_rank;
+  int64_t num_targets = 0;
+  Batch batch;
+  for (int64_t leaf = first; leaf < first + t.micro_batches_per_rank; ++leaf) {
+    source.Get(step, leaf, &batch);
+    num_targets += batch.num_targets();
+    const LanguageModel::Input input = t.batch.Load(t.device, batch);
+    t.sync->BeginMicroBatch(leaf);
+    t.model.ForwardBackward(ops, t.sync.get(), input, t.sums.loss());
+  }
+  t.sync->FinishStep();
+  AddSquaredNorm(t.params, ops, t.sums.squared_norm());
+
+  // The one reduction of scalars. Every rank gets the same totals and so decides alike.
+  const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.data, num_targets);
+  StepResult result;
+  result.lr = LearningRate(t.spec.schedule, step);
+  result.num_targets = totals.num_targets;
+  if (totals.num_targets == 0) {
+    result.skipped = true;
+    return result;
+  }
+  const double mean = 1 / static_cast<double>(totals.num_targets);
+  result.loss = totals.loss * mean;
+  result.grad_norm = std::sqrt(totals.squared_norm) * mean;
+  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
+    result.loss = result.grad_norm = std::numeric_limits<double>::quiet_NaN();
+    result.skipped = true;
+    return result;
+  }
+
+  // Gradients are sums over targets: divided once, by the global number, and clipped in the same factor.
+  const double clip = t.spec.adamw.clip_norm;
+  const double clip_scale = clip > 0 ? clip / std::max(clip, result.grad_norm) : 1;
+  UpdateShards(t.params, ops, t.spec.adamw, result.lr, mean * clip_scale, step + 1);
+  t.sync->GatherWeights();
+  return result;
+}
+
+double Trainer::Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets) {
+  Impl& t = *impl_;
+  const EvaluationResult result =
+      t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh.data, source, num_batches);
+  if (num_targets != nullptr) *num_targets = result.num_targets;
+  return result.loss;
+}
+
+std::vector<StateSlice> Trainer::States() {
+  Impl& t = *impl_;
+  t.device.Synchronize();
+  const bool copy = !t.device.host_accessible();
+  t.host_shards.assign(
+      copy ? static_cast<size_t>(t.params.num_groups() * ParamStore::kNumSegments) : size_t{0}, {});
+  std::vector<StateSlice> slices;
+  for (int g = 0; g < t.params.num_groups(); ++g) {
+    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+      const std::vector<ParamStore::ShardPiece> pieces = t.params.ShardPieces(g, s);
+      for (int kind = 0; kind < 3; ++kind) {
+        Tensor shard = ShardOf(t.params.segment(g, s), kind);
+        if (copy) {
+          auto& bytes = t.host_shards[static_cast<size_t>(g * ParamStore::kNumSegments + s)].bytes[kind];
+          bytes.resize(static_cast<size_t>(shard.num_bytes()));
+          t.device.CopyToHost(bytes.data(), shard.data, shard.num_bytes());
+          shard.data = bytes.data();
+        }
+        for (const ParamStore::ShardPiece& piece : pieces) {
+          const Param& param = t.params.param(piece.param);
+          slices.push_back({.name = param.name,
+                            .kind = kKinds[kind],
+                            .dtype = shard.dtype,
+                            .shape = param.shape,
+                            .begin = piece.param_begin,
+                            .count = piece.count,
+                            .data = shard.Rows(piece.shard_begin, piece.count).data});
+        }
+      }
+    }
+  }
+  return slices;
+}
+
+void Trainer::LoadedStates() {
+  Impl& t = *impl_;
+  for (size_t i = 0; i < t.host_shards.size(); ++i) {
+    const int g = static_cast<int>(i) / ParamStore::kNumSegments;
+    const int s = static_cast<int>(i) % ParamStore::kNumSegments;
+    for (int kind = 0; kind < 3; ++kind) {
+      const Tensor shard = ShardOf(t.params.segment(g, s), kind);
+      t.device.CopyToDevice(shard.data, t.host_shards[i].bytes[kind].data(), shard.num_bytes());
+    }
+  }
+  t.params.CastMasterToWeights(t.device.ops());
+  t.sync->GatherWeights();
+}
+
+ParamStore& Trainer::params() { return impl_->params; }
+LanguageModel& Trainer::model() { return impl_->model; }
+const Arena& Trainer::arena() const { return impl_->memory->arena(); }
+}  // namespace carousel
