@@ -28,34 +28,40 @@ LaunchInfo DetectLaunch(const GetEnv& get_env);
 absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has_mpi,
                          const std::string& library);
 
-// Which cores the ranks of one machine share.
+// Which cores of the machine a rank computes on.
 struct CoreShare {
-  std::vector<int> cores;  // logical CPU numbers for this rank
-  int64_t threads = 1;     // the default number of threads: physical cores in its share, at least 1
+  std::vector<int> cores;  // logical CPU numbers to run on
+  int64_t threads = 1;     // the default number of threads, at least 1
 };
-// Divides `cores` (one logical CPU per physical core) over local_size ranks; with more ranks than cores, each
-// may run anywhere.
-CoreShare ShareCores(const std::vector<int>& cores, int64_t local_rank, int64_t local_size);
+// cores_of_rank[i]: the cores that local rank i may use (one logical CPU per physical core), of all ranks of
+// one machine. A core that several ranks may use counts for each of them in part; quota (0: none) is the
+// number of cores that the machine's container may keep busy, for all its ranks together. Ranks that may all
+// use the same cores, at least one for each, are told disjoint ones; otherwise `cores` are all that the rank
+// may use.
+CoreShare ShareCores(const std::vector<std::vector<int>>& cores_of_rank, int64_t local_rank, int64_t quota);
+// Cores allowed by the text of a cgroup's cpu.max ("150000 100000": 2, rounded up); 0: no limit.
+int64_t ParseCpuMax(const std::string& cpu_max);
 
 class Environment {
  public:
   // Starts MPI if a launcher started this process (a process started alone never touches it), and sets the
   // rank that log lines and failed checks print. Errors name the launcher and the fix.
   static absl::StatusOr<std::unique_ptr<Environment>> Start();
-  // Finish(1), if it was not called.
+  // Finish(1), if it was not called: right only where every rank is about to do the same.
   ~Environment();
 
   Communicator& world() { return *world_; }  // size 1 for a process alone
   int rank() const { return world_->rank(); }
   int size() const { return world_->size(); }
-  int local_rank() const { return local_rank_; }
+  int local_rank() const { return local_rank_; }  // among the ranks on this machine
   int local_size() const { return local_size_; }
   const std::string& host() const { return host_; }
   // CPU threads per rank where parallel.threads is 0: cores of this machine that we may use / ranks on it, at
   // least 1. Honours cgroup limits, taskset and an explicit --bind-to; the default binding of Open MPI (every
   // rank on one core) is undone first.
   int64_t default_threads() const { return default_threads_; }
-  // One line for the log: "rank 0 of 2 on host (2 local), 1 thread, mpirun (Open MPI), Open MPI v4.1.4".
+  // For the log: "rank 0 of 2 on node7 (2 here), 4 cores for each, started by mpirun (Open MPI), Open MPI
+  // v4.1.4".
   std::string Describe() const;
 
   // Value of an environment variable; empty if unset.
@@ -67,6 +73,9 @@ class Environment {
 
  private:
   Environment() = default;
+  // Finds the cores of this rank among the ranks of its machine.
+  void ShareMachine(Communicator& local);
+
   LaunchInfo launch_;
   std::unique_ptr<MpiSession> session_;  // null for a process alone
   std::unique_ptr<Communicator> self_;   // not null for a process alone

@@ -40,7 +40,11 @@ void DataParallelSync::Bind(Arena& arena) {
   for (int group = 0; group < params_.num_groups(); ++group) {
     for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
       const int64_t padded_size = params_.segment(group, segment).padded_size;
-      if (padded_size == 0) continue;
+      if (padded_size == 0) {
+        params_.SetGradBuffer(group, segment, Tensor(nullptr, wide, {0}));
+        params_.SetShardGrad(group, segment, Tensor(nullptr, wide, {0}));
+        continue;
+      }
       SegmentBuffers s{.group = group, .segment = segment, .buffers = {}};
       for (int64_t j = 0; j < plan_.num_buffers; ++j) {
         s.buffers.push_back(arena.Persistent("gradients", wide, {padded_size}));
