@@ -21,8 +21,8 @@ class SyntheticText {
   // Bits per byte of the stationary source.
   double entropy_bits_per_byte() const { return entropy_bits_per_byte_; }
 
-  // Appends about `num_bytes` (at most one word more) to *text. Calls continue one text: the same seed gives
-  // the same text whatever the pieces.
+  // Appends the next words of one endless text, which depends on the seed alone, until *text has grown by at
+  // least `num_bytes` (by at most one word more).
   void Generate(int64_t num_bytes, std::string* text);
   // -log2 of the probability of all text generated so far, given the source: what a model that knows it pays.
   double information_bits() const { return information_bits_; }
