@@ -23,7 +23,9 @@ struct RunOverrides {
   // meant (and made if there is none). The value is written as in the file; quotes around a string may be
   // left out. An empty value ("model.ffn_dim=") puts the field back to its default.
   std::vector<std::string> sets;
-  std::string run_dir;  // empty: not given
+  std::string run_dir;        // empty: not given
+  bool for_training = false;  // also require what training needs and a plan does not: data.train, and
+                              // data.validation if evaluation is on. Files are not opened.
 };
 
 // Reads, applies, validates and resolves.

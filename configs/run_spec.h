@@ -16,8 +16,11 @@ struct DataSourceSpec {
   double weight = 1;
 };
 
+enum class TokenizerKind : uint8_t { kBytes, kNone };  // kNone: token files made elsewhere, ids only
+
 struct RunSpec {
   ModelSpec model;
+  TokenizerKind tokenizer = TokenizerKind::kBytes;
   std::vector<DataSourceSpec> train_data, validation_data;
   int64_t sequence_length = 0;  // T
   bool reset_at_document = true;

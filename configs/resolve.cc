@@ -1,0 +1,298 @@
+#include "configs/resolve.h"
+
+#include <google/protobuf/message.h>
+#include <google/protobuf/text_format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "core/base/check.h"
+#include "core/text/tokenizer.h"
+
+namespace carousel {
+namespace {
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Reflection;
+using google::protobuf::TextFormat;
+
+constexpr int64_t kDefaultWarmupSteps = 100, kDefaultMicroBatch = 8, kDefaultEvalSteps = 100;
+constexpr int64_t kVocabularyMultiple = 64;
+
+// The largest divisor of n up to `limit`. REQUIRES: n, limit >= 1.
+int64_t LargestDivisorUpTo(int64_t n, int64_t limit) {
+  for (int64_t d = std::min(n, limit); d > 1; --d) {
+    if (n % d == 0) return d;
+  }
+  return 1;
+}
+
+// demo_bytes for "configs/demo_bytes.textproto".
+std::string Stem(const std::string& path) {
+  std::string stem = path.substr(path.rfind('/') + 1);
+  stem = stem.substr(0, stem.rfind('.'));
+  return stem.empty() ? "run" : stem;
+}
+
+// Gives every unset singular field that has a plain default in the schema (or none but an empty string)
+// that value, in this message and below. Derived fields have no default in the schema and are integers.
+void FillSchemaDefaults(Message* message) {
+  const Reflection& reflection = *message->GetReflection();
+  const google::protobuf::Descriptor& type = *message->GetDescriptor();
+  for (int i = 0; i < type.field_count(); ++i) {
+    const FieldDescriptor* field = type.field(i);
+    const bool nested = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
+    if (field->is_repeated()) {
+      for (int j = 0; nested && j < reflection.FieldSize(*message, field); ++j) {
+        FillSchemaDefaults(reflection.MutableRepeatedMessage(message, field, j));
+      }
+      continue;
+    }
+    if (nested) {
+      FillSchemaDefaults(reflection.MutableMessage(message, field));
+      continue;
+    }
+    const bool string = field->cpp_type() == FieldDescriptor::CPPTYPE_STRING;
+    if (reflection.HasField(*message, field) || (!field->has_default_value() && !string)) continue;
+    switch (field->cpp_type()) {
+      case FieldDescriptor::CPPTYPE_INT64:
+        reflection.SetInt64(message, field, field->default_value_int64());
+        break;
+      case FieldDescriptor::CPPTYPE_UINT64:
+        reflection.SetUInt64(message, field, field->default_value_uint64());
+        break;
+      case FieldDescriptor::CPPTYPE_DOUBLE:
+        reflection.SetDouble(message, field, field->default_value_double());
+        break;
+      case FieldDescriptor::CPPTYPE_BOOL:
+        reflection.SetBool(message, field, field->default_value_bool());
+        break;
+      case FieldDescriptor::CPPTYPE_ENUM:
+        reflection.SetEnum(message, field, field->default_value_enum());
+        break;
+      case FieldDescriptor::CPPTYPE_STRING:
+        reflection.SetString(message, field, field->default_value_string());
+        break;
+      default:
+        CheckFailed(__FILE__, __LINE__, "run.proto has a field type that resolve.cc does not know");
+    }
+  }
+}
+
+void PrintMessage(const Message& message, const FieldNotes& notes, const std::string& path, int depth,
+                  std::string* text) {
+  const Reflection& reflection = *message.GetReflection();
+  const google::protobuf::Descriptor& type = *message.GetDescriptor();
+  const std::string indent(static_cast<size_t>(2 * depth), ' ');
+  for (int i = 0; i < type.field_count(); ++i) {
+    const FieldDescriptor* field = type.field(i);
+    const std::string field_path = path + field->name();
+    const auto note = notes.find(field_path);
+    const int count = field->is_repeated() ? reflection.FieldSize(message, field)
+                                           : static_cast<int>(reflection.HasField(message, field));
+    if (count == 0 && note != notes.end()) absl::StrAppend(text, indent, "# ", note->second, "\n");
+    for (int j = 0; j < count; ++j) {
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+        const Message& value = field->is_repeated() ? reflection.GetRepeatedMessage(message, field, j)
+                                                    : reflection.GetMessage(message, field);
+        absl::StrAppend(text, indent, field->name(), " {\n");
+        PrintMessage(value, notes, field_path + ".", depth + 1, text);
+        absl::StrAppend(text, indent, "}\n");
+        continue;
+      }
+      std::string value;
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+        value = absl::StrCat("\"", absl::Utf8SafeCEscape(reflection.GetString(message, field)), "\"");
+      } else {
+        TextFormat::PrintFieldValueToString(message, field, -1, &value);
+      }
+      absl::StrAppend(text, indent, field->name(), ": ", value);
+      if (note != notes.end()) absl::StrAppend(text, "  # ", note->second);
+      absl::StrAppend(text, "\n");
+    }
+  }
+}
+}  // namespace
+
+int64_t TokenizerVocabulary(config::DataConfig::Tokenizer tokenizer) {
+  return tokenizer == config::DataConfig::BYTES ? ByteTokenizer().size() : 0;
+}
+
+int64_t WidthOf(int64_t embedding_dim, double factor) {
+  const double product = static_cast<double>(embedding_dim) * factor;
+  if (!(product >= 0.5 && product < 0x1p53)) return -1;
+  const double nearest = std::round(product);
+  return std::abs(product - nearest) <= 1e-3 ? static_cast<int64_t>(nearest) : -1;
+}
+
+void ResolveDefaults(const std::string& name, config::RunConfig* config) {
+  // A width that was given wins over a factor that says something else; the resolved form must not contradict
+  // itself.
+  config::ModelConfig& model = *config->mutable_model();
+  const bool width_given = model.has_ffn_dim();
+  FillSchemaDefaults(config);
+
+  if (!model.has_vocab_size()) {
+    const int64_t ids = TokenizerVocabulary(config->data().tokenizer());
+    if (ids > 0)
+      model.set_vocab_size((ids + kVocabularyMultiple - 1) / kVocabularyMultiple * kVocabularyMultiple);
+  }
+  if (model.has_embedding_dim() && model.embedding_dim() > 0) {
+    const int64_t derived = FfnDim(model.embedding_dim(), model.ffn_proj_factor());
+    if (!width_given) model.set_ffn_dim(derived);
+    if (model.ffn_dim() != derived) model.clear_ffn_proj_factor();
+  }
+
+  config::TrainConfig& train = *config->mutable_train();
+  if (!train.has_micro_batch() && train.global_batch() > 0) {
+    train.set_micro_batch(LargestDivisorUpTo(train.global_batch(), kDefaultMicroBatch));
+  }
+  if (!config->schedule().has_warmup_steps()) {
+    config->mutable_schedule()->set_warmup_steps(
+        std::min(kDefaultWarmupSteps, std::max<int64_t>(train.steps(), 0) / 10));
+  }
+  if (!config->eval().has_every_steps()) {
+    config->mutable_eval()->set_every_steps(config->data().validation_size() > 0 ? kDefaultEvalSteps : 0);
+  }
+  if (config->run_dir().empty()) config->set_run_dir("runs/" + Stem(name));
+}
+
+FieldNotes NotesOn(const config::RunConfig& config) {
+  FieldNotes notes;
+  const config::ModelConfig& model = config.model();
+  const int64_t ids = TokenizerVocabulary(config.data().tokenizer());
+  if (ids > 0) {
+    notes["model.vocab_size"] =
+        absl::StrCat(ids, " ids of the tokenizer, ", model.vocab_size() - ids, " unused");
+  }
+  const int64_t qk = WidthOf(model.embedding_dim(), model.qk_dim_factor());
+  const int64_t v = WidthOf(model.embedding_dim(), model.v_dim_factor());
+  const int64_t heads = std::max<int64_t>(model.num_heads(), 1);
+  notes["model.qk_dim_factor"] = absl::StrCat(qk, " wide, ", qk / heads, " per head");
+  notes["model.v_dim_factor"] = absl::StrCat(v, " wide, ", v / heads, " per head");
+  if (model.has_ffn_proj_factor()) {
+    notes["model.ffn_dim"] = "64 * ceil(embedding_dim * ffn_proj_factor / 64)";
+  } else {
+    notes["model.ffn_proj_factor"] = "ffn_proj_factor: not used, ffn_dim is given";
+  }
+  const config::TrainConfig& train = config.train();
+  notes["train.micro_batch"] = absl::StrCat(train.global_batch() / std::max<int64_t>(train.micro_batch(), 1),
+                                            " micro-batches per step, over all ranks");
+  notes["train.global_batch"] =
+      absl::StrCat(train.global_batch() * config.data().sequence_length(), " tokens per step");
+  if (train.max_tokens() == 0) notes["train.max_tokens"] = "no limit";
+  if (train.max_minutes() == 0) notes["train.max_minutes"] = "no limit";
+  if (config.parallel().data() == 0) notes["parallel.data"] = "all ranks";
+  if (config.parallel().threads() == 0) notes["parallel.threads"] = "cores of the machine / ranks on it";
+  if (config.eval().every_steps() == 0) notes["eval.every_steps"] = "never";
+  if (config.sample().every_steps() == 0) notes["sample.every_steps"] = "never";
+  if (config.checkpoint().every_steps() == 0) notes["checkpoint.every_steps"] = "only at the end";
+  if (config.optimizer().clip_norm() == 0) notes["optimizer.clip_norm"] = "no clipping";
+  if (model.gate_soft_cap() == 0) notes["model.gate_soft_cap"] = "none";
+  if (model.logit_soft_cap() == 0) notes["model.logit_soft_cap"] = "none";
+  return notes;
+}
+
+std::string ResolvedText(const config::RunConfig& config, const FieldNotes& notes) {
+  std::string text =
+      "# A run, resolved: every field with its value. Fields are explained in configs/run.proto.\n";
+  PrintMessage(config, notes, "", 0, &text);
+  return text;
+}
+
+RunSpec ToRunSpec(const config::RunConfig& config) {
+  const config::ModelConfig& m = config.model();
+  RunSpec run;
+  run.model.vocab_size = m.vocab_size();
+  run.model.embedding_dim = m.embedding_dim();
+  run.model.num_blocks = m.num_blocks();
+  run.model.num_heads = m.num_heads();
+  run.model.qk_dim = WidthOf(m.embedding_dim(), m.qk_dim_factor());
+  run.model.v_dim = WidthOf(m.embedding_dim(), m.v_dim_factor());
+  run.model.ffn_dim = m.ffn_dim();
+  run.model.use_bias = m.use_bias();
+  run.model.add_out_norm = m.add_out_norm();
+  run.model.norm_eps = m.norm_eps();
+  run.model.cell_eps = m.cell_eps();
+  run.model.gate_soft_cap = m.gate_soft_cap();
+  run.model.logit_soft_cap = m.logit_soft_cap();
+  run.model.input_gate =
+      m.input_gate() == config::ModelConfig::SIGMOID ? InputGate::kSigmoid : InputGate::kExponential;
+  run.model.normalize_sigmoid = m.normalize_sigmoid();
+  run.model.igate_bias_init = m.igate_bias_init();
+  run.model.normalizer_gradient = m.normalizer_gradient() == config::ModelConfig::FROZEN
+                                      ? NormalizerGradient::kFrozen
+                                      : NormalizerGradient::kExact;
+  run.model.chunk_length = m.chunk_length();
+  run.model.recompute =
+      m.recompute() == config::ModelConfig::RECOMPUTE ? Recompute::kRecompute : Recompute::kSave;
+  run.model.loss_chunk_tokens = m.loss_chunk_tokens();
+
+  run.tokenizer =
+      config.data().tokenizer() == config::DataConfig::NONE ? TokenizerKind::kNone : TokenizerKind::kBytes;
+  for (const config::DataSource& s : config.data().train()) run.train_data.push_back({s.path(), s.weight()});
+  for (const config::DataSource& s : config.data().validation()) {
+    run.validation_data.push_back({s.path(), s.weight()});
+  }
+  run.sequence_length = config.data().sequence_length();
+  run.reset_at_document = config.data().reset_at_document();
+
+  const config::OptimizerConfig& o = config.optimizer();
+  run.adamw = {.beta1 = o.beta1(),
+               .beta2 = o.beta2(),
+               .eps = o.eps(),
+               .weight_decay = o.weight_decay(),
+               .clip_norm = o.clip_norm()};
+  run.decay_embedding = o.decay_embedding();
+  const config::ScheduleConfig& s = config.schedule();
+  switch (s.kind()) {
+    case config::ScheduleConfig::CONSTANT:
+      run.schedule.kind = ScheduleKind::kConstant;
+      break;
+    case config::ScheduleConfig::COSINE:
+      run.schedule.kind = ScheduleKind::kCosine;
+      break;
+    case config::ScheduleConfig::EXPONENTIAL:
+      run.schedule.kind = ScheduleKind::kExponential;
+      break;
+    case config::ScheduleConfig::WARMUP_STABLE_DECAY:
+      run.schedule.kind = ScheduleKind::kWarmupStableDecay;
+      break;
+  }
+  run.schedule.peak_lr = s.peak_lr();
+  run.schedule.final_factor = s.final_factor();
+  run.schedule.warmup_steps = s.warmup_steps();
+  run.schedule.cooldown_steps = s.cooldown_steps();
+  run.schedule.total_steps = config.train().steps();
+
+  const config::TrainConfig& t = config.train();
+  run.steps = t.steps();
+  run.global_batch = t.global_batch();
+  run.micro_batch = t.micro_batch();
+  run.compute = t.compute() == config::TrainConfig::F64   ? DType::kF64
+                : t.compute() == config::TrainConfig::F32 ? DType::kF32
+                                                          : DType::kBF16;
+  run.seed = t.seed();
+  run.max_tokens = t.max_tokens();
+  run.max_minutes = t.max_minutes();
+  run.parallel_data = config.parallel().data();
+  run.threads = config.parallel().threads();
+  run.eval_every_steps = config.eval().every_steps();
+  run.eval_num_windows = config.eval().num_windows();
+  run.sample = {.every_steps = config.sample().every_steps(),
+                .num_tokens = config.sample().num_tokens(),
+                .top_k = config.sample().top_k(),
+                .prompt = config.sample().prompt(),
+                .temperature = config.sample().temperature(),
+                .top_p = config.sample().top_p()};
+  run.checkpoint_every_steps = config.checkpoint().every_steps();
+  run.checkpoint_keep_last = config.checkpoint().keep_last();
+  run.initial_weights = config.checkpoint().initial_weights();
+  run.log_every_steps = config.log().every_steps();
+  run.run_dir = config.run_dir();
+  return run;
+}
+}  // namespace carousel

@@ -1,0 +1,332 @@
+#include "configs/validate.h"
+
+#include <google/protobuf/message.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "configs/resolve.h"
+
+namespace carousel {
+namespace {
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Reflection;
+
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();  // ids and row numbers are 32 bits
+constexpr int64_t kMaxSteps = int64_t{1} << 40;
+constexpr int64_t kMaxTokens = int64_t{1} << 60;
+// Bound of the sum of all arrays of a run: no size computed later can overflow.
+constexpr double kMaxBytes = 0x1p60;
+
+// Allowed values of an integer field. Upper limits are far above what a machine can hold; they keep products
+// of sizes within 64 bits.
+struct IntRange {
+  const char* path;
+  int64_t min, max;
+  int64_t example;
+};
+constexpr IntRange kIntRanges[] = {
+    {"model.vocab_size", 2, kInt32Max, 320},
+    {"model.embedding_dim", 1, 1 << 20, 256},
+    {"model.num_blocks", 1, 1 << 16, 6},
+    {"model.num_heads", 1, 1 << 16, 4},
+    {"model.ffn_dim", 1, 1 << 22, 704},
+    {"model.chunk_length", 1, 1 << 16, 64},
+    {"model.loss_chunk_tokens", 1, kInt32Max, 1024},
+    {"data.sequence_length", 1, kInt32Max, 256},
+    {"schedule.warmup_steps", 0, kMaxSteps, 100},
+    {"schedule.cooldown_steps", 0, kMaxSteps, 0},
+    {"train.steps", 1, kMaxSteps, 1000},
+    {"train.global_batch", 1, kInt32Max, 8},
+    {"train.micro_batch", 1, kInt32Max, 8},
+    {"train.max_tokens", 0, kMaxTokens, 0},
+    {"parallel.data", 0, 1 << 24, 0},
+    {"parallel.threads", 0, 4096, 0},
+    {"eval.every_steps", 0, kMaxSteps, 100},
+    {"eval.num_windows", 1, kInt32Max, 64},
+    {"sample.every_steps", 0, kMaxSteps, 0},
+    {"sample.num_tokens", 1, kInt32Max, 200},
+    {"sample.top_k", 0, kInt32Max, 0},
+    {"checkpoint.every_steps", 0, kMaxSteps, 200},
+    {"checkpoint.keep_last", 1, kInt32Max, 3},
+    {"log.every_steps", 1, kMaxSteps, 10},
+};
+
+// Allowed values of a number: finite and from min to max, the ends included unless they are open.
+struct DoubleRange {
+  const char* path;
+  double min, max;
+  bool min_open, max_open;
+  double example;
+};
+constexpr DoubleRange kDoubleRanges[] = {
+    {"model.qk_dim_factor", 0, 64, true, false, 0.5},
+    {"model.v_dim_factor", 0, 64, true, false, 1},
+    {"model.ffn_proj_factor", 0, 1024, true, false, 2.667},
+    {"model.norm_eps", 0, 1, true, false, 1e-6},
+    {"model.cell_eps", 0, 1, false, false, 1e-6},
+    {"model.gate_soft_cap", 0, 1e6, false, false, 15},
+    {"model.logit_soft_cap", 0, 1e6, false, false, 30},
+    {"model.igate_bias_init", -1e4, 1e4, false, false, -10},
+    {"data.train.weight", 0, 1e12, true, false, 1},
+    {"data.validation.weight", 0, 1e12, true, false, 1},
+    {"optimizer.beta1", 0, 1, false, true, 0.9},
+    {"optimizer.beta2", 0, 1, false, true, 0.95},
+    {"optimizer.eps", 0, 1, true, false, 1e-8},
+    {"optimizer.weight_decay", 0, 1e3, false, false, 0.1},
+    {"optimizer.clip_norm", 0, 1e30, false, false, 1},
+    {"schedule.peak_lr", 0, 1e3, false, false, 1e-3},
+    {"schedule.final_factor", 0, 1, false, false, 0.1},
+    {"train.max_minutes", 0, 1e9, false, false, 0},
+    {"sample.temperature", 0, 1e6, false, false, 0.8},
+    {"sample.top_p", 0, 1, true, false, 1},
+};
+
+void CheckInt(const std::string& path, const std::string& rule_path, int64_t value, const Origins& origins,
+              Problems* problems) {
+  for (const IntRange& r : kIntRanges) {
+    if (rule_path != r.path) continue;
+    if (value >= r.min && value <= r.max) return;
+    problems->Add(origins, path,
+                  absl::StrFormat("%s=%d is not between %d and %d; for example %d", path, value, r.min, r.max,
+                                  r.example));
+    return;
+  }
+  problems->Add(absl::StrCat(path, " has no range in validate.cc"));
+}
+
+void CheckDouble(const std::string& path, const std::string& rule_path, double value, const Origins& origins,
+                 Problems* problems) {
+  for (const DoubleRange& r : kDoubleRanges) {
+    if (rule_path != r.path) continue;
+    const bool above = r.min_open ? value > r.min : value >= r.min;  // false for NaN
+    const bool below = r.max_open ? value < r.max : value <= r.max;
+    if (above && below && std::isfinite(value)) return;
+    problems->Add(origins, path,
+                  absl::StrFormat("%s=%g must be %s %g and %s %g; for example %g", path, value,
+                                  r.min_open ? "above" : "at least", r.min, r.max_open ? "below" : "at most",
+                                  r.max, r.example));
+    return;
+  }
+  problems->Add(absl::StrCat(path, " has no range in validate.cc"));
+}
+
+// Walks the fields that are set. rule_path is path without indices.
+void CheckFields(const Message& message, const std::string& path, const std::string& rule_path,
+                 const Origins& origins, Problems* problems) {
+  const Reflection& reflection = *message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const std::string field_path = path + field->name(), field_rule = rule_path + field->name();
+    if (field->is_repeated()) {
+      for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
+        CheckFields(reflection.GetRepeatedMessage(message, field, i), absl::StrCat(field_path, "[", i, "]."),
+                    field_rule + ".", origins, problems);
+      }
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      CheckFields(reflection.GetMessage(message, field), field_path + ".", field_rule + ".", origins,
+                  problems);
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT64) {
+      CheckInt(field_path, field_rule, reflection.GetInt64(message, field), origins, problems);
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
+      CheckDouble(field_path, field_rule, reflection.GetDouble(message, field), origins, problems);
+    } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING &&
+               reflection.GetString(message, field).find('\0') != std::string::npos) {
+      problems->Add(origins, field_path, absl::StrCat(field_path, " must not contain a NUL byte"));
+    }
+  }
+}
+
+// "use 2 or 4": the nearest divisors of n below and above `wanted`.
+std::string NearestDivisors(int64_t n, int64_t wanted) {
+  int64_t below = 0, above = 0;
+  // Divisors come in pairs (d, n / d) with d <= sqrt(n).
+  for (int64_t d = 1; d <= n / d; ++d) {
+    if (n % d != 0) continue;
+    for (const int64_t divisor : {d, n / d}) {
+      if (divisor <= wanted && divisor > below) below = divisor;
+      if (divisor >= wanted && (above == 0 || divisor < above)) above = divisor;
+    }
+  }
+  if (below == 0) return absl::StrCat("use ", above);
+  if (above == 0) return absl::StrCat("use ", below);
+  return absl::StrCat("use ", below, " or ", above);
+}
+
+int64_t Gcd(int64_t a, int64_t b) { return b == 0 ? a : Gcd(b, a % b); }
+
+// Number of heads and the widths they divide.
+void CheckHeads(const config::ModelConfig& model, const Origins& origins, Problems* problems) {
+  const int64_t D = model.embedding_dim(), NH = model.num_heads();
+  const int64_t qk = WidthOf(D, model.qk_dim_factor()), v = WidthOf(D, model.v_dim_factor());
+  const auto check_width = [&](const char* name, double factor, int64_t width) {
+    if (width > 0) return;
+    const double product = static_cast<double>(D) * factor;
+    const double whole = std::max(1.0, std::round(product));
+    problems->Add(
+        origins, absl::StrCat("model.", name),
+        absl::StrFormat("model.%s=%g times model.embedding_dim=%d is %g, not a whole width; use %.17g "
+                        "for a width of %g",
+                        name, factor, D, product, whole / static_cast<double>(D), whole));
+  };
+  check_width("qk_dim_factor", model.qk_dim_factor(), qk);
+  check_width("v_dim_factor", model.v_dim_factor(), v);
+  if (!model.has_num_heads() || qk <= 0 || v <= 0 || (qk % NH == 0 && v % NH == 0)) return;
+  problems->Add(
+      origins, "model.num_heads",
+      absl::StrFormat("model.num_heads=%d does not divide both the query-key width %d and the value "
+                      "width %d (model.embedding_dim=%d times the factors); %s",
+                      NH, qk, v, D, NearestDivisors(Gcd(qk, v), NH)));
+}
+
+// An upper bound of the bytes of weights, optimizer, activations and states of a run.
+double EstimateBytes(const config::RunConfig& config) {
+  const config::ModelConfig& m = config.model();
+  const double D = static_cast<double>(m.embedding_dim()), F = static_cast<double>(m.ffn_dim());
+  const double V = static_cast<double>(m.vocab_size()), NH = static_cast<double>(m.num_heads());
+  const double qk = D * m.qk_dim_factor(), v = D * m.v_dim_factor();
+  const double blocks = static_cast<double>(m.num_blocks());
+  const double tokens = static_cast<double>(config.train().micro_batch()) *
+                        static_cast<double>(config.data().sequence_length());
+  const double chunk = static_cast<double>(m.chunk_length());
+  const double chunks = tokens / chunk + static_cast<double>(config.train().micro_batch());
+  const double params = 2 * V * D + blocks * (D * (2 * qk + 3 * v + 2 * NH + 3 * F + 8) + 2 * v);
+  const double activations = tokens * (blocks + 1) * (12 * D + 6 * F + 6 * qk + 6 * v + 8 * NH);
+  const double states = blocks * (chunks + 1) * (qk * v / NH + qk + NH);
+  const double logits = static_cast<double>(m.loss_chunk_tokens()) * V;
+  return 8 * (8 * params + activations + 4 * states + 4 * logits + tokens * NH * chunk);
+}
+
+void CheckSizes(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const config::TrainConfig& train = config.train();
+  const int64_t T = config.data().sequence_length(), B = train.micro_batch();
+  if (B > kInt32Max / T) {
+    problems->Add(
+        origins, "train.micro_batch",
+        absl::StrFormat("train.micro_batch=%d times data.sequence_length=%d is above %d tokens; use a "
+                        "micro_batch of at most %d",
+                        B, T, kInt32Max, kInt32Max / T));
+  }
+  const double tokens =
+      static_cast<double>(train.global_batch()) * static_cast<double>(T) * static_cast<double>(train.steps());
+  if (tokens > static_cast<double>(kMaxTokens)) {
+    problems->Add(
+        origins, "train.steps",
+        absl::StrFormat("train.steps=%d of %d x %d tokens are %g tokens, above %g; use fewer steps",
+                        train.steps(), train.global_batch(), T, tokens, static_cast<double>(kMaxTokens)));
+  }
+  const config::ModelConfig& m = config.model();
+  const bool complete =
+      m.has_vocab_size() && m.has_embedding_dim() && m.has_num_blocks() && m.has_num_heads();
+  if (complete && EstimateBytes(config) > kMaxBytes) {
+    problems->Add(
+        absl::StrFormat("the model and one micro-batch need more than %g bytes; make "
+                        "model.embedding_dim=%d, model.num_blocks=%d, model.vocab_size=%d or "
+                        "train.micro_batch=%d smaller",
+                        kMaxBytes, m.embedding_dim(), m.num_blocks(), m.vocab_size(), B));
+  }
+}
+
+void CheckSchedule(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const config::ScheduleConfig& schedule = config.schedule();
+  const int64_t steps = config.train().steps();
+  const int64_t warmup = schedule.warmup_steps(), cooldown = schedule.cooldown_steps();
+  if (warmup + cooldown > steps) {
+    const bool blame_warmup = cooldown < steps;
+    const std::string path = blame_warmup ? "schedule.warmup_steps" : "schedule.cooldown_steps";
+    problems->Add(origins, path,
+                  absl::StrFormat("schedule.warmup_steps=%d and schedule.cooldown_steps=%d do not fit into "
+                                  "train.steps=%d; use a %s of at most %d",
+                                  warmup, cooldown, steps, path.substr(path.find('.') + 1),
+                                  blame_warmup ? steps - cooldown : std::max<int64_t>(steps - warmup, 0)));
+  }
+  if (schedule.kind() == config::ScheduleConfig::EXPONENTIAL && schedule.final_factor() == 0) {
+    problems->Add(origins, "schedule.final_factor",
+                  "schedule.final_factor=0 cannot be reached by schedule.kind=EXPONENTIAL; for example 0.1");
+  }
+}
+}  // namespace
+
+bool CheckRanges(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const size_t before = problems->size();
+  CheckFields(config, "", "", origins, problems);
+  const auto check_paths = [&](const auto& sources, const char* name) {
+    for (int i = 0; i < sources.size(); ++i) {
+      if (!sources.Get(i).path().empty()) continue;
+      problems->Add(
+          origins, absl::StrCat("data.", name, "[", i, "]"),
+          absl::StrCat("data.", name, "[", i, "].path is missing; it names PREFIX of the token files ",
+                       "PREFIX.bin and PREFIX.idx that carousel data build wrote"));
+    }
+  };
+  check_paths(config.data().train(), "train");
+  check_paths(config.data().validation(), "validation");
+  return problems->size() == before;
+}
+
+void CheckRequired(const config::RunConfig& config, Problems* problems) {
+  const config::ModelConfig& model = config.model();
+  if (!model.has_embedding_dim()) problems->Add("model.embedding_dim is required; for example 256");
+  if (!model.has_num_blocks()) problems->Add("model.num_blocks is required; for example 6");
+  if (!model.has_num_heads()) problems->Add("model.num_heads is required; for example 4");
+  if (!model.has_vocab_size() && config.data().tokenizer() == config::DataConfig::NONE) {
+    problems->Add(
+        "model.vocab_size is required with data.tokenizer=NONE; every token id must be below it, for example "
+        "50304");
+  }
+}
+
+void CheckRelations(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  if (config.model().has_embedding_dim()) CheckHeads(config.model(), origins, problems);
+  const int64_t ids = TokenizerVocabulary(config.data().tokenizer());
+  if (config.model().has_vocab_size() && config.model().vocab_size() < ids) {
+    problems->Add(
+        origins, "model.vocab_size",
+        absl::StrFormat("model.vocab_size=%d is below the %d ids of data.tokenizer=%s; use %d, or leave "
+                        "it out",
+                        config.model().vocab_size(), ids,
+                        config::DataConfig::Tokenizer_Name(config.data().tokenizer()), (ids + 63) / 64 * 64));
+  }
+  const config::TrainConfig& train = config.train();
+  if (train.global_batch() % train.micro_batch() != 0) {
+    problems->Add(
+        origins, "train.micro_batch",
+        absl::StrFormat("train.micro_batch=%d does not divide train.global_batch=%d; %s", train.micro_batch(),
+                        train.global_batch(), NearestDivisors(train.global_batch(), train.micro_batch())));
+  } else if (config.parallel().data() > 0) {
+    const int64_t micro_batches = train.global_batch() / train.micro_batch();
+    if (micro_batches % config.parallel().data() != 0) {
+      problems->Add(
+          origins, "parallel.data",
+          absl::StrFormat("parallel.data=%d does not divide the %d micro-batches of a step "
+                          "(train.global_batch=%d / train.micro_batch=%d); %s",
+                          config.parallel().data(), micro_batches, train.global_batch(), train.micro_batch(),
+                          NearestDivisors(micro_batches, config.parallel().data())));
+    }
+  }
+  CheckSchedule(config, origins, problems);
+  CheckSizes(config, origins, problems);
+  if (config.sample().every_steps() > 0 && config.data().tokenizer() == config::DataConfig::NONE) {
+    problems->Add(origins, "sample.every_steps",
+                  "sample.every_steps needs a tokenizer to read sample.prompt; use sample.every_steps=0 or "
+                  "data.tokenizer=BYTES");
+  }
+}
+
+void CheckForTraining(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  if (config.data().train_size() == 0) {
+    problems->Add(
+        "data.train is empty; for example --set data.train.path=PREFIX with what carousel data build wrote");
+  }
+  if (config.eval().every_steps() > 0 && config.data().validation_size() == 0) {
+    problems->Add(
+        origins, "eval.every_steps",
+        absl::StrCat("eval.every_steps=", config.eval().every_steps(),
+                     " but data.validation is empty; add data.validation or use eval.every_steps=0"));
+  }
+}
+}  // namespace carousel
