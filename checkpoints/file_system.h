@@ -2,8 +2,9 @@
 // one before a crash. PosixFileSystem is the real one; it has no state.
 //
 // Errors are absl::Status with the path, what was attempted and the system's reason: NotFound (ENOENT),
-// AlreadyExists, PermissionDenied (EACCES, EROFS), ResourceExhausted (ENOSPC, EDQUOT: the disk is full),
-// Unavailable for everything else (EIO).
+// AlreadyExists, FailedPrecondition (a file where a directory is needed, or the reverse), PermissionDenied
+// (EACCES, EROFS), ResourceExhausted (ENOSPC, EDQUOT: the disk is full), Unavailable for everything else
+// (EIO).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,8 +16,7 @@
 
 namespace carousel {
 
-// A new file, written from its beginning to its end. Not closed by the destructor's choice of words: a file
-// that was destroyed without Close() is closed, and nothing is promised about its contents.
+// A new file, written from its beginning to its end. Without Close() nothing is promised about its contents.
 class WritableFile {
  public:
   virtual ~WritableFile() = default;
@@ -60,6 +60,7 @@ class FileSystem {
   virtual absl::Status CreateDirectory(const std::string& path) = 0;  // its parent exists, it does not
   // Renames a file or a directory. An existing file at `to` is replaced; an existing directory is an error.
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
+  // Of a directory: FailedPrecondition.
   virtual absl::Status RemoveFile(const std::string& path) = 0;
   virtual absl::Status RemoveDirectory(const std::string& path) = 0;  // it is empty
   // The names in the directory are on stable storage.
@@ -101,6 +102,6 @@ absl::Status WriteFile(FileSystem& files, const std::string& path, const std::st
 absl::Status ReplaceFile(FileSystem& files, const std::string& path, const std::string& contents);
 // A whole file of at most max_bytes.
 absl::StatusOr<std::string> ReadFile(FileSystem& files, const std::string& path, int64_t max_bytes);
-// Removes a file or a directory with all it holds. Nothing there is not an error.
+// Removes a file or a directory with all it holds (links are not followed). Nothing there is not an error.
 absl::Status RemoveTree(FileSystem& files, const std::string& path);
 }  // namespace carousel
