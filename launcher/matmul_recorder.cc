@@ -1,0 +1,62 @@
+#include "launcher/matmul_recorder.h"
+
+namespace carousel {
+
+class MatmulRecorder::RecordingOps final : public Ops {
+ public:
+  explicit RecordingOps(Ops& ops) : ops_(ops) {}
+
+  void Matmul(const MatmulArgs& a) override {
+    if (recording) calls.push_back(a);
+    ops_.Matmul(a);
+  }
+  void Fill(const FillArgs& a) override { ops_.Fill(a); }
+  void Cast(const CastArgs& a) override { ops_.Cast(a); }
+  void Add(const AddArgs& a) override { ops_.Add(a); }
+  void ColumnSum(const ColumnSumArgs& a) override { ops_.ColumnSum(a); }
+  void EmbeddingForward(const EmbeddingForwardArgs& a) override { ops_.EmbeddingForward(a); }
+  void EmbeddingBackward(const EmbeddingBackwardArgs& a) override { ops_.EmbeddingBackward(a); }
+  void RmsNormForward(const RmsNormForwardArgs& a) override { ops_.RmsNormForward(a); }
+  void RmsNormBackward(const RmsNormBackwardArgs& a) override { ops_.RmsNormBackward(a); }
+  void SoftCapForward(const SoftCapForwardArgs& a) override { ops_.SoftCapForward(a); }
+  void SoftCapBackward(const SoftCapBackwardArgs& a) override { ops_.SoftCapBackward(a); }
+  int64_t MlstmWorkspaceBytes(const MlstmShape& shape, DType compute) const override {
+    return ops_.MlstmWorkspaceBytes(shape, compute);
+  }
+  void MlstmForward(const MlstmForwardArgs& a) override { ops_.MlstmForward(a); }
+  void MlstmBackward(const MlstmBackwardArgs& a) override { ops_.MlstmBackward(a); }
+  void HeadNormGateForward(const HeadNormGateForwardArgs& a) override { ops_.HeadNormGateForward(a); }
+  void HeadNormGateBackward(const HeadNormGateBackwardArgs& a) override { ops_.HeadNormGateBackward(a); }
+  void SwiGluForward(const SwiGluForwardArgs& a) override { ops_.SwiGluForward(a); }
+  void SwiGluBackward(const SwiGluBackwardArgs& a) override { ops_.SwiGluBackward(a); }
+  void CrossEntropy(const CrossEntropyArgs& a) override { ops_.CrossEntropy(a); }
+  void AdamW(const AdamWArgs& a) override { ops_.AdamW(a); }
+  void SquaredNorm(const SquaredNormArgs& a) override { ops_.SquaredNorm(a); }
+  void SumExactly(const ExactSumArgs& a) override { ops_.SumExactly(a); }
+
+  bool recording = false;
+  std::vector<MatmulArgs> calls;
+  Ops& ops_;
+};
+
+MatmulRecorder::MatmulRecorder(Device& device)
+    : device_(device), ops_(std::make_unique<RecordingOps>(device.ops())) {}
+MatmulRecorder::~MatmulRecorder() = default;
+
+Ops& MatmulRecorder::ops() { return *ops_; }
+void MatmulRecorder::Record(bool on) { ops_->recording = on; }
+const std::vector<MatmulArgs>& MatmulRecorder::calls() const { return ops_->calls; }
+
+double MatmulRecorder::flops() const {
+  double flops = 0;
+  for (const MatmulArgs& a : ops_->calls) {
+    const int64_t K = a.transpose_a ? a.a.dim[0] : a.a.dim[1];
+    flops += 2.0 * static_cast<double>(a.c.dim[0]) * static_cast<double>(a.c.dim[1]) * static_cast<double>(K);
+  }
+  return flops;
+}
+
+void MatmulRecorder::Replay() {
+  for (const MatmulArgs& a : ops_->calls) ops_->ops_.Matmul(a);
+}
+}  // namespace carousel

@@ -1,0 +1,132 @@
+#include "launcher/run_directory.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status_macros.h"
+
+namespace carousel {
+namespace {
+
+absl::Status ErrnoError(const std::string& what, const std::string& path, const std::string& fix) {
+  const std::string reason = std::strerror(errno);
+  const std::string message = absl::StrCat(what, " ", path, ": ", reason, fix.empty() ? "" : "; ", fix);
+  return errno == ENOSPC ? absl::ResourceExhaustedError(message) : absl::PermissionDeniedError(message);
+}
+
+// Writes `text` to `path` through a temporary file, synced and renamed.
+absl::Status WriteDurably(const std::string& path, const std::string& text) {
+  const std::string temporary = path + ".tmp";
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoError("cannot create", temporary, "");
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = write(fd, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const absl::Status status = ErrnoError("cannot write", temporary, "");
+      close(fd);
+      unlink(temporary.c_str());
+      return status;
+    }
+    done += static_cast<size_t>(n);
+  }
+  const bool synced = fsync(fd) == 0;
+  if (close(fd) != 0 || !synced || rename(temporary.c_str(), path.c_str()) != 0) {
+    const absl::Status status = ErrnoError("cannot write", path, "");
+    unlink(temporary.c_str());
+    return status;
+  }
+  return absl::OkStatus();
+}
+}  // namespace
+
+std::string ConfigPath(const std::string& run_dir) { return run_dir + "/config.textproto"; }
+std::string MetricsPath(const std::string& run_dir) { return run_dir + "/metrics.jsonl"; }
+
+absl::Status PrepareRunDirectory(const std::string& run_dir) {
+  std::error_code error;
+  std::filesystem::create_directories(run_dir, error);
+  if (error) {
+    return absl::PermissionDeniedError(absl::StrCat("cannot make the run directory ", run_dir, ": ",
+                                                    error.message(), "; choose another with --run_dir"));
+  }
+  const std::string probe = run_dir + "/.write_probe";
+  const absl::Status status = WriteDurably(probe, "probe\n");
+  if (!status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat("the run directory cannot be written: ", std::string(status.message()),
+                                     "; choose another with --run_dir"));
+  }
+  unlink(probe.c_str());
+  return absl::OkStatus();
+}
+
+absl::Status RecordStart(const RunSpec& run, const std::string& build_line) {
+  CAROUSEL_RETURN_IF_ERROR(WriteDurably(ConfigPath(run.run_dir), run.resolved_text));
+  const std::string path = run.run_dir + "/build.txt";
+  std::FILE* file = std::fopen(path.c_str(), "a");
+  if (file == nullptr) return ErrnoError("cannot open", path, "");
+  const bool written = std::fprintf(file, "%s\n", build_line.c_str()) >= 0;
+  if (std::fclose(file) != 0 || !written) return ErrnoError("cannot write", path, "");
+  return absl::OkStatus();
+}
+
+std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const RunSpec& now) {
+  std::vector<ConfigDifference> differences;
+  bool acceptable = false;  // of the fields that follow
+  const auto compare = [&](const char* field, const auto& a, const auto& b) {
+    if (a != b) differences.push_back({absl::StrCat(field, ": ", a, " in the run, ", b, " now"), acceptable});
+  };
+  const auto number = [](auto value) { return static_cast<int64_t>(value); };
+  const ModelSpec &m = earlier.model, &n = now.model;
+  compare("model.vocab_size", m.vocab_size, n.vocab_size);
+  compare("model.embedding_dim", m.embedding_dim, n.embedding_dim);
+  compare("model.num_blocks", m.num_blocks, n.num_blocks);
+  compare("model.num_heads", m.num_heads, n.num_heads);
+  compare("model.qk_dim (qk_dim_factor)", m.qk_dim, n.qk_dim);
+  compare("model.v_dim (v_dim_factor)", m.v_dim, n.v_dim);
+  compare("model.ffn_dim", m.ffn_dim, n.ffn_dim);
+  compare("model.use_bias", number(m.use_bias), number(n.use_bias));
+  compare("model.add_out_norm", number(m.add_out_norm), number(n.add_out_norm));
+  compare("model.norm_eps", m.norm_eps, n.norm_eps);
+  compare("model.cell_eps", m.cell_eps, n.cell_eps);
+  compare("model.gate_soft_cap", m.gate_soft_cap, n.gate_soft_cap);
+  compare("model.logit_soft_cap", m.logit_soft_cap, n.logit_soft_cap);
+  compare("model.input_gate", number(m.input_gate), number(n.input_gate));
+  compare("model.normalize_sigmoid", number(m.normalize_sigmoid), number(n.normalize_sigmoid));
+  compare("model.normalizer_gradient", number(m.normalizer_gradient), number(n.normalizer_gradient));
+  acceptable = true;
+  compare("data.sequence_length", earlier.sequence_length, now.sequence_length);
+  compare("data.reset_at_document", number(earlier.reset_at_document), number(now.reset_at_document));
+  compare("data.train: number of sources", earlier.train_data.size(), now.train_data.size());
+  for (size_t i = 0; i < std::min(earlier.train_data.size(), now.train_data.size()); ++i) {
+    compare("data.train.path", earlier.train_data[i].path, now.train_data[i].path);
+    compare("data.train.weight", earlier.train_data[i].weight, now.train_data[i].weight);
+  }
+  compare("train.global_batch", earlier.global_batch, now.global_batch);
+  compare("train.micro_batch", earlier.micro_batch, now.micro_batch);
+  compare("train.compute", NameOf(earlier.compute), NameOf(now.compute));
+  compare("train.seed", earlier.seed, now.seed);
+  compare("train.steps", earlier.steps, now.steps);
+  compare("optimizer.beta1", earlier.adamw.beta1, now.adamw.beta1);
+  compare("optimizer.beta2", earlier.adamw.beta2, now.adamw.beta2);
+  compare("optimizer.eps", earlier.adamw.eps, now.adamw.eps);
+  compare("optimizer.weight_decay", earlier.adamw.weight_decay, now.adamw.weight_decay);
+  compare("optimizer.clip_norm", earlier.adamw.clip_norm, now.adamw.clip_norm);
+  compare("optimizer.decay_embedding", number(earlier.decay_embedding), number(now.decay_embedding));
+  compare("schedule.kind", number(earlier.schedule.kind), number(now.schedule.kind));
+  compare("schedule.peak_lr", earlier.schedule.peak_lr, now.schedule.peak_lr);
+  compare("schedule.final_factor", earlier.schedule.final_factor, now.schedule.final_factor);
+  compare("schedule.warmup_steps", earlier.schedule.warmup_steps, now.schedule.warmup_steps);
+  compare("schedule.cooldown_steps", earlier.schedule.cooldown_steps, now.schedule.cooldown_steps);
+  return differences;
+}
+}  // namespace carousel

@@ -1,0 +1,33 @@
+// The directory of a run: the resolved config and what made it, kept beside the metrics and the checkpoints.
+//   <run_dir>/config.textproto   the resolved config of the newest start
+//   <run_dir>/build.txt          version, git revision and command of every start, one line each
+//   <run_dir>/metrics.jsonl, checkpoints/
+#pragma once
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "configs/run_spec.h"
+
+namespace carousel {
+
+std::string ConfigPath(const std::string& run_dir);
+std::string MetricsPath(const std::string& run_dir);
+
+// Makes the directory and proves that it can be written (a file is made, synced and removed). Errors name the
+// directory.
+absl::Status PrepareRunDirectory(const std::string& run_dir);
+// Writes config.textproto (synced, renamed into place) and appends to build.txt.
+absl::Status RecordStart(const RunSpec& run, const std::string& build_line);
+
+// One field that differs between a run's earlier config and the one that would go on with it:
+// "model.num_blocks: 4 in the run, 6 now".
+struct ConfigDifference {
+  std::string text;
+  bool acceptable =
+      false;  // may be changed on purpose (data, batch, optimizer, schedule); false: the model itself
+};
+// All of them that change what the run computes. Settings of speed, logging, evaluation and checkpoints may
+// differ freely.
+std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const RunSpec& now);
+}  // namespace carousel

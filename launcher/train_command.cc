@@ -1,0 +1,102 @@
+// `carousel train`: starts a run, or goes on with the one that the run directory holds.
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "configs/load.h"
+#include "core/base/status_macros.h"
+#include "launcher/agreement.h"
+#include "launcher/commands.h"
+#include "launcher/environment.h"
+#include "launcher/run_directory.h"
+#include "launcher/signals.h"
+#include "launcher/training_run.h"
+
+namespace carousel {
+namespace {
+
+struct TrainCommandOptions {
+  ConfigOptions config;
+  TrainOptions train;
+};
+
+// Rank 0 reads the config; all ranks parse the same resolved text.
+absl::StatusOr<RunSpec> LoadRunEverywhere(const ConfigOptions& options, Communicator& world) {
+  const auto load = [&]() -> absl::StatusOr<RunSpec> {
+    std::string config = options.config;
+    if (config.empty()) {
+      if (options.run_dir.empty()) {
+        return absl::InvalidArgumentError(
+            "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
+      }
+      config = ConfigPath(options.run_dir);
+      if (!std::filesystem::exists(config)) {
+        return absl::NotFoundError(
+            absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
+      }
+    }
+    CAROUSEL_ASSIGN_OR_RETURN(RunSpec run,
+                              LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir}));
+    if (run.run_dir.empty()) {
+      return absl::InvalidArgumentError(
+          "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");
+    }
+    return run;
+  };
+  absl::StatusOr<RunSpec> run = absl::UnknownError("not read");
+  if (world.rank() == 0) run = load();
+  CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, world.rank() == 0 ? run.status() : absl::OkStatus()));
+  const std::string text = BroadcastBytes(world, world.rank() == 0 ? run->resolved_text : "", 0);
+  return world.rank() == 0 ? run : LoadRunFromText(text, "config of rank 0", {});
+}
+
+absl::Status Train(const TrainCommandOptions& options, Environment& environment) {
+  CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run, LoadRunEverywhere(options.config, environment.world()));
+  InstallStopSignals();
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
+                            TrainingRun::Create(run, options.train, environment));
+  return training->Train();
+}
+
+int RunTrain(const TrainCommandOptions& options) {
+  const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start();
+  if (!environment.ok()) return ReportError(environment.status());
+  const absl::Status status = Train(options, **environment);
+  // The status is the same on every rank: one of them says it.
+  int exit_code = kExitOk;
+  if (!status.ok()) {
+    exit_code = absl::IsInvalidArgument(status) ? kExitUsage : kExitFailure;
+    if ((*environment)->rank() == 0) exit_code = ReportError(status);
+  }
+  return (*environment)->Finish(exit_code);
+}
+}  // namespace
+
+CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
+  CLI::App* train =
+      app.add_subcommand("train", "Train a model, or go on with the run that a directory holds");
+  const auto options = std::make_shared<TrainCommandOptions>();
+  AddConfigOptions(*train, &options->config);
+  train->add_flag("--fresh", options->train.fresh,
+                  "Refuse to go on: an error if the run directory holds a checkpoint");
+  train->add_flag("--checkpoint_fallback", options->train.checkpoint_fallback,
+                  "If the newest checkpoint is damaged, set it aside and take the newest one that is intact");
+  train->add_flag(
+      "--accept_change", options->train.accept_change,
+      "Go on although data, batch, optimizer or schedule differ from what the run was begun with");
+  train->footer(
+      "Starting in a run directory that holds a checkpoint goes on from it, with any number of ranks. Losses "
+      "and weights\n"
+      "have the same bits for every number of ranks.\n\n"
+      "Examples:\n"
+      "  carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
+      "  mpirun -np 2 carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
+      "  carousel train --run_dir runs/demo                      # go on with it\n"
+      "  carousel train --config configs/demo_bytes.textproto --run_dir runs/b --set schedule.peak_lr=2e-3 "
+      "--set "
+      "train.steps=500");
+  train->callback([options, run] { *run = [options] { return RunTrain(*options); }; });
+  return train;
+}
+}  // namespace carousel

@@ -1,0 +1,15 @@
+#include "launcher/train_setup.h"
+
+namespace carousel {
+
+TrainSpec MakeTrainSpec(const RunSpec& run) {
+  return {.model = run.model,
+          .adamw = run.adamw,
+          .schedule = run.schedule,
+          .decay_embedding = run.decay_embedding,
+          .T = run.sequence_length,
+          .micro_batch = run.micro_batch,
+          .micro_batches_per_step = run.micro_batches_per_step(),
+          .compute = run.compute};
+}
+}  // namespace carousel

@@ -1,0 +1,180 @@
+// TrainingRun: the loop over steps and what happens between them.
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/base/log.h"
+#include "core/base/status_macros.h"
+#include "core/text/tokenizer.h"
+#include "core/text/utf8.h"
+#include "launcher/signals.h"
+#include "launcher/training_run.h"
+#include "launcher/version.h"
+
+namespace carousel {
+namespace {
+
+constexpr int64_t kMaxFailedSaves = 3;  // in a row, then the run stops
+
+double Seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+// A metrics line that cannot be written (a full disk) is no reason to lose the run.
+void ReportMetrics(const absl::Status& status) {
+  if (!status.ok()) CAROUSEL_LOG(WARNING) << status.message();
+}
+}  // namespace
+
+absl::Status TrainingRun::Train() {
+  if (IsMain()) {
+    CAROUSEL_LOG(INFO) << environment_.Describe();
+    CAROUSEL_LOG(INFO) << absl::StrFormat(
+        "%d parameters, %d tokens per step, %d training tokens, %s, %.1f MiB planned per rank",
+        NumParameters(run_.model), run_.global_batch * run_.sequence_length, train_data_->num_tokens(),
+        NameOf(run_.compute), static_cast<double>(trainer_->arena().total_bytes()) / (1 << 20));
+    if (state_.step >= run_.steps) CAROUSEL_LOG(INFO) << "all " << run_.steps << " steps are done already";
+  }
+  Stop stop = state_.step < run_.steps ? StopReason() : Stop::kNo;
+  while (state_.step < run_.steps && stop == Stop::kNo) {
+    const double start = Seconds();
+    const StepResult result = trainer_->Step(state_.step, *loader_);
+    CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
+    stop = StopReason();
+  }
+  if (evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
+  if (saved_step_ != state_.step) CAROUSEL_RETURN_IF_ERROR(Save());
+  if (IsMain()) {
+    const char* why = stop == Stop::kTokens   ? "token budget used up"
+                      : stop == Stop::kTime   ? "time budget used up"
+                      : stop == Stop::kSignal ? "stopped by a signal; run the same command to go on"
+                                              : "finished";
+    console_->Message(absl::StrFormat(
+        "%s at step %d, %d tokens, %.1f min of training; %d steps skipped; run directory %s", why,
+        state_.step, state_.consumed_tokens, state_.wall_seconds / 60, state_.skipped_steps, run_.run_dir));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::AfterStep(const StepResult& result, double step_seconds) {
+  const int64_t tokens = run_.global_batch * run_.sequence_length;
+  state_.step += 1;
+  state_.consumed_sequences += run_.global_batch;
+  state_.consumed_tokens += tokens;
+  state_.wall_seconds += step_seconds;
+  state_.skipped_steps += result.skipped;
+
+  // The tokens that all ranks saw, as one number: runs with equal digests saw equal data.
+  int64_t digest = static_cast<int64_t>(loader_->TakeDigest());
+  environment_.world().AllReduceSum(Tensor(&digest, DType::kI64, {1}));
+
+  if (IsMain()) {
+    if (result.skipped) {
+      CAROUSEL_LOG(WARNING) << "step " << state_.step << " skipped: the loss or a gradient was not finite";
+    }
+    ReportMetrics(metrics_->Append({.step = state_.step,
+                                    .tokens = state_.consumed_tokens,
+                                    .loss = result.loss,
+                                    .grad_norm = result.grad_norm,
+                                    .lr = result.lr,
+                                    .seconds = step_seconds,
+                                    .wall_seconds = state_.wall_seconds,
+                                    .data_wait_seconds = loader_->starved_seconds(),
+                                    .data_digest = static_cast<uint64_t>(digest),
+                                    .skipped = result.skipped}));
+    console_->Step({.step = state_.step,
+                    .total_steps = run_.steps,
+                    .loss = result.loss,
+                    .grad_norm = result.grad_norm,
+                    .lr = result.lr,
+                    .tokens = tokens,
+                    .seconds = step_seconds});
+  }
+  if (evaluation_.has_value() && state_.step % run_.eval_every_steps == 0) Evaluate();
+  if (run_.sample.every_steps > 0 && state_.step % run_.sample.every_steps == 0) Sample();
+  if (run_.checkpoint_every_steps > 0 && state_.step % run_.checkpoint_every_steps == 0) {
+    const absl::Status saved = Save();
+    // Training is worth more than one save: go on, but not for ever without a checkpoint.
+    failed_saves_ = saved.ok() ? 0 : failed_saves_ + 1;
+    if (!saved.ok()) {
+      if (IsMain()) {
+        console_->Message(absl::StrCat("checkpoint of step ", state_.step,
+                                       " FAILED (training goes on, earlier checkpoints are ",
+                                       "untouched): ", std::string(saved.message())));
+      }
+      if (failed_saves_ >= kMaxFailedSaves) return saved;
+    }
+  }
+  return absl::OkStatus();
+}
+
+void TrainingRun::Evaluate() {
+  const double start = Seconds();
+  int64_t num_targets = 0;
+  const double loss = trainer_->Evaluate(*evaluation_, evaluation_->num_batches(), &num_targets);
+  evaluated_step_ = state_.step;
+  if (!IsMain()) return;
+  // Of the byte tokenizer a token is a byte, so nats per token become bits per byte.
+  const double bits = loss / std::log(2.0);
+  ReportMetrics(metrics_->AppendEvaluation(
+      {.step = state_.step, .loss = loss, .bits_per_byte = bits, .num_targets = num_targets}));
+  console_->Message(
+      absl::StrFormat("step %d  validation loss %.4f nats/token, %.4f bits/byte (%d tokens, %.1f s)",
+                      state_.step, loss, bits, num_targets, Seconds() - start));
+}
+
+void TrainingRun::Sample() {
+  if (!IsMain()) return;
+  const ByteTokenizer tokenizer;
+  GenerateArgs args{.prompt = {tokenizer.eod_id()},
+                    .max_new_tokens = run_.sample.num_tokens,
+                    .stop_ids = {tokenizer.eod_id()},
+                    .reset_id = run_.reset_at_document ? tokenizer.eod_id() : -1,
+                    .sampling = {.temperature = run_.sample.temperature,
+                                 .top_k = run_.sample.top_k,
+                                 .top_p = run_.sample.top_p,
+                                 .seed = run_.seed,
+                                 .num_allowed_ids = std::min(tokenizer.size(), run_.model.vocab_size)}};
+  tokenizer.Encode(run_.sample.prompt, &args.prompt);
+  const std::vector<int32_t> ids = generator_->Generate(args);
+  const std::string text = run_.sample.prompt + tokenizer.Decode(ids);
+  ReportMetrics(metrics_->AppendSample(state_.step, text));
+  console_->Message(absl::StrCat("step ", state_.step, "  sample: ", text));
+}
+
+absl::Status TrainingRun::Save() {
+  const double start = Seconds();
+  const absl::Status status = SaveCheckpoint({.run_dir = run_.run_dir,
+                                              .run_id = run_.run_dir,
+                                              .state = state_,
+                                              .slices = trainer_->States(),
+                                              .config_text = run_.resolved_text,
+                                              .writer = VersionLine(),
+                                              .keep_last = run_.checkpoint_keep_last,
+                                              .communicator = &environment_.world(),
+                                              .lease = lease_.get()});
+  if (!status.ok()) return status;
+  saved_step_ = state_.step;
+  if (IsMain())
+    console_->Message(absl::StrFormat("step %d  checkpoint saved (%.1f s)", state_.step, Seconds() - start));
+  return absl::OkStatus();
+}
+
+TrainingRun::Stop TrainingRun::StopReason() {
+  Stop mine = Stop::kNo;
+  if (run_.max_tokens > 0 && state_.consumed_tokens >= run_.max_tokens) mine = Stop::kTokens;
+  // Clocks and signals differ between ranks: any rank's reason stops all, the largest wins.
+  if (IsMain() && run_.max_minutes > 0 && state_.wall_seconds >= 60 * run_.max_minutes) mine = Stop::kTime;
+  if (StopRequested()) mine = Stop::kSignal;
+  int64_t counts[4] = {};
+  counts[static_cast<int64_t>(mine)] = 1;
+  environment_.world().AllReduceSum(Tensor(counts, DType::kI64, {4}));
+  for (const Stop stop : {Stop::kSignal, Stop::kTime, Stop::kTokens}) {
+    if (counts[static_cast<int64_t>(stop)] > 0) return stop;
+  }
+  return Stop::kNo;
+}
+}  // namespace carousel

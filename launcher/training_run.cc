@@ -1,0 +1,171 @@
+#include "launcher/training_run.h"
+
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "configs/load.h"
+#include "core/base/log.h"
+#include "core/base/status_macros.h"
+#include "core/text/tokenizer.h"
+#include "kernels/make_device.h"
+#include "launcher/agreement.h"
+#include "launcher/model_source.h"
+#include "launcher/run_directory.h"
+#include "launcher/train_setup.h"
+#include "launcher/version.h"
+#include "parallel/mesh_builder.h"
+
+namespace carousel {
+namespace {
+
+std::vector<DatasetSource> Sources(const std::vector<DataSourceSpec>& specs) {
+  std::vector<DatasetSource> sources;
+  for (const DataSourceSpec& s : specs) sources.push_back({.path = s.path, .weight = s.weight});
+  return sources;
+}
+}  // namespace
+
+TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment)
+    : run_(run), options_(options), environment_(environment) {}
+
+TrainingRun::~TrainingRun() = default;
+
+absl::Status TrainingRun::Agree(const absl::Status& mine) {
+  return AgreeOnStatus(environment_.world(), mine);
+}
+
+absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& run,
+                                                                 const TrainOptions& options,
+                                                                 Environment& environment) {
+  std::unique_ptr<TrainingRun> self(new TrainingRun(run, options, environment));
+  // Each stage is tried by all ranks; a failure of any is everybody's.
+  CAROUSEL_ASSIGN_OR_RETURN(self->mesh_, BuildMesh({.world = environment.size(),
+                                                    .data = run.parallel_data,
+                                                    .global_batch = run.global_batch,
+                                                    .micro_batch = run.micro_batch},
+                                                   environment.world()));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
+  CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
+  return self;
+}
+
+absl::Status TrainingRun::OpenData() {
+  const std::unique_ptr<Tokenizer> tokenizer = std::make_unique<ByteTokenizer>();
+  const DatasetChecks checks{.tokenizer = tokenizer->name(),
+                             .vocab_size = run_.model.vocab_size,
+                             .scan_token_ids = environment_.local_rank() == 0};
+  if (run_.train_data.empty()) {
+    return absl::InvalidArgumentError(
+        "data.train names no token file; make one with `carousel data build` and add train { path: "
+        "\"PREFIX\" } to data");
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(train_data_, Dataset::Open(Sources(run_.train_data), checks));
+  const BatchShape shape{.B = run_.micro_batch,
+                         .T = run_.sequence_length,
+                         .eod_id = tokenizer->eod_id(),
+                         .reset_at_document = run_.reset_at_document};
+  CAROUSEL_ASSIGN_OR_RETURN(Sampler sampler,
+                            Sampler::Create(train_data_->SamplerSources(), run_.sequence_length, run_.seed));
+  const int64_t M = run_.micro_batches_per_step();
+  const int64_t P = mesh_.data.size;
+  loader_ = std::make_unique<TrainLoader>(*train_data_, std::move(sampler),
+                                          TrainLoader::Options{.shape = shape,
+                                                               .micro_batches_per_step = M,
+                                                               .micro_begin = mesh_.data.index * M / P,
+                                                               .micro_end = (mesh_.data.index + 1) * M / P});
+  if (!run_.validation_data.empty() && run_.eval_every_steps > 0) {
+    CAROUSEL_ASSIGN_OR_RETURN(validation_data_, Dataset::Open(Sources(run_.validation_data), checks));
+    CAROUSEL_ASSIGN_OR_RETURN(EvaluationSource evaluation,
+                              EvaluationSource::Create(*validation_data_, shape, run_.eval_num_windows));
+    evaluation_.emplace(std::move(evaluation));
+  }
+  return absl::OkStatus();
+}
+
+// Rank 0 only.
+absl::Status TrainingRun::PrepareDirectory() {
+  CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run_.run_dir));
+  CAROUSEL_ASSIGN_OR_RETURN(lease_, RunLease::Acquire(run_.run_dir));
+  CAROUSEL_RETURN_IF_ERROR(CheckEarlierConfig());
+  CAROUSEL_RETURN_IF_ERROR(SweepLeftovers(run_.run_dir));
+  return RecordStart(
+      run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line));
+}
+
+absl::Status TrainingRun::CheckEarlierConfig() {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run_.run_dir));
+  if (checkpoints.empty()) return absl::OkStatus();
+  if (options_.fresh) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--fresh, but ", run_.run_dir, " holds ", checkpoints.size(),
+                     " checkpoints; choose another --run_dir, or move them away"));
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(
+      const RunSpec earlier,
+      LoadRun(ConfigPath(run_.run_dir), RunOverrides{.sets = {}, .run_dir = run_.run_dir}));
+  std::vector<std::string> refused;
+  for (const ConfigDifference& difference : ConfigDifferences(earlier, run_)) {
+    if (!difference.acceptable || !options_.accept_change) refused.push_back("  " + difference.text);
+    if (difference.acceptable && options_.accept_change) {
+      CAROUSEL_LOG(WARNING) << "config changed: " << difference.text;
+    }
+  }
+  if (refused.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(run_.run_dir, " was begun with another config:\n",
+                                                    absl::StrJoin(refused, "\n"),
+                                                    "\nGo on with the same values, start another run with "
+                                                    "--run_dir, or pass --accept_change (which cannot change "
+                                                    "model.*)"));
+}
+
+absl::Status TrainingRun::BuildTrainer() {
+  const int64_t threads = run_.threads > 0 ? run_.threads : environment_.default_threads();
+  std::string error;
+  device_ = MakeDevice("cpu", static_cast<int>(threads), &error);
+  if (device_ == nullptr) return absl::UnavailableError(error);
+  CAROUSEL_ASSIGN_OR_RETURN(trainer_, Trainer::Create(MakeTrainSpec(run_), *device_, mesh_, sync_factory_));
+  if (IsMain() && run_.sample.every_steps > 0)
+    generator_ = std::make_unique<Generator>(trainer_->model(), *device_);
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::LoadOrInitialize() {
+  Communicator& world = environment_.world();
+  const absl::StatusOr<std::string> loaded =
+      LoadNewestGood(run_.run_dir, trainer_->States(), &state_,
+                     {.fallback = options_.checkpoint_fallback, .communicator = &world});
+  if (loaded.ok()) {
+    trainer_->LoadedStates();
+    saved_step_ = state_.step;
+    if (IsMain()) CAROUSEL_LOG(INFO) << "resuming from " << *loaded;
+  } else if (!absl::IsNotFound(loaded.status())) {
+    return loaded.status();
+  } else if (!run_.initial_weights.empty()) {
+    absl::Status status = absl::OkStatus();
+    const absl::StatusOr<ModelSource> source = OpenModel(run_.initial_weights);
+    status = source.ok() ? FillWeights(*source->weights, trainer_->States()) : source.status();
+    CAROUSEL_RETURN_IF_ERROR(Agree(status));
+    trainer_->LoadedStates();
+    if (IsMain()) CAROUSEL_LOG(INFO) << "weights from " << source->description;
+  } else {
+    trainer_->Initialize(run_.seed);
+  }
+  state_.seed = run_.seed;
+  absl::Status opened = absl::OkStatus();
+  if (IsMain()) {
+    absl::StatusOr<std::unique_ptr<MetricsFile>> metrics =
+        MetricsFile::Open(MetricsPath(run_.run_dir), state_.step);
+    if (metrics.ok()) {
+      metrics_ = std::move(*metrics);
+    } else {
+      opened = metrics.status();
+    }
+    console_ = std::make_unique<Console>(
+        std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
+  }
+  return Agree(opened);
+}
+}  // namespace carousel

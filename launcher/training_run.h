@@ -1,0 +1,83 @@
+// One training run on this rank: everything that is built from a config, and the loop over steps. The train
+// command is a thin shell around it. All methods are collective over the environment's world and return the
+// same status on every rank.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "checkpoints/checkpoint.h"
+#include "configs/run_spec.h"
+#include "core/data/dataset.h"
+#include "core/data/loader.h"
+#include "core/model/generator.h"
+#include "core/train/trainer.h"
+#include "launcher/console.h"
+#include "launcher/environment.h"
+#include "launcher/metrics_sinks.h"
+#include "parallel/data_parallel_sync.h"
+
+namespace carousel {
+
+struct TrainOptions {
+  bool fresh = false;                // refuse a run directory that already holds a checkpoint
+  bool checkpoint_fallback = false;  // take the newest checkpoint that is intact
+  bool accept_change =
+      false;                 // go on although data, batch, optimizer or schedule differ from the run's config
+  std::string command_line;  // for build.txt
+};
+
+class TrainingRun {
+ public:
+  // Builds everything and loads the newest checkpoint of the run directory, if there is one. Nothing is
+  // written before config, mesh and data have been found good on every rank.
+  static absl::StatusOr<std::unique_ptr<TrainingRun>> Create(const RunSpec& run, const TrainOptions& options,
+                                                             Environment& environment);
+  ~TrainingRun();
+
+  // Trains until the last step, a budget or a signal; evaluates, samples and saves on the way and at the end.
+  absl::Status Train();
+
+ private:
+  enum class Stop : int64_t { kNo = 0, kTokens, kTime, kSignal };
+
+  TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment);
+  bool IsMain() const { return environment_.rank() == 0; }
+  absl::Status Agree(const absl::Status& mine);
+
+  // The stages of Create.
+  absl::Status PrepareDirectory();
+  absl::Status CheckEarlierConfig();
+  absl::Status OpenData();
+  absl::Status BuildTrainer();
+  absl::Status LoadOrInitialize();
+
+  // The stages of one turn of the loop.
+  absl::Status AfterStep(const StepResult& result, double step_seconds);
+  void Evaluate();
+  void Sample();
+  absl::Status Save();
+  Stop StopReason();  // agreed by all ranks; adds up the data digest on the way
+
+  RunSpec run_;
+  TrainOptions options_;
+  Environment& environment_;
+  Mesh mesh_;
+  std::unique_ptr<RunLease> lease_;  // rank 0
+  std::unique_ptr<Device> device_;
+  std::optional<Dataset> train_data_, validation_data_;
+  std::unique_ptr<TrainLoader> loader_;
+  std::optional<EvaluationSource> evaluation_;
+  DataParallelSyncFactory sync_factory_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Generator> generator_;  // rank 0, if samples are wanted
+  std::unique_ptr<MetricsFile> metrics_;  // rank 0
+  std::unique_ptr<Console> console_;      // rank 0
+  TrainState state_;
+  uint64_t digest_ = 0;      // of the step's tokens over all ranks
+  int64_t saved_step_ = -1;  // step of the newest checkpoint; -1: none
+  int64_t evaluated_step_ = -1;
+  int64_t failed_saves_ = 0;  // in a row
+};
+}  // namespace carousel
