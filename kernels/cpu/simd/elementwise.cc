@@ -7,26 +7,21 @@ namespace {
 
 void SoftCapForward(float* y, const float* x, int64_t n, float cap) {
   const float inverse = 1.0f / cap;
-  ForEachVec(
-      n, [&](int64_t i) { Store(y + i, Tanh(Load(x + i) * inverse) * cap); },
-      [&](int64_t i, int64_t count) {
-        StorePart(y + i, Tanh(LoadPart(x + i, count) * inverse) * cap, count);
-      });
+  ForEachVec(n,
+             [&](int64_t i, auto count) { Store(y + i, Tanh(Load(x + i, count) * inverse) * cap, count); });
 }
 
 void SoftCapBackward(float* dx, const float* dy, const float* y, int64_t n, float cap) {
   const float inverse = 1.0f / cap;
-  for (int64_t i = 0; i < n; ++i) {
-    const float t = y[i] * inverse;
-    dx[i] = dy[i] * (1.0f - t * t);
-  }
+  ForEachVec(n, [&](int64_t i, auto count) {
+    const VecF t = Load(y + i, count) * inverse;
+    Store(dx + i, Load(dy + i, count) * (1.0f - t * t), count);
+  });
 }
 
 template <class Y, class X>
 CAROUSEL_INLINE void Convert(Y* y, const X* x, int64_t n) {
-  ForEachVec(
-      n, [&](int64_t i) { Store(y + i, Load(x + i)); },
-      [&](int64_t i, int64_t count) { StorePart(y + i, LoadPart(x + i, count), count); });
+  ForEachVec(n, [&](int64_t i, auto count) { Store(y + i, Load(x + i, count), count); });
 }
 void F32ToBf16(uint16_t* y, const float* x, int64_t n) { Convert(y, x, n); }
 void Bf16ToF32(float* y, const uint16_t* x, int64_t n) { Convert(y, x, n); }
@@ -36,56 +31,30 @@ void Add(void* y_any, const void* a_any, const void* b_any, int64_t n) {
   Y* y = static_cast<Y*>(y_any);
   const A* a = static_cast<const A*>(a_any);
   const B* b = static_cast<const B*>(b_any);
-  ForEachVec(
-      n, [&](int64_t i) { Store(y + i, Load(a + i) + Load(b + i)); },
-      [&](int64_t i, int64_t count) {
-        StorePart(y + i, LoadPart(a + i, count) + LoadPart(b + i, count), count);
-      });
+  ForEachVec(n, [&](int64_t i, auto count) { Store(y + i, Load(a + i, count) + Load(b + i, count), count); });
 }
 
-// No division by bias corrections per element: m_scale and v_scale hold their inverses.
-template <bool kWeightF32, bool kWeightBf16>
-CAROUSEL_INLINE void AdamWLoop(const AdamWRange& a, int64_t begin, int64_t end) {
-  const float one_minus_beta1 = 1.0f - a.beta1, one_minus_beta2 = 1.0f - a.beta2;
-  const auto update = [&](VecF grad, VecF& master, VecF& m, VecF& v) {
-    const VecF g = grad * a.grad_scale;
-    m = m * a.beta1 + g * one_minus_beta1;
-    v = v * a.beta2 + g * g * one_minus_beta2;
-    VecF root = v * a.v_scale;
-    for (int lane = 0; lane < kLanes; ++lane) root[lane] = __builtin_sqrtf(root[lane]);
-    master = master - (m * a.m_scale / (root + a.eps) + master * a.weight_decay) * a.lr;
-  };
-  ForEachVec(
-      end - begin,
-      [&](int64_t offset) {
-        const int64_t i = begin + offset;
-        VecF master = Load(a.master + i), m = Load(a.m + i), v = Load(a.v + i);
-        update(Load(a.grad + i), master, m, v);
-        Store(a.master + i, master);
-        Store(a.m + i, m);
-        Store(a.v + i, v);
-        if constexpr (kWeightF32) Store(a.weight_f32 + i, master);
-        if constexpr (kWeightBf16) Store(a.weight_bf16 + i, master);
-      },
-      [&](int64_t offset, int64_t count) {
-        const int64_t i = begin + offset;
-        VecF master = LoadPart(a.master + i, count), m = LoadPart(a.m + i, count),
-             v = LoadPart(a.v + i, count);
-        update(LoadPart(a.grad + i, count), master, m, v);
-        StorePart(a.master + i, master, count);
-        StorePart(a.m + i, m, count);
-        StorePart(a.v + i, v, count);
-        if constexpr (kWeightF32) StorePart(a.weight_f32 + i, master, count);
-        if constexpr (kWeightBf16) StorePart(a.weight_bf16 + i, master, count);
-      });
+template <class Weight>
+CAROUSEL_INLINE void AdamWLoop(const AdamWRange& a, Weight* weight, int64_t begin, int64_t end) {
+  ForEachVec(end - begin, [&](int64_t offset, auto count) {
+    const int64_t i = begin + offset;
+    const VecF g = Load(a.grad + i, count) * a.grad_scale;
+    const VecF m = Load(a.m + i, count) * a.beta1 + g * a.one_minus_beta1;
+    const VecF v = Load(a.v + i, count) * a.beta2 + g * g * a.one_minus_beta2;
+    const VecF master = Load(a.master + i, count);
+    const VecF step = m * a.m_scale / (Sqrt(v * a.v_scale) + a.eps) + master * a.weight_decay;
+    const VecF updated = master - step * a.lr;
+    Store(a.m + i, m, count);
+    Store(a.v + i, v, count);
+    Store(a.master + i, updated, count);
+    if (weight != nullptr) Store(weight + i, updated, count);
+  });
 }
 void AdamW(const AdamWRange& a, int64_t begin, int64_t end) {
-  if (a.weight_f32 != nullptr) {
-    AdamWLoop<true, false>(a, begin, end);
-  } else if (a.weight_bf16 != nullptr) {
-    AdamWLoop<false, true>(a, begin, end);
+  if (a.weight_bf16 != nullptr) {
+    AdamWLoop(a, a.weight_bf16, begin, end);
   } else {
-    AdamWLoop<false, false>(a, begin, end);
+    AdamWLoop(a, a.weight_f32, begin, end);
   }
 }
 
@@ -99,11 +68,9 @@ CAROUSEL_INLINE void ColumnSum(float* y, const T* x, int64_t rows, int64_t colum
     float block[kMaxSumColumns] = {};
     for (int64_t r = begin; r < end; ++r) {
       const T* row = x + r * stride;
-      ForEachVec(
-          columns, [&](int64_t c) { Store(block + c, Load(block + c) + Load(row + c)); },
-          [&](int64_t c, int64_t count) {
-            StorePart(block + c, LoadPart(block + c, count) + LoadPart(row + c, count), count);
-          });
+      ForEachVec(columns, [&](int64_t c, auto count) {
+        Store(block + c, Load(block + c, count) + Load(row + c, count), count);
+      });
     }
     for (int64_t c = 0; c < columns; ++c) total[c] += block[c];
   }

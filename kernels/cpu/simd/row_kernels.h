@@ -91,7 +91,7 @@ struct AdamWRange {
   float* weight_f32;      // at most one of these two
   uint16_t* weight_bf16;  // is not null
   const float* grad;
-  float lr, beta1, beta2, eps, weight_decay, grad_scale;
+  float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, grad_scale;
   float m_scale, v_scale;  // 1 / (1 - beta^step)
 };
 
@@ -104,9 +104,10 @@ struct NormKernels {  // norm.cc. Rows [begin, end).
   void (*rms_norm_backward)(const RmsNormBackwardRows<T>&, int64_t begin, int64_t end, float* dweight,
                             float* dbias);
   void (*head_norm_gate_forward)(const HeadNormGateForwardRows<T>&, int64_t begin, int64_t end);
-  // Writes this range's sums over rows: dweight (NH*DHV), and dbias (NH*DHV) unless null.
+  // Writes this range's sums over rows: dweight (NH*DHV), and dbias (NH*DHV) unless null. scratch: DHV
+  // floats.
   void (*head_norm_gate_backward)(const HeadNormGateBackwardRows<T>&, int64_t begin, int64_t end,
-                                  float* dweight, float* dbias);
+                                  float* dweight, float* dbias, float* scratch);
 };
 
 template <class T>

@@ -43,6 +43,12 @@ CAROUSEL_INLINE VecF Min(VecF a, VecF b) { return a < b ? a : b; }
 CAROUSEL_INLINE float Max(float a, float b) { return a > b ? a : b; }
 CAROUSEL_INLINE float Min(float a, float b) { return a < b ? a : b; }
 
+CAROUSEL_INLINE VecF Sqrt(VecF x) {
+  VecF y;
+  for (int i = 0; i < kLanes; ++i) y[i] = __builtin_sqrtf(x[i]);
+  return y;
+}
+
 // bf16 <-> f32: to f32 is exact; to bf16 rounds to nearest even, NaN stays NaN.
 CAROUSEL_INLINE float ToF32(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
 CAROUSEL_INLINE float ToF32(float x) { return x; }
@@ -103,12 +109,31 @@ CAROUSEL_INLINE float MaxLanes(VecF x) {
   return lanes[0];
 }
 
-// Calls body(begin, count) over [0, n) with count == kLanes, once more for a shorter rest:
-//   ForEachVec(n, [&](int64_t i) { full vector }, [&](int64_t i, int64_t count) { rest });
-template <class Full, class Rest>
-CAROUSEL_INLINE void ForEachVec(int64_t n, Full&& full, Rest&& rest) {
+// The same by count: FullVec{} stands for kLanes, so that one generic body serves full vectors and the rest.
+struct FullVec {};
+template <class T>
+CAROUSEL_INLINE VecF Load(const T* p, FullVec, float = 0.0f) {
+  return Load(p);
+}
+template <class T>
+CAROUSEL_INLINE VecF Load(const T* p, int64_t count, float fill = 0.0f) {
+  return LoadPart(p, count, fill);
+}
+template <class T>
+CAROUSEL_INLINE void Store(T* p, VecF x, FullVec) {
+  Store(p, x);
+}
+template <class T>
+CAROUSEL_INLINE void Store(T* p, VecF x, int64_t count) {
+  StorePart(p, x, count);
+}
+
+// Calls body(begin, FullVec{}) for every whole vector of [0, n), then body(begin, int64_t count) for a
+// shorter rest.
+template <class Body>
+CAROUSEL_INLINE void ForEachVec(int64_t n, Body&& body) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) full(i);
-  if (i < n) rest(i, n - i);
+  for (; i + kLanes <= n; i += kLanes) body(i, FullVec{});
+  if (i < n) body(i, n - i);
 }
 }  // namespace carousel::cpu::CAROUSEL_SIMD_NS

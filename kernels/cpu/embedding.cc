@@ -1,0 +1,73 @@
+// y[n] = weight[ids[n]]; dweight[ids[n]] += dy[n] in ascending n. The plain loops are the fast ones: they
+// copy and add whole rows.
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/op_util.h"
+
+namespace carousel::cpu {
+namespace {
+
+void CheckIds(const Tensor& ids, int64_t V) {
+  for (int64_t n = 0; n < ids.dim[0]; ++n) {
+    const int64_t id = ids.as<int32_t>()[n];
+    CAROUSEL_CHECK_MSG(id >= 0 && id < V, "token id " + std::to_string(id) + " at position " +
+                                              std::to_string(n) + " is outside of the vocabulary of " +
+                                              std::to_string(V));
+  }
+}
+
+template <class T>
+void Forward(const EmbeddingForwardArgs& a, ThreadPool& pool) {
+  using W = Wide<T>;
+  const int64_t N = a.ids.dim[0], D = a.weight.dim[1];
+  const int32_t* ids = a.ids.as<int32_t>();
+  pool.ParallelForBlocks(N, RowsPerTask(D), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      W* y = Row<W>(a.y, n);
+      const T* weight = Row<T>(a.weight, ids[n]);
+      for (int64_t c = 0; c < D; ++c) y[c] = static_cast<W>(weight[c]);
+    }
+  });
+}
+
+// Each task owns a range of columns of the whole table, so that no two tasks add to one place and the order
+// of the additions is that of the tokens.
+template <class W>
+void Backward(const EmbeddingBackwardArgs& a, ThreadPool& pool) {
+  constexpr int64_t kColumnsPerTask = 32;
+  const int64_t N = a.ids.dim[0], D = a.dweight.dim[1];
+  const int32_t* ids = a.ids.as<int32_t>();
+  W* dweight = a.dweight.as<W>();
+  const W* dy = a.dy.as<W>();
+  pool.ParallelForBlocks(D, kColumnsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < N; ++n) {
+      W* to = dweight + ids[n] * D;
+      const W* from = dy + n * D;
+      for (int64_t c = begin; c < end; ++c) to[c] += from[c];
+    }
+  });
+}
+}  // namespace
+
+void CpuOps::EmbeddingForward(const EmbeddingForwardArgs& a) {
+  const DType compute = a.weight.dtype;
+  CAROUSEL_CHECK(a.weight.rank == 2 && a.ids.rank == 1);
+  const int64_t V = a.weight.dim[0], D = a.weight.dim[1], N = a.ids.dim[0];
+  CAROUSEL_CHECK_TENSOR(a.y, WideOf(compute), {N, D});
+  CAROUSEL_CHECK_TENSOR(a.weight, compute, {V, D});
+  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
+  CheckIds(a.ids, V);
+  DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+}
+
+void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& a) {
+  const DType wide = a.dweight.dtype;
+  CAROUSEL_CHECK(a.dweight.rank == 2 && a.ids.rank == 1);
+  const int64_t V = a.dweight.dim[0], D = a.dweight.dim[1], N = a.ids.dim[0];
+  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
+  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {V, D});
+  CAROUSEL_CHECK_TENSOR(a.dy, wide, {N, D});
+  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
+  CheckIds(a.ids, V);
+  wide == DType::kF64 ? Backward<double>(a, pool_) : Backward<float>(a, pool_);
+}
+}  // namespace carousel::cpu

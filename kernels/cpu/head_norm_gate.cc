@@ -1,0 +1,185 @@
+// y = sigmoid(o_pre) z, z = xhat weight (+ bias), xhat = (h - mean) rstd over one head's columns (layer norm
+// per head). Backward: g = dy sigmoid(o_pre); do_pre = dy z sigmoid'(o_pre); dh = rstd (w g - mean(w g) -
+// xhat mean(w g xhat)).
+#include <cmath>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/op_util.h"
+
+namespace carousel::cpu {
+namespace {
+
+template <class W>
+W Sigmoid(W x) {
+  const W e = std::exp(-std::abs(x));
+  return x < 0 ? e / (1 + e) : 1 / (1 + e);
+}
+
+template <class T>
+void Forward(const HeadNormGateForwardArgs& a, ThreadPool& pool) {
+  using W = Wide<T>;
+  const int64_t N = a.h.dim[0], width = a.h.dim[1], NH = a.NH, DHV = width / NH;
+  pool.ParallelForBlocks(N, RowsPerTask(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t head = 0; head < NH; ++head) {
+        const T* h = Row<T>(a.h, r) + head * DHV;
+        W mean = 0, variance = 0;
+        for (int64_t c = 0; c < DHV; ++c) mean += static_cast<W>(h[c]);
+        mean /= static_cast<W>(DHV);
+        for (int64_t c = 0; c < DHV; ++c) {
+          variance += (static_cast<W>(h[c]) - mean) * (static_cast<W>(h[c]) - mean);
+        }
+        const W rstd = 1 / std::sqrt(variance / static_cast<W>(DHV) + static_cast<W>(a.eps));
+        Row<W>(a.mean, r)[head] = mean;
+        Row<W>(a.rstd, r)[head] = rstd;
+        for (int64_t c = head * DHV; c < (head + 1) * DHV; ++c) {
+          const W xhat = (static_cast<W>(Row<T>(a.h, r)[c]) - mean) * rstd;
+          const W z = xhat * a.weight.as<W>()[c] + (a.bias.defined() ? a.bias.as<W>()[c] : W{0});
+          Row<T>(a.y, r)[c] = static_cast<T>(Sigmoid(static_cast<W>(Row<T>(a.o_pre, r)[c])) * z);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
+  using W = Wide<T>;
+  const int64_t N = a.h.dim[0], width = a.h.dim[1], NH = a.NH, DHV = width / NH;
+  const W* weight = a.weight.as<W>();
+  const auto xhat = [&](int64_t r, int64_t c) {
+    return (static_cast<W>(Row<T>(a.h, r)[c]) - Row<W>(a.mean, r)[c / DHV]) * Row<W>(a.rstd, r)[c / DHV];
+  };
+  const auto g = [&](int64_t r, int64_t c) {
+    return static_cast<W>(Row<T>(a.dy, r)[c]) * Sigmoid(static_cast<W>(Row<T>(a.o_pre, r)[c]));
+  };
+  pool.ParallelForBlocks(width, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      W dweight = 0, dbias = 0;
+      for (int64_t r = 0; r < N; ++r) {
+        dweight += g(r, c) * xhat(r, c);
+        dbias += g(r, c);
+      }
+      a.dweight.as<W>()[c] += dweight;
+      if (a.dbias.defined()) a.dbias.as<W>()[c] += dbias;
+    }
+  });
+  pool.ParallelForBlocks(N, RowsPerTask(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t head = 0; head < NH; ++head) {
+        const int64_t first = head * DHV, last = first + DHV;
+        W mean = 0, mean_xhat = 0;
+        for (int64_t c = first; c < last; ++c) {
+          mean += weight[c] * g(r, c);
+          mean_xhat += weight[c] * g(r, c) * xhat(r, c);
+        }
+        mean /= static_cast<W>(DHV);
+        mean_xhat /= static_cast<W>(DHV);
+        for (int64_t c = first; c < last; ++c) {
+          const W o = Sigmoid(static_cast<W>(Row<T>(a.o_pre, r)[c]));
+          const W z = xhat(r, c) * weight[c] + (a.bias.defined() ? a.bias.as<W>()[c] : W{0});
+          Row<T>(a.do_pre, r)[c] = static_cast<T>(g(r, c) * (1 - o) * z);
+          Row<T>(a.dh, r)[c] =
+              static_cast<T>((weight[c] * g(r, c) - mean - xhat(r, c) * mean_xhat) * Row<W>(a.rstd, r)[head]);
+        }
+      }
+    }
+  });
+}
+}  // namespace
+
+template <class T>
+void CpuOps::FastHeadNormGateForward(const HeadNormGateForwardArgs& a) {
+  const int64_t width = a.h.dim[1];
+  const HeadNormGateForwardRows<T> rows = {.y = RawData<T>(a.y),
+                                           .mean = a.mean.as<float>(),
+                                           .rstd = a.rstd.as<float>(),
+                                           .h = RawData<T>(a.h),
+                                           .o_pre = RawData<T>(a.o_pre),
+                                           .o_stride = a.o_pre.row_stride,
+                                           .weight = a.weight.as<float>(),
+                                           .bias = RawDataOrNull<float>(a.bias),
+                                           .NH = a.NH,
+                                           .DHV = width / a.NH,
+                                           .eps = static_cast<float>(a.eps)};
+  pool_.ParallelForBlocks(a.h.dim[0], RowsPerTask(width), [&](int64_t begin, int64_t end) {
+    norm<T>().head_norm_gate_forward(rows, begin, end);
+  });
+}
+
+template <class T>
+void CpuOps::FastHeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
+  const int64_t N = a.h.dim[0], width = a.h.dim[1];
+  const HeadNormGateBackwardRows<T> rows = {.dh = RawData<T>(a.dh),
+                                            .do_pre = RawData<T>(a.do_pre),
+                                            .do_stride = a.do_pre.row_stride,
+                                            .dy = RawData<T>(a.dy),
+                                            .h = RawData<T>(a.h),
+                                            .o_pre = RawData<T>(a.o_pre),
+                                            .o_stride = a.o_pre.row_stride,
+                                            .weight = a.weight.as<float>(),
+                                            .bias = RawDataOrNull<float>(a.bias),
+                                            .mean = a.mean.as<float>(),
+                                            .rstd = a.rstd.as<float>(),
+                                            .NH = a.NH,
+                                            .DHV = width / a.NH};
+  const int64_t per_partial = RowsPerPartial(N), num_partials = CeilDiv(N, per_partial);
+  float* dweight = ScratchF32(2 * num_partials * width + pool_.num_threads() * rows.DHV);
+  float* dbias = a.dbias.defined() ? dweight + num_partials * width : nullptr;
+  float* row_scratch = dweight + 2 * num_partials * width;
+  pool_.ParallelFor(num_partials, [&](int64_t partial, int worker) {
+    const int64_t begin = partial * per_partial, end = std::min(N, begin + per_partial);
+    norm<T>().head_norm_gate_backward(rows, begin, end, dweight + partial * width,
+                                      dbias == nullptr ? nullptr : dbias + partial * width,
+                                      row_scratch + worker * rows.DHV);
+  });
+  AddPartials(a.dweight.as<float>(), dweight, num_partials, width);
+  if (dbias != nullptr) AddPartials(a.dbias.as<float>(), dbias, num_partials, width);
+}
+
+void CpuOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
+  const DType compute = a.y.dtype, wide = WideOf(compute);
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.h.rank), 2);
+  const int64_t N = a.h.dim[0], width = a.h.dim[1];
+  CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
+  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
+  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
+  CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
+  CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.weight, wide, {width});
+  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastHeadNormGateForward<float>(a);
+  } else {
+    FastHeadNormGateForward<uint16_t>(a);
+  }
+}
+
+void CpuOps::HeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
+  const DType compute = a.dy.dtype, wide = WideOf(compute);
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.h.rank), 2);
+  const int64_t N = a.h.dim[0], width = a.h.dim[1];
+  CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
+  CAROUSEL_CHECK_TENSOR(a.dh, compute, {N, width});
+  CAROUSEL_CHECK_STRIDED(a.do_pre, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {width});
+  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {width});
+  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
+  CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.weight, wide, {width});
+  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
+  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
+  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastHeadNormGateBackward<float>(a);
+  } else {
+    FastHeadNormGateBackward<uint16_t>(a);
+  }
+}
+}  // namespace carousel::cpu

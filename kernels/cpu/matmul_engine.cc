@@ -1,0 +1,223 @@
+// The one file that talks to oneDNN. Its objects have no place for the number of threads: they are made and
+// run while OpenMP has one thread (inside ParallelFor).
+#define DNNL_ENABLE_EXCEPTIONS 0
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/op_util.h"
+
+namespace carousel::cpu {
+namespace {
+bool ProcessorMultipliesBf16() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+}  // namespace
+
+struct MatmulEngine::Problem {
+  explicit Problem(const MatmulArgs& args)
+      : args(args),
+        M(args.c.dim[0]),
+        N(args.c.dim[1]),
+        K(args.transpose_a ? args.a.dim[0] : args.a.dim[1]),
+        lda(std::max<int64_t>(args.a.row_stride, 1)),
+        ldb(std::max<int64_t>(args.b.row_stride, 1)),
+        ldc(std::max<int64_t>(args.c.row_stride, 1)) {}
+  // Elements from the start of a or b to the part that a tile beginning at this row or column needs.
+  int64_t OffsetA(int64_t row) const { return args.transpose_a ? row : row * lda; }
+  int64_t OffsetB(int64_t column) const { return args.transpose_b ? column * ldb : column; }
+
+  const MatmulArgs& args;
+  int64_t M, N, K, lda, ldb, ldc;
+};
+
+struct MatmulEngine::Tile {
+  int64_t row, column, rows, columns;
+};
+
+struct MatmulEngine::Primitives {
+  // What a primitive is made for: rows, columns, K, lda, ldb, ldc, flags.
+  using Key = std::array<int64_t, 7>;
+  struct Entry {
+    dnnl::memory::desc a, b, bias, c, scratchpad;
+    dnnl::matmul primitive;
+  };
+
+  explicit Primitives(int num_threads) : engine(dnnl::engine::kind::cpu, 0), scratchpads(num_threads) {
+    for (int worker = 0; worker < num_threads; ++worker) streams.emplace_back(engine);
+  }
+
+  const Entry& Get(const Problem& p, const Tile& tile);
+  void Run(const Entry& entry, const Problem& p, const Tile& tile, int worker);
+
+  dnnl::engine engine;
+  std::vector<dnnl::stream> streams;                // by worker
+  std::vector<std::vector<std::byte>> scratchpads;  // by worker
+  std::map<Key, Entry> entries;
+};
+
+const MatmulEngine::Primitives::Entry& MatmulEngine::Primitives::Get(const Problem& p, const Tile& tile) {
+  using dnnl::memory;
+  const MatmulArgs& args = p.args;
+  const int64_t flags = (args.transpose_a ? 1 : 0) | (args.transpose_b ? 2 : 0) | (args.accumulate ? 4 : 0) |
+                        (args.bias.defined() ? 8 : 0) | (args.c.dtype == DType::kBF16 ? 16 : 0);
+  const Key key = {tile.rows, tile.columns, p.K, p.lda, p.ldb, p.ldc, flags};
+  const auto it = entries.find(key);
+  if (it != entries.end()) return it->second;
+
+  const auto strides = [](bool transposed, int64_t ld) {
+    return transposed ? memory::dims{1, ld} : memory::dims{ld, 1};
+  };
+  const auto c_type = args.c.dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
+  Entry entry;
+  entry.a = memory::desc({tile.rows, p.K}, memory::data_type::bf16, strides(args.transpose_a, p.lda));
+  entry.b = memory::desc({p.K, tile.columns}, memory::data_type::bf16, strides(args.transpose_b, p.ldb));
+  entry.c = memory::desc({tile.rows, tile.columns}, c_type, strides(false, p.ldc));
+  if (args.bias.defined()) {
+    entry.bias = memory::desc({1, tile.columns}, memory::data_type::f32, memory::dims{tile.columns, 1});
+  }
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (args.accumulate) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0f);
+    attr.set_post_ops(sum);
+  }
+  const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(entry.a, entry.b, entry.bias, entry.c), attr,
+                                          engine);
+  entry.scratchpad = desc.scratchpad_desc();
+  entry.primitive = dnnl::matmul(desc);
+  return entries.emplace(key, std::move(entry)).first->second;
+}
+
+void MatmulEngine::Primitives::Run(const Entry& entry, const Problem& p, const Tile& tile, int worker) {
+  std::vector<std::byte>& scratchpad = scratchpads[worker];
+  const size_t scratchpad_bytes = entry.scratchpad.get_size();
+  if (scratchpad.size() < scratchpad_bytes) scratchpad.resize(scratchpad_bytes);
+  const MatmulArgs& args = p.args;
+  const int64_t c_offset = (tile.row * p.ldc + tile.column) * SizeOf(args.c.dtype);
+  std::unordered_map<int, dnnl::memory> operands = {
+      {DNNL_ARG_SRC, {entry.a, engine, args.a.as<bfloat16>() + p.OffsetA(tile.row)}},
+      {DNNL_ARG_WEIGHTS, {entry.b, engine, args.b.as<bfloat16>() + p.OffsetB(tile.column)}},
+      {DNNL_ARG_DST, {entry.c, engine, static_cast<std::byte*>(args.c.data) + c_offset}},
+      {DNNL_ARG_SCRATCHPAD, {entry.scratchpad, engine, scratchpad.data()}}};
+  if (args.bias.defined()) {
+    operands.emplace(DNNL_ARG_BIAS, dnnl::memory(entry.bias, engine, args.bias.as<float>() + tile.column));
+  }
+  entry.primitive.execute(streams[worker], operands);
+  streams[worker].wait();
+}
+
+MatmulEngine::MatmulEngine(ThreadPool& pool, const ElementwiseKernels& elementwise)
+    : pool_(pool),
+      elementwise_(elementwise),
+      has_bf16_(ProcessorMultipliesBf16()),
+      primitives_(std::make_unique<Primitives>(pool.num_threads())),
+      tile_scratch_(pool.num_threads()) {}
+
+MatmulEngine::~MatmulEngine() = default;
+
+void MatmulEngine::Run(const MatmulArgs& args) {
+  const Problem p(args);
+  if (p.M == 0 || p.N == 0) return;
+  if (args.a.dtype == DType::kF32) {
+    RunF32(p, args.a.as<float>(), args.b.as<float>());
+  } else if (has_bf16_ && p.K > 0) {
+    RunBf16(p);
+  } else {
+    RunBf16ThroughF32(p);
+  }
+}
+
+void MatmulEngine::RunF32(const Problem& p, const float* a, const float* b) {
+  const MatmulArgs& args = p.args;
+  const MatmulTiling tiling = PickMatmulTiling(p.M, p.N, p.K, /*whole_rows=*/false);
+  const int64_t columns_of_tiles = CeilDiv(p.N, tiling.columns);
+  const bool round_to_bf16 = args.c.dtype == DType::kBF16;
+  pool_.ParallelFor(CeilDiv(p.M, tiling.rows) * columns_of_tiles, [&](int64_t task, int worker) {
+    const int64_t row = task / columns_of_tiles * tiling.rows, rows = std::min(tiling.rows, p.M - row);
+    const int64_t column = task % columns_of_tiles * tiling.columns,
+                  columns = std::min(tiling.columns, p.N - column);
+    // The tile in f32: in place, or in scratch memory if c is bf16.
+    float* tile;
+    int64_t tile_stride;
+    if (round_to_bf16) {
+      tile_scratch_[worker].resize(tiling.rows * tiling.columns);
+      tile = tile_scratch_[worker].data();
+      tile_stride = columns;
+    } else {
+      tile = args.c.as<float>() + row * p.ldc + column;
+      tile_stride = p.ldc;
+    }
+    const bool add_in_gemm = args.accumulate && !round_to_bf16;
+    if (p.K > 0) {
+      const dnnl_status_t status =
+          dnnl_sgemm(args.transpose_a ? 'T' : 'N', args.transpose_b ? 'T' : 'N', rows, columns, p.K, 1.0f,
+                     a + p.OffsetA(row), p.lda, b + p.OffsetB(column), p.ldb, add_in_gemm ? 1.0f : 0.0f, tile,
+                     tile_stride);
+      CAROUSEL_CHECK_EQ(static_cast<int>(status), static_cast<int>(dnnl_success));
+    } else if (!add_in_gemm) {
+      for (int64_t r = 0; r < rows; ++r) std::fill_n(tile + r * tile_stride, columns, 0.0f);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      float* values = tile + r * tile_stride;
+      if (args.bias.defined()) {
+        const float* bias = args.bias.as<float>() + column;
+        elementwise_.add[0][0][0](values, values, bias, columns);
+      }
+      if (!round_to_bf16) continue;
+      uint16_t* c = RawData<uint16_t>(args.c) + (row + r) * p.ldc + column;
+      if (args.accumulate) {
+        elementwise_.add[1][0][1](c, values, c, columns);
+      } else {
+        elementwise_.f32_to_bf16(c, values, columns);
+      }
+    }
+  });
+}
+
+void MatmulEngine::RunBf16(const Problem& p) {
+  // oneDNN's fastest implementation wants the output's rows whole and without gaps.
+  const MatmulTiling tiling =
+      PickMatmulTiling(p.M, p.N, p.K, /*whole_rows=*/!p.args.transpose_a && p.ldc == p.N);
+  const int64_t columns_of_tiles = CeilDiv(p.N, tiling.columns);
+  const auto tile_of = [&](int64_t task) {
+    const int64_t row = task / columns_of_tiles * tiling.rows,
+                  column = task % columns_of_tiles * tiling.columns;
+    return Tile{.row = row,
+                .column = column,
+                .rows = std::min(tiling.rows, p.M - row),
+                .columns = std::min(tiling.columns, p.N - column)};
+  };
+  const int64_t num_tiles = CeilDiv(p.M, tiling.rows) * columns_of_tiles;
+  std::vector<const Primitives::Entry*> entries(num_tiles);
+  pool_.ParallelFor(1, [&](int64_t) {
+    for (int64_t task = 0; task < num_tiles; ++task) entries[task] = &primitives_->Get(p, tile_of(task));
+  });
+  pool_.ParallelFor(num_tiles, [&](int64_t task, int worker) {
+    primitives_->Run(*entries[task], p, tile_of(task), worker);
+  });
+}
+
+void MatmulEngine::RunBf16ThroughF32(const Problem& p) {
+  // Both operands without gaps, in f32.
+  MatmulArgs args = p.args;
+  const int64_t a_elems = args.a.num_elems(), b_elems = args.b.num_elems();
+  operands_.resize(a_elems + b_elems);
+  const auto convert = [&](Tensor& x, float* to) {
+    pool_.ParallelForBlocks(x.dim[0], RowsPerTask(x.dim[1]), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        elementwise_.bf16_to_f32(to + r * x.dim[1], RawData<uint16_t>(x) + r * x.row_stride, x.dim[1]);
+      }
+    });
+    x = Tensor(to, DType::kF32, {x.dim[0], x.dim[1]});
+  };
+  convert(args.a, operands_.data());
+  convert(args.b, operands_.data() + a_elems);
+  RunF32(Problem(args), args.a.as<float>(), args.b.as<float>());
+}
+}  // namespace carousel::cpu

@@ -1,0 +1,111 @@
+// y = silu(gate) up, silu(x) = x sigmoid(x). Shazeer 2020, arXiv:2002.05202.
+// Backward: dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)), s = sigmoid(gate).
+#include <cmath>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/op_util.h"
+
+namespace carousel::cpu {
+namespace {
+
+template <class W>
+W Sigmoid(W x) {
+  const W e = std::exp(-std::abs(x));
+  return x < 0 ? e / (1 + e) : 1 / (1 + e);
+}
+
+template <class T>
+void Forward(const SwiGluForwardArgs& a, ThreadPool& pool) {
+  using W = Wide<T>;
+  const int64_t N = a.y.dim[0], F = a.y.dim[1];
+  pool.ParallelForBlocks(N, RowsPerTask(F), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c < F; ++c) {
+        const W g = static_cast<W>(Row<T>(a.gate, r)[c]), u = static_cast<W>(Row<T>(a.up, r)[c]);
+        Row<T>(a.y, r)[c] = static_cast<T>(g * Sigmoid(g) * u);
+      }
+    }
+  });
+}
+
+template <class T>
+void Backward(const SwiGluBackwardArgs& a, ThreadPool& pool) {
+  using W = Wide<T>;
+  const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
+  pool.ParallelForBlocks(N, RowsPerTask(F), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c < F; ++c) {
+        const W g = static_cast<W>(Row<T>(a.gate, r)[c]), u = static_cast<W>(Row<T>(a.up, r)[c]);
+        const W dy = static_cast<W>(Row<T>(a.dy, r)[c]), s = Sigmoid(g);
+        Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * s * (1 + g * (1 - s)));
+        Row<T>(a.dup, r)[c] = static_cast<T>(dy * g * s);
+      }
+    }
+  });
+}
+}  // namespace
+
+template <class T>
+void CpuOps::FastSwiGluForward(const SwiGluForwardArgs& a) {
+  const SwiGluForwardRows<T> rows = {.y = RawData<T>(a.y),
+                                     .gate = RawData<T>(a.gate),
+                                     .up = RawData<T>(a.up),
+                                     .F = a.y.dim[1],
+                                     .gate_stride = a.gate.row_stride,
+                                     .up_stride = a.up.row_stride};
+  pool_.ParallelForBlocks(a.y.dim[0], RowsPerTask(rows.F), [&](int64_t begin, int64_t end) {
+    activation<T>().swiglu_forward(rows, begin, end);
+  });
+}
+
+template <class T>
+void CpuOps::FastSwiGluBackward(const SwiGluBackwardArgs& a) {
+  const SwiGluBackwardRows<T> rows = {.dgate = RawData<T>(a.dgate),
+                                      .dup = RawData<T>(a.dup),
+                                      .dy = RawData<T>(a.dy),
+                                      .gate = RawData<T>(a.gate),
+                                      .up = RawData<T>(a.up),
+                                      .F = a.dy.dim[1],
+                                      .dgate_stride = a.dgate.row_stride,
+                                      .dup_stride = a.dup.row_stride,
+                                      .gate_stride = a.gate.row_stride,
+                                      .up_stride = a.up.row_stride};
+  pool_.ParallelForBlocks(a.dy.dim[0], RowsPerTask(rows.F), [&](int64_t begin, int64_t end) {
+    activation<T>().swiglu_backward(rows, begin, end);
+  });
+}
+
+void CpuOps::SwiGluForward(const SwiGluForwardArgs& a) {
+  const DType compute = a.y.dtype;
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.y.rank), 2);
+  const int64_t N = a.y.dim[0], F = a.y.dim[1];
+  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, F});
+  CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
+  CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastSwiGluForward<float>(a);
+  } else {
+    FastSwiGluForward<uint16_t>(a);
+  }
+}
+
+void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& a) {
+  const DType compute = a.dy.dtype;
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.dy.rank), 2);
+  const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
+  CAROUSEL_CHECK_STRIDED(a.dgate, compute, {N, F});
+  CAROUSEL_CHECK_STRIDED(a.dup, compute, {N, F});
+  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, F});
+  CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
+  CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastSwiGluBackward<float>(a);
+  } else {
+    FastSwiGluBackward<uint16_t>(a);
+  }
+}
+}  // namespace carousel::cpu
