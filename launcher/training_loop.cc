@@ -117,8 +117,9 @@ void TrainingRun::Evaluate() {
   const double loss = trainer_->Evaluate(*evaluation_, evaluation_->num_batches(), &num_targets);
   evaluated_step_ = state_.step;
   if (!IsMain()) return;
-  // Of the byte tokenizer a token is a byte, so nats per token become bits per byte.
-  const double bits = loss / std::log(2.0);
+  // With the byte tokenizer a token is a byte, so nats per token become bits per byte.
+  const bool is_bytes = run_.tokenizer == TokenizerKind::kBytes;
+  const double bits = is_bytes ? loss / std::log(2.0) : std::nan("");
   ReportMetrics(metrics_->AppendEvaluation(
       {.step = state_.step, .loss = loss, .bits_per_byte = bits, .num_targets = num_targets}));
   console_->Message(

@@ -53,8 +53,9 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
 }
 
 absl::Status TrainingRun::OpenData() {
-  const std::unique_ptr<Tokenizer> tokenizer = std::make_unique<ByteTokenizer>();
-  const DatasetChecks checks{.tokenizer = tokenizer->name(),
+  const ByteTokenizer bytes;
+  const bool is_bytes = run_.tokenizer == TokenizerKind::kBytes;
+  const DatasetChecks checks{.tokenizer = is_bytes ? bytes.name() : "none",
                              .vocab_size = run_.model.vocab_size,
                              .scan_token_ids = environment_.local_rank() == 0};
   if (run_.train_data.empty()) {
@@ -63,10 +64,12 @@ absl::Status TrainingRun::OpenData() {
         "\"PREFIX\" } to data");
   }
   CAROUSEL_ASSIGN_OR_RETURN(train_data_, Dataset::Open(Sources(run_.train_data), checks));
-  const BatchShape shape{.B = run_.micro_batch,
-                         .T = run_.sequence_length,
-                         .eod_id = tokenizer->eod_id(),
-                         .reset_at_document = run_.reset_at_document};
+  const BatchShape shape{
+      .B = run_.micro_batch,
+      .T = run_.sequence_length,
+      .eod_id = is_bytes ? bytes.eod_id() : -1,  // without a tokenizer no id starts a document
+
+      .reset_at_document = run_.reset_at_document};
   CAROUSEL_ASSIGN_OR_RETURN(Sampler sampler,
                             Sampler::Create(train_data_->SamplerSources(), run_.sequence_length, run_.seed));
   const int64_t M = run_.micro_batches_per_step();
