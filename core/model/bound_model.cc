@@ -33,22 +33,9 @@ BoundModel::BoundModel(const ModelSpec& spec, const Options& options, Device& de
       model_(spec, params_, /*decay_embedding=*/false) {
   memory_ = std::make_unique<DeviceMemory>(device, [&](Arena& arena) {
     params_.Bind(arena, /*train=*/false);
-    for (int g = 0; options.gradients && g < params_.num_groups(); ++g) {
-      for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-        params_.SetGradBuffer(
-            g, s, arena.Persistent("gradients", params_.wide(), {params_.segment(g, s).padded_size}));
-      }
-    }
+    if (options.gradients) params_.BindGradients(arena);
     model_.Bind(arena, device.ops(), options.B, options.T, options.gradients);
   });
-}
-
-void BoundModel::ZeroGradients() {
-  for (int g = 0; g < params_.num_groups(); ++g) {
-    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-      device_.ops().Fill({.y = params_.segment(g, s).grads, .value = 0});
-    }
-  }
 }
 
 void BoundModel::SetWeight(int param, Tensor host) {

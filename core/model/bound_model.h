@@ -25,7 +25,7 @@ class BoundModel {
   Device& device() { return device_; }
 
   void Initialize(uint64_t seed) { params_.Initialize(device_, seed); }
-  void ZeroGradients();
+  void ZeroGradients() { params_.ZeroGradients(device_.ops()); }
   // Copies between a parameter and host memory. `host` is any float dtype with the parameter's element count;
   // values are converted, rounding to nearest even.
   void SetWeight(int param, Tensor host);

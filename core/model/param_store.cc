@@ -85,6 +85,23 @@ Tensor ParamStore::Grad(int index) const { return View(index, 1, true); }
 Tensor ParamStore::FusedWeight(int first, int count) const { return View(first, count, false); }
 Tensor ParamStore::FusedGrad(int first, int count) const { return View(first, count, true); }
 
+void ParamStore::BindGradients(Arena& arena) {
+  CAROUSEL_CHECK_EQ(num_shards_, int64_t{1});
+  for (int g = 0; g < num_groups(); ++g) {
+    for (int s = 0; s < kNumSegments; ++s) {
+      const Tensor grads = arena.Persistent("gradients", wide(), {segment(g, s).padded_size});
+      SetGradBuffer(g, s, grads);
+      SetShardGrad(g, s, grads);
+    }
+  }
+}
+
+void ParamStore::ZeroGradients(Ops& ops) {
+  for (const Group& group : groups_) {
+    for (const Segment& segment : group.segments) ops.Fill({.y = segment.grads, .value = 0});
+  }
+}
+
 void ParamStore::SetGradBuffer(int group, int segment, Tensor grads) {
   Segment& s = group_at(group).segments[segment];
   CAROUSEL_CHECK_SHAPE(grads, {s.padded_size});

@@ -86,6 +86,11 @@ class ParamStore {
   const Segment& segment(int group, int segment) const {
     return groups_[static_cast<size_t>(group)].segments[segment];
   }
+  // Places one gradient buffer per segment (category "gradients") and sets it, for a single rank: it is also
+  // the shard's gradient. A ParamSync that needs more calls SetGradBuffer and SetShardGrad itself.
+  // REQUIRES: num_shards == 1.
+  void BindGradients(Arena& arena);
+  void ZeroGradients(Ops& ops);
   // Sets the tensor that Grad and FusedGrad view: (padded_size) wide.
   void SetGradBuffer(int group, int segment, Tensor grads);
   // This rank's shard of the current gradient buffer after ParamSync::FinishStep: (shard size) wide; set by

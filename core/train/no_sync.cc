@@ -7,24 +7,10 @@ class NoSync final : public ParamSync {
  public:
   NoSync(ParamStore& params, Ops& ops) : params_(params), ops_(ops) {}
 
-  void Bind(Arena& arena) {
-    for (int g = 0; g < params_.num_groups(); ++g) {
-      for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-        const Tensor grads =
-            arena.Persistent("gradients", params_.wide(), {params_.segment(g, s).padded_size});
-        params_.SetGradBuffer(g, s, grads);
-        params_.SetShardGrad(g, s, grads);  // one shard: the sum itself
-      }
-    }
-  }
+  void Bind(Arena& arena) { params_.BindGradients(arena); }
+
   void BeginMicroBatch(int64_t) override {
-    if (step_begins_) {
-      for (int g = 0; g < params_.num_groups(); ++g) {
-        for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-          ops_.Fill({.y = params_.segment(g, s).grads, .value = 0});
-        }
-      }
-    }
+    if (step_begins_) params_.ZeroGradients(ops_);
     step_begins_ = false;
   }
   void Prefetch(int) override {}

@@ -103,7 +103,7 @@ Arena Trainer::Plan(const TrainSpec& spec, Device& device, const Mesh& mesh, Par
 
 void Trainer::Initialize(uint64_t seed) { impl_->params.Initialize(impl_->device, seed); }
 
-StepResult Trainer::Step(int64_t step, BatchSource& source) {
+StepResult Trainer::Step(int64_t step, BatchSource& source, std::optional<double> lr) {
   Impl& t = *impl_;
   Ops& ops = t.device.ops();
   t.sums.Clear(ops);
@@ -125,7 +125,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source) {
   // The one reduction of scalars. Every rank gets the same totals and so decides alike.
   const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.data, num_targets);
   StepResult result;
-  result.lr = LearningRate(t.spec.schedule, step);
+  result.lr = lr.has_value() ? *lr : LearningRate(t.spec.schedule, step);
   result.num_targets = totals.num_targets;
   if (totals.num_targets == 0) {
     result.skipped = true;

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -59,8 +60,8 @@ class Trainer {
   ~Trainer();
 
   void Initialize(uint64_t seed);
-  // One step; `step` counts from 0 (the number of updates done before).
-  StepResult Step(int64_t step, BatchSource& source);
+  // One step; `step` counts from 0 (the number of updates done before). lr: instead of the schedule's rate.
+  StepResult Step(int64_t step, BatchSource& source, std::optional<double> lr = {});
   // Mean loss over all target tokens of the batches [0, num_batches) of step 0 of `source`, spread over the
   // data axis; same bits for every number of ranks. *num_targets (optional): how many.
   double Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets);
