@@ -1,6 +1,6 @@
-// One problem for the mLSTM cell with inputs in double, and a run of any implementation on it in any dtype. Every
-// output and the workspace start as NaN, and every row is longer than its tensor, filled with a sentinel that must
-// survive.
+// One problem for the mLSTM cell with inputs in double, and a run of any implementation on it in any dtype.
+// Every output and the workspace start as NaN, and every row is longer than its tensor, filled with a
+// sentinel that must survive.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -17,7 +17,8 @@ namespace carousel::mlstm_test {
 
 using Values = std::vector<double>;
 
-// Inputs, token-major as in core/ops.h. Empty initial_C: no initial state; empty dC: no gradient of the last state.
+// Inputs, token-major as in core/ops.h. Empty initial_C: no initial state; empty dC: no gradient of the last
+// state.
 struct Problem {
   MlstmShape shape;
   NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
@@ -46,7 +47,8 @@ inline std::vector<Implementation> FastImplementations(DType compute) {
   std::vector<Implementation> all = {{"base", false, SimdLevel::kBase}};
   if (highest >= SimdLevel::kV3) all.push_back({"v3", false, SimdLevel::kV3});
   if (highest >= SimdLevel::kV4) all.push_back({"v4", false, SimdLevel::kV4});
-  if (compute == DType::kBF16 && cpu::MlstmTilesAvailable(highest)) all.push_back({"tiles", false, highest, true});
+  if (compute == DType::kBF16 && cpu::MlstmTilesAvailable(highest))
+    all.push_back({"tiles", false, highest, true});
   return all;
 }
 
@@ -90,7 +92,8 @@ inline void RoundToFloat(Values& x) {
 // Inputs exactly representable in `compute` and its wide type, so that implementations can be compared.
 inline void RoundInputs(Problem& p, DType compute) {
   for (Values* x : {&p.q, &p.k, &p.v, &p.dh}) compute == DType::kBF16 ? RoundToBf16(*x) : RoundToFloat(*x);
-  for (Values* x : {&p.i_pre, &p.f_pre, &p.initial_C, &p.initial_n, &p.initial_m, &p.dC, &p.dn}) RoundToFloat(*x);
+  for (Values* x : {&p.i_pre, &p.f_pre, &p.initial_C, &p.initial_n, &p.initial_m, &p.dC, &p.dn})
+    RoundToFloat(*x);
 }
 
 template <class T>
@@ -150,14 +153,17 @@ class Storage {
 template <class W>
 struct StateStorage {
   explicit StateStorage(const MlstmShape& s)
-      : C(s.B * s.NH * s.DHQK * s.DHV, W(NAN)), n(s.B * s.NH * s.DHQK, W(NAN)), m(s.B * s.NH, W(NAN)), shape(s) {}
+      : C(s.B * s.NH * s.DHQK * s.DHV, W(NAN)),
+        n(s.B * s.NH * s.DHQK, W(NAN)),
+        m(s.B * s.NH, W(NAN)),
+        shape(s) {}
   StateStorage(const MlstmShape& s, const Values& C_in, const Values& n_in, const Values& m_in)
       : C(C_in.begin(), C_in.end()), n(n_in.begin(), n_in.end()), m(m_in.begin(), m_in.end()), shape(s) {}
   MlstmState state() {
     const MlstmShape& s = shape;
     const DType wide = DTypeOf<W>::value;
-    MlstmState result = {Tensor(C.data(), wide, {s.B, s.NH, s.DHQK, s.DHV}), Tensor(n.data(), wide, {s.B, s.NH, s.DHQK}),
-                         {}};
+    MlstmState result = {
+        Tensor(C.data(), wide, {s.B, s.NH, s.DHQK, s.DHV}), Tensor(n.data(), wide, {s.B, s.NH, s.DHQK}), {}};
     if (!m.empty()) result.m = Tensor(m.data(), wide, {s.B, s.NH});
     return result;
   }
@@ -183,20 +189,19 @@ Result RunAs(const Problem& p, const Implementation& implementation, bool last_i
   const bool has_initial = !p.initial_C.empty(), has_dlast = !p.dC.empty();
   StateStorage<W>& last_memory = last_in_place ? initial : last;
 
-  const MlstmForwardArgs forward = {
-      .h = h.tensor(),
-      .denominator = denominator.tensor(),
-      .m = m.tensor(),
-      .last = last_memory.state(),
-      .q = q.tensor(),
-      .k = k.tensor(),
-      .v = v.tensor(),
-      .i_pre = i_pre.tensor(),
-      .f_pre = f_pre.tensor(),
-      .reset = reset.empty() ? Tensor() : Tensor(reset.data(), DType::kU8, {N}),
-      .initial = has_initial ? initial.state() : MlstmState(),
-      .workspace = workspace_tensor,
-      .shape = s};
+  const MlstmForwardArgs forward = {.h = h.tensor(),
+                                    .denominator = denominator.tensor(),
+                                    .m = m.tensor(),
+                                    .last = last_memory.state(),
+                                    .q = q.tensor(),
+                                    .k = k.tensor(),
+                                    .v = v.tensor(),
+                                    .i_pre = i_pre.tensor(),
+                                    .f_pre = f_pre.tensor(),
+                                    .reset = reset.empty() ? Tensor() : Tensor(reset.data(), DType::kU8, {N}),
+                                    .initial = has_initial ? initial.state() : MlstmState(),
+                                    .workspace = workspace_tensor,
+                                    .shape = s};
   if (implementation.reference) {
     cpu::MlstmReferenceForward(forward, pool);
   } else {
@@ -279,12 +284,12 @@ struct NamedValues {
   const Values* values;
 };
 inline std::vector<NamedValues> OutputsOf(const Result& r) {
-  return {{"h", &r.h},   {"denominator", &r.denominator}, {"m", &r.m},   {"last_C", &r.last_C}, {"last_n", &r.last_n},
-          {"last_m", &r.last_m}};
+  return {{"h", &r.h},           {"denominator", &r.denominator}, {"m", &r.m},
+          {"last_C", &r.last_C}, {"last_n", &r.last_n},           {"last_m", &r.last_m}};
 }
 inline std::vector<NamedValues> GradientsOf(const Result& r) {
-  return {{"dq", &r.dq}, {"dk", &r.dk}, {"dv", &r.dv}, {"di_pre", &r.di_pre}, {"df_pre", &r.df_pre}, {"dC", &r.dC},
-          {"dn", &r.dn}, {"dm", &r.dm}};
+  return {{"dq", &r.dq},         {"dk", &r.dk}, {"dv", &r.dv}, {"di_pre", &r.di_pre},
+          {"df_pre", &r.df_pre}, {"dC", &r.dC}, {"dn", &r.dn}, {"dm", &r.dm}};
 }
 inline std::vector<NamedValues> AllOf(const Result& r) {
   std::vector<NamedValues> all = OutputsOf(r);
