@@ -52,14 +52,19 @@ void Copy(void* out, const void* in, int64_t bytes) {
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Owns `comm` until Free.
+  // Owns `comm`.
   MpiCommunicator(MPI_Comm comm, const MpiOptions& options) : comm_(comm), options_(options) {
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     options_.max_message_bytes = std::clamp<int64_t>(options_.max_message_bytes, 1, INT_MAX);
   }
-  void Free() { MPI_Comm_free(&comm_); }
+  ~MpiCommunicator() override { Free(); }
+  void Free() {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (!finalized && comm_ != MPI_COMM_NULL) MPI_Comm_free(&comm_);
+  }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
@@ -330,6 +335,12 @@ class MpiSessionImpl final : public MpiSession {
 
   Communicator& world() override { return world_; }
   Communicator& local() override { return local_; }
+
+  std::unique_ptr<Communicator> Duplicate(const MpiOptions& options) override {
+    MPI_Comm comm;
+    MPI_Comm_dup(MPI_COMM_WORLD, &comm);
+    return std::make_unique<MpiCommunicator>(comm, options);
+  }
 
   std::string library() const override {
     char text[MPI_MAX_LIBRARY_VERSION_STRING];

@@ -36,6 +36,9 @@ class MpiSession {
 
   virtual Communicator& world() = 0;
   virtual Communicator& local() = 0;  // the ranks that share this machine's memory, in the world's order
+  // Another communicator over all ranks, with options of its own; every rank must call this. Ends before the
+  // session.
+  virtual std::unique_ptr<Communicator> Duplicate(const MpiOptions& options) = 0;
   virtual std::string library() const = 0;  // "Open MPI v4.1.4, ..." (one line)
   // Call once at the end of the program. When all ranks arrive here, MPI ends and exit_code is returned. A
   // rank that failed (exit_code != 0) waits two seconds for the others, then ends all of them: they may be
