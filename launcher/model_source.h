@@ -5,8 +5,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "checkpoints/checkpoint.h"
 #include "checkpoints/hf_config.h"
 #include "checkpoints/weight_source.h"
+#include "configs/run_spec.h"
 #include "core/device.h"
 #include "core/model/bound_model.h"
 
@@ -19,12 +21,16 @@ struct ModelSource {
   std::string description;  // one line for people: "run runs/demo, checkpoint of step 200"
   ModelSpec spec;
   SpecialTokens tokens;
+  // OK: text is bytes (core/text/tokenizer.h). Otherwise why this version cannot read or write its text.
+  absl::Status text_is_bytes;
   std::unique_ptr<WeightSource> weights;
   // kRun only:
   std::string run_dir;
-  int64_t step = 0;
+  RunSpec run;  // its config
+  CheckpointInfo checkpoint;
 };
 
+// `path`: a run directory (its newest checkpoint is taken), a checkpoint, or a Hugging Face directory.
 // NotFound if there is no such model, with what was looked for.
 absl::StatusOr<ModelSource> OpenModel(const std::string& path);
 

@@ -1,0 +1,139 @@
+#include "launcher/imported_run.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/checkpoint_tensors.h"
+#include "core/base/status_macros.h"
+#include "launcher/run_directory.h"
+
+namespace carousel {
+namespace {
+constexpr int64_t kPieceElems = int64_t{1} << 20;
+
+std::string Exact(double value) { return absl::StrFormat("%.17g", value); }
+
+// The memory of a checkpoint: all weights, and one block of zeros that stands for every moment.
+struct ImportedState {
+  std::vector<std::vector<std::byte>> weights;
+  std::vector<std::byte> zeros;
+  std::vector<StateSlice> slices;
+};
+
+absl::Status ReadState(const WeightSource& source, DType dtype, ImportedState* state) {
+  int64_t largest = 0;
+  for (const Param& param : source.params()) largest = std::max(largest, param.num_elems);
+  state->zeros.resize(static_cast<size_t>(largest * SizeOf(dtype)));
+  for (const Param& param : source.params()) {
+    state->weights.emplace_back(static_cast<size_t>(param.num_elems * SizeOf(dtype)));
+    CAROUSEL_RETURN_IF_ERROR(
+        source.Read(param.name, 0, param.num_elems, dtype, state->weights.back().data()));
+    for (const StateKind kind : {StateKind::kWeight, StateKind::kAdamM, StateKind::kAdamV}) {
+      state->slices.push_back(
+          {.name = param.name,
+           .kind = kind,
+           .dtype = dtype,
+           .shape = param.shape,
+           .begin = 0,
+           .count = param.num_elems,
+           .data = kind == StateKind::kWeight ? state->weights.back().data() : state->zeros.data()});
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Every bit of the weights in the checkpoint against the source.
+absl::Status CompareWeights(const WeightSource& source, const std::string& checkpoint, DType dtype) {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> written, OpenCheckpointWeights(checkpoint));
+  std::vector<std::byte> a(static_cast<size_t>(kPieceElems * SizeOf(dtype))), b(a.size());
+  for (const Param& param : source.params()) {
+    for (int64_t begin = 0; begin < param.num_elems; begin += kPieceElems) {
+      const int64_t count = std::min(kPieceElems, param.num_elems - begin);
+      CAROUSEL_RETURN_IF_ERROR(source.Read(param.name, begin, count, dtype, a.data()));
+      CAROUSEL_RETURN_IF_ERROR(written->Read(param.name, begin, count, dtype, b.data()));
+      if (std::memcmp(a.data(), b.data(), static_cast<size_t>(count * SizeOf(dtype))) != 0) {
+        return absl::DataLossError(
+            absl::StrCat(checkpoint, ": tensor \"", param.name, "\" is not what was written"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+}  // namespace
+
+std::string ConfigForModel(const ModelSpec& m, bool text_is_bytes) {
+  const double D = static_cast<double>(m.embedding_dim);
+  std::string text = "model {\n";
+  const auto add = [&](const char* field, const auto& value) {
+    absl::StrAppend(&text, "  ", field, ": ", value, "\n");
+  };
+  add("vocab_size", m.vocab_size);
+  add("embedding_dim", m.embedding_dim);
+  add("num_blocks", m.num_blocks);
+  add("num_heads", m.num_heads);
+  add("qk_dim_factor", Exact(static_cast<double>(m.qk_dim) / D));
+  add("v_dim_factor", Exact(static_cast<double>(m.v_dim) / D));
+  add("ffn_dim", m.ffn_dim);
+  add("use_bias", m.use_bias ? "true" : "false");
+  add("add_out_norm", m.add_out_norm ? "true" : "false");
+  add("norm_eps", Exact(m.norm_eps));
+  add("cell_eps", Exact(m.cell_eps));
+  add("gate_soft_cap", Exact(m.gate_soft_cap));
+  add("logit_soft_cap", Exact(m.logit_soft_cap));
+  add("chunk_length", m.chunk_length);
+  absl::StrAppend(&text, "}\ndata { tokenizer: ", text_is_bytes ? "BYTES" : "NONE", " }\n");
+  return text;
+}
+
+absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run) {
+  RunSpec imported = run;
+  imported.model = spec;
+  // How it is trained is the config's choice.
+  imported.model.normalizer_gradient = run.model.normalizer_gradient;
+  std::vector<std::string> lines;
+  for (const ConfigDifference& difference : ConfigDifferences(imported, run))
+    lines.push_back(difference.text);
+  if (lines.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the config describes another model than the one to import (\"in the run\": the one to import)\n  ",
+      absl::StrJoin(lines, "\n  ")));
+}
+
+absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
+                                             const std::string& build_line) {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run.run_dir));
+  if (!checkpoints.empty()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat(run.run_dir, " is a run with ", checkpoints.size(), " checkpoints; give another --out"));
+  }
+  CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run.run_dir));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(run.run_dir));
+  const DType dtype = WideOf(run.compute);
+  {
+    ImportedState state;
+    CAROUSEL_RETURN_IF_ERROR(ReadState(weights, dtype, &state));
+    SaveRequest request;
+    request.run_dir = run.run_dir;
+    request.run_id = "imported";
+    request.state.seed = run.seed;
+    request.slices = std::move(state.slices);
+    request.config_text = run.resolved_text;
+    request.writer = build_line;
+    request.lease = lease.get();
+    CAROUSEL_RETURN_IF_ERROR(SaveCheckpoint(request));
+  }
+  CAROUSEL_RETURN_IF_ERROR(RecordStart(run, build_line));
+
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string checkpoint, FindCheckpoint(run.run_dir));
+  CAROUSEL_ASSIGN_OR_RETURN(const VerifyReport report, VerifyCheckpoint(checkpoint, nullptr));
+  if (!report.problems.empty()) {
+    return absl::DataLossError(absl::StrCat(checkpoint, ": ", absl::StrJoin(report.problems, "\n  ")));
+  }
+  CAROUSEL_RETURN_IF_ERROR(CompareWeights(weights, checkpoint, dtype));
+  return checkpoint;
+}
+}  // namespace carousel

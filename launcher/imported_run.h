@@ -1,0 +1,23 @@
+// A run directory made from weights: a checkpoint of step 0, from which training goes on.
+#pragma once
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "checkpoints/weight_source.h"
+#include "configs/run_spec.h"
+
+namespace carousel {
+
+// A config for continuing from a model: its model section, text that is bytes or ids only, all else default.
+std::string ConfigForModel(const ModelSpec& spec, bool text_is_bytes);
+
+// InvalidArgument naming every field of run.model that differs from `spec`.
+absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run);
+
+// Writes run.run_dir: config.textproto, build.txt (build_line) and a checkpoint of step 0 with the weights
+// and zero moments; then reads every byte of the checkpoint back, checks it and compares it with `weights`.
+// Returns the checkpoint's directory. AlreadyExists if the run directory holds checkpoints. The weights are
+// in memory once.
+absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
+                                             const std::string& build_line);
+}  // namespace carousel

@@ -1,0 +1,119 @@
+#include "launcher/model_card.h"
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "launcher/run_directory.h"
+#include "launcher/version.h"
+
+namespace carousel {
+namespace {
+using Json = nlohmann::json;
+
+struct Losses {
+  std::optional<double> train, validation, bits_per_byte;
+  int64_t train_step = 0, validation_step = 0;
+};
+
+// The last ones up to `step`.
+Losses ReadLosses(const std::string& metrics_path, int64_t step) {
+  Losses losses;
+  std::ifstream in(metrics_path);
+  const auto number = [](const Json& object, const char* name) -> std::optional<double> {
+    if (!object.is_object() || !object.contains(name) || !object[name].is_number()) return std::nullopt;
+    return object[name].get<double>();
+  };
+  for (std::string line; std::getline(in, line);) {
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object()) continue;
+    const bool evaluation = json.contains("evaluation");
+    const Json& record = evaluation ? json["evaluation"] : json;
+    const std::optional<double> at = number(record, "step"), loss = number(record, "loss");
+    if (!at.has_value() || !loss.has_value() || *at > static_cast<double>(step)) continue;
+    if (evaluation) {
+      losses.validation = loss;
+      losses.bits_per_byte = number(record, "bits_per_byte");
+      losses.validation_step = static_cast<int64_t>(*at);
+    } else {
+      losses.train = loss;
+      losses.train_step = static_cast<int64_t>(*at);
+    }
+  }
+  return losses;
+}
+
+std::string TrainingSection(const ModelSource& source) {
+  const RunSpec& run = source.run;
+  std::string text = "## Training\n\n";
+  for (const DataSourceSpec& data : run.train_data) {
+    absl::StrAppendFormat(&text, "- data: `%s`, weight %g\n", data.path, data.weight);
+  }
+  absl::StrAppendFormat(&text, "- steps: %d, tokens: %d, %d sequences of %d tokens per step\n",
+                        source.checkpoint.state.step, source.checkpoint.state.consumed_tokens,
+                        run.global_batch, run.sequence_length);
+  absl::StrAppendFormat(&text, "- AdamW: peak learning rate %g, betas %g and %g, weight decay %g, clip %g\n",
+                        run.schedule.peak_lr, run.adamw.beta1, run.adamw.beta2, run.adamw.weight_decay,
+                        run.adamw.clip_norm);
+  absl::StrAppendFormat(&text, "- arithmetic: %s, master weights f32\n", NameOf(run.compute));
+  const Losses losses = ReadLosses(MetricsPath(source.run_dir), source.checkpoint.state.step);
+  if (losses.train.has_value()) {
+    absl::StrAppendFormat(&text, "- training loss at step %d: %.4f nats per token\n", losses.train_step,
+                          *losses.train);
+  }
+  if (losses.validation.has_value()) {
+    absl::StrAppendFormat(&text, "- validation loss at step %d: %.4f nats per token", losses.validation_step,
+                          *losses.validation);
+    if (losses.bits_per_byte.has_value())
+      absl::StrAppendFormat(&text, ", %.4f bits per byte", *losses.bits_per_byte);
+    text += "\n";
+  }
+  absl::StrAppend(&text, "- written by: ", source.checkpoint.writer, "\n\n");
+  return text;
+}
+}  // namespace
+
+std::string ModelCard(const ModelSource& source, const std::string& name, DType dtype) {
+  const ModelSpec& spec = source.spec;
+  std::string text = absl::StrCat(
+      "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- xlstm\n---\n\n# ", name,
+      "\n\nAn xLSTM language model (large family: mLSTM blocks with gated feed-forward layers), trained and "
+      "exported with carousel.\n\n");
+  absl::StrAppendFormat(&text,
+                        "| parameters | width | blocks | heads | feed-forward | vocabulary | weights |\n"
+                        "|---|---|---|---|---|---|---|\n| %d | %d | %d | %d | %d | %d | %s |\n\n",
+                        NumParameters(spec), spec.embedding_dim, spec.num_blocks, spec.num_heads,
+                        spec.ffn_dim, spec.vocab_size, dtype == DType::kBF16 ? "bfloat16" : "float32");
+  if (source.kind == ModelSource::Kind::kRun) {
+    text += TrainingSection(source);
+  } else {
+    absl::StrAppend(&text, "## Training\n\nConverted from ", source.description, ".\n\n");
+  }
+  absl::StrAppend(&text,
+                  "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n",
+                  "model = AutoModelForCausalLM.from_pretrained(\"", name, "\")\n",
+                  "tokenizer = AutoTokenizer.from_pretrained(\"", name, "\")\n",
+                  "inputs = tokenizer(\"It is a truth\", return_tensors=\"pt\")\n",
+                  "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], "
+                  "skip_special_tokens=True))\n```\n\n");
+  absl::StrAppend(
+      &text, "- Transformers ", kMinTransformersVersion, " or newer (checked with ", kTransformersVersion,
+      "); older versions fail on prompts of 64 tokens and more unless the package `xlstm` is installed.\n",
+      "- Batch only prompts of equal length: the model ignores attention masks, so padding enters its "
+      "state.\n",
+      "- Transformers keeps the recurrent state in the dtype of the weights: with bfloat16 weights its "
+      "logits "
+      "drift from those of an f32 state.\n");
+  if (source.text_is_bytes.ok()) {
+    text +=
+        "- The tokens are bytes; 256 starts every text and ends documents (the tokenizer adds it), 257 is "
+        "padding. Rows of the embedding from 258 on are unused.\n";
+  }
+  absl::StrAppend(&text, "\nExported by ", VersionLine(),
+                  ".\n\n## Licence\n\nNot stated. Whoever publishes this model ",
+                  "chooses one, with a view to the licence of the data.\n");
+  return text;
+}
+}  // namespace carousel

@@ -1,0 +1,54 @@
+// `carousel verify`: runs the computation of a reference dump on a device and compares every tensor.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/device.h"
+#include "launcher/reference_dump.h"
+
+namespace carousel {
+
+// One compared tensor. error = ||computed - expected|| / scale, in doubles; scale is ||expected||, unless
+// that is next to nothing beside the parts whose difference the tensor is (`cancels`): then it is their size.
+struct Comparison {
+  std::string name;
+  double error = 0;  // not finite if anything computed is not
+  double bound = 0;
+  bool cancels = false;
+  bool ok() const { return error <= bound; }
+};
+
+struct DumpReport {
+  std::string title;  // what was compared with what, one line
+  std::vector<Comparison> rows;
+  std::string cancels_note;  // what the mark of rows with `cancels` means
+  bool ok() const;
+  std::string ToText() const;
+};
+
+// ||a - b|| / max(||b||, floor); 0 if both are exactly zero, infinite if anything is not finite or sizes
+// differ.
+double RelativeError(const std::vector<double>& a, const std::vector<double>& b, double floor = 0);
+double Norm(const std::vector<double>& a);
+
+struct VerifyOptions {
+  DType dtype = DType::kF64;
+  int64_t chunk_length = 0;  // 0: as the dump says, or 64
+};
+
+// The dtype that a dump was computed in (that of "q" or of its parameters): f64, f32, or bf16.
+absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump);
+
+// Dispatches on the metadata: cell "mlstm", family "xlstm_large", with "losses" a curve. A dump that cannot
+// be computed here is an InvalidArgument naming the field or the tensor.
+absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions& options, Device& device);
+
+// Its parts.
+absl::StatusOr<DumpReport> VerifyMlstmCell(const ReferenceDump& dump, const VerifyOptions& options,
+                                           Device& device);
+absl::StatusOr<DumpReport> VerifyLargeModel(const ReferenceDump& dump, const VerifyOptions& options,
+                                            Device& device);
+absl::StatusOr<DumpReport> VerifyLargeCurve(const ReferenceDump& dump, const VerifyOptions& options,
+                                            Device& device);
+}  // namespace carousel
