@@ -21,15 +21,15 @@ namespace carousel {
 enum class TextFormat { kByExtension, kPlain, kJsonLines };
 
 struct BuildSpec {
-  std::vector<std::string> inputs;
-  std::string output;                            // PREFIX; with validation PREFIX_train and PREFIX_valid
+  std::vector<std::string> inputs = {};
+  std::string output = {};                       // PREFIX; with validation PREFIX_train and PREFIX_valid
   TextFormat format = TextFormat::kByExtension;  // .txt, .text, .md: plain; .jsonl, .ndjson: JSON lines
   std::string text_field = "text";               // JSON lines
-  std::string document_separator;                // plain text; empty: one document per file
+  std::string document_separator = {};           // plain text; empty: one document per file
   double validation_fraction = 0;                // in [0, 1)
   bool overwrite = false;
   // Called now and then with the bytes read so far and in total.
-  std::function<void(int64_t done_bytes, int64_t total_bytes)> progress;
+  std::function<void(int64_t done_bytes, int64_t total_bytes)> progress = {};
 };
 
 struct BuiltFile {
