@@ -51,7 +51,7 @@ class Console {
 
   std::ostream& out_;
   ConsoleOptions options_;
-  bool first_ = true;
+  bool first_ = true, second_ = false;
   std::string live_;  // the live line as it stands on the screen; empty if none
   // Of the steps since the last plain line, for tokens per second.
   int64_t interval_tokens_ = 0;

@@ -3,7 +3,7 @@
 // nested, so that every step stands in the file once:
 //
 //   {"step":20,"tokens":81920,"loss":3.0712,"grad_norm":1.28,"lr":0.001,"seconds":0.45,"wall_seconds":9.1,
-//    "tokens_per_second":9102.2,"data_wait_seconds":0.01,"data_digest":"00c0ffee00c0ffee","skipped":false}
+//    "data_wait_seconds":0.01,"data_digest":"00c0ffee00c0ffee","skipped":false}
 //   {"evaluation":{"step":100,"loss":1.9,"bits_per_byte":2.74,"num_targets":65536}}
 //   {"sample":{"step":200,"text":"It is a truth ..."}}
 //

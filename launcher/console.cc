@@ -1,0 +1,125 @@
+#include "launcher/console.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace carousel {
+namespace {
+constexpr double kSmoothing = 0.1;  // weight of the newest step in the mean of seconds per step
+constexpr int64_t kMinColumns = 20;
+
+int64_t ColumnsOf(int fd) {
+  winsize size{};
+  if (ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col < kMinColumns) return 80;
+  return size.ws_col;
+}
+
+std::string FormatBytes(int64_t bytes) {
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  return mib < 9999.5 ? absl::StrFormat("%4.0f MiB", mib) : absl::StrFormat("%4.0f GiB", mib / 1024);
+}
+
+std::string Fields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {
+  const int width = static_cast<int>(std::to_string(s.total_steps).size());
+  return absl::StrFormat("step %*d/%d  loss %7.4f  grad_norm %7.3f  lr %8.2e  tok/s %7.0f  mem %s  eta %s",
+                         width, s.step, s.total_steps, s.loss, s.grad_norm, s.lr, tokens_per_second,
+                         FormatBytes(ResidentBytes()), FormatDuration(seconds_left));
+}
+}  // namespace
+
+Terminal FindTerminal() {
+  if (isatty(STDOUT_FILENO) == 0) return {};
+  if (isatty(STDERR_FILENO) != 0) return {.live = true, .columns = ColumnsOf(STDOUT_FILENO)};
+  // Output is a terminal but errors are not: either somebody redirected the errors, or mpirun gave this rank
+  // a pseudo terminal for its output alone. What the parent process writes to tells.
+  const int parent =
+      open(absl::StrCat("/proc/", getppid(), "/fd/1").c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  if (parent < 0) return {};
+  Terminal terminal;
+  terminal.live = isatty(parent) != 0;
+  if (terminal.live) terminal.columns = ColumnsOf(parent);
+  close(parent);
+  return terminal;
+}
+
+std::string FormatDuration(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0 || seconds > 1e12) return "-";
+  const int64_t s = std::llround(seconds);
+  const int64_t days = s / 86400;
+  if (days >= 2) {
+    return absl::StrFormat("%dd %02d:%02d:%02d", days, s / 3600 % 24, s / 60 % 60, s % 60);
+  }
+  return absl::StrFormat("%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60);
+}
+
+int64_t ResidentBytes() {
+  // Linux: the second number is resident pages.
+  std::ifstream in("/proc/self/statm");
+  int64_t size_pages = 0, resident_pages = 0;
+  if (!(in >> size_pages >> resident_pages)) return 0;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
+Console::Console(std::ostream& out, const ConsoleOptions& options) : out_(out), options_(options) {
+  options_.log_every_steps = std::max<int64_t>(options_.log_every_steps, 1);
+  options_.terminal.columns = std::max(options_.terminal.columns, kMinColumns);
+}
+
+Console::~Console() {
+  if (!live_.empty()) out_ << "\n" << std::flush;
+}
+
+void Console::Step(const StepLine& line) {
+  interval_tokens_ += line.tokens;
+  interval_seconds_ += line.seconds;
+  // The first step also makes the library's kernels: it would spoil the mean for long, so the second step
+  // starts the mean anew.
+  const bool settle = mean_step_seconds_ == 0 || second_;
+  mean_step_seconds_ =
+      settle ? line.seconds : mean_step_seconds_ + kSmoothing * (line.seconds - mean_step_seconds_);
+  second_ = first_;
+
+  const bool last = line.step >= line.total_steps;
+  const bool due = line.step % options_.log_every_steps == 0 || first_ || last;
+  first_ = false;
+  const double seconds_left = mean_step_seconds_ * static_cast<double>(line.total_steps - line.step);
+  if (options_.terminal.live) {
+    const double rate = mean_step_seconds_ > 0 ? static_cast<double>(line.tokens) / mean_step_seconds_ : 0;
+    EraseLive();
+    live_ = Fields(line, rate, seconds_left);
+    DrawLive();
+    return;
+  }
+  if (!due) return;
+  const double rate = interval_seconds_ > 0 ? static_cast<double>(interval_tokens_) / interval_seconds_ : 0;
+  out_ << Fields(line, rate, seconds_left) << "\n" << std::flush;
+  interval_tokens_ = 0;
+  interval_seconds_ = 0;
+}
+
+void Console::Message(const std::string& text) {
+  EraseLive();
+  out_ << text << "\n";
+  DrawLive();
+  out_ << std::flush;
+}
+
+// The cursor waits at the beginning of the live line, so that a log line written by others goes over it and
+// not behind it. "\033[K" erases to the end of the line.
+void Console::EraseLive() {
+  if (!live_.empty()) out_ << "\r\033[K";
+}
+
+void Console::DrawLive() {
+  if (live_.empty()) return;
+  out_ << live_.substr(0, static_cast<size_t>(options_.terminal.columns - 1)) << "\r" << std::flush;
+}
+}  // namespace carousel

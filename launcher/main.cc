@@ -1,0 +1,88 @@
+// carousel: pretrain xLSTM language models. One program, one subcommand per task (commands.h).
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <functional>
+
+#include "absl/debugging/failure_signal_handler.h"
+#include "absl/debugging/symbolize.h"
+#include "launcher/command_line.h"
+#include "launcher/commands.h"
+#include "launcher/version.h"
+
+namespace {
+
+constexpr char kFooter[] =
+    R"(Examples:
+  carousel data build --input book.txt --output data/book --validation_fraction 0.1
+  carousel plan --config configs/xlstm_7b.textproto --world 64
+  carousel train --config configs/demo_bytes.textproto --run_dir runs/demo
+  mpirun -np 2 carousel train --config configs/demo_bytes.textproto --run_dir runs/demo
+  carousel generate --model runs/demo --prompt "It is a truth"
+  carousel export --format hf --model runs/demo --out runs/demo/export
+
+Files of a run, in its --run_dir:
+  config.textproto            the config with every field, as it was used
+  metrics.jsonl               one line per step, evaluation and sample
+  checkpoints/                weights and optimizer state; training goes on from the newest
+
+Exit status:
+  0   done; training also: stopped early as asked, with a checkpoint
+  1   the work failed: a file, the disk, a checksum, a tolerance, a rank
+  2   the command line or the config is wrong; nothing was started
+
+`carousel COMMAND --help` explains a command.
+)";
+
+// Prints a stack trace when the process crashes. Sanitizers bring their own.
+void InstallCrashHandler(const char* program) {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  absl::InitializeSymbolizer(program);
+  absl::FailureSignalHandlerOptions options;
+  options.call_previous_handler = true;
+  absl::InstallFailureSignalHandler(options);
+  // Being told to end is not a crash.
+  std::signal(SIGTERM, SIG_DFL);
+#else
+  (void)program;
+#endif
+}
+
+int Run(int argc, char** argv) {
+  CLI::App app{"carousel: pretrain xLSTM language models on many machines, and use what they learned.",
+               "carousel"};
+  std::function<int()> run;
+  app.formatter(std::make_shared<carousel::HelpFormatter>());
+  app.get_formatter()->label("SUBCOMMAND", "COMMAND");
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  app.set_version_flag("--version", carousel::VersionLine(), "Print version, git revision and compiler");
+  carousel::AddPlanCommand(app, &run);
+  carousel::AddDataCommand(app, &run);
+  carousel::AddBenchCommand(app, &run);
+  if (argc <= 1) {
+    std::fputs(app.help().c_str(), stderr);
+    return carousel::kExitUsage;
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
+    std::fputs(carousel::ExplainParseError(app, error).c_str(), stderr);
+    return carousel::kExitUsage;
+  }
+  return run();
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  InstallCrashHandler(argv[0]);
+  // Nothing of ours throws; the standard library may, above all when memory ends.
+  try {
+    return Run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "carousel: %s\n", error.what());
+  }
+  return carousel::kExitFailure;
+}

@@ -1,0 +1,154 @@
+#include "launcher/metrics_sinks.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "checkpoints/file_system.h"
+#include "core/base/status_macros.h"
+
+namespace carousel {
+namespace {
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kMaxFileBytes = int64_t{1} << 33;
+
+std::string SystemError(int error) { return std::generic_category().message(error); }
+
+// What a line of the file says about its place in the run.
+struct LineInfo {
+  bool whole = false;  // a JSON object
+  int64_t step = -1;   // of a training step, an evaluation or a sample; -1: none of them
+  bool evaluation = false, sample = false;
+};
+
+int64_t StepIn(const Json& object) {
+  const auto step = object.find("step");
+  return step != object.end() && step->is_number_integer() ? step->get<int64_t>() : -1;
+}
+
+LineInfo Inspect(const std::string& line) {
+  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  LineInfo info{.whole = json.is_object()};
+  if (!info.whole) return info;
+  info.step = StepIn(json);
+  for (const char* kind : {"evaluation", "sample"}) {
+    const auto nested = json.find(kind);
+    if (nested == json.end() || !nested->is_object()) continue;
+    info.step = StepIn(*nested);
+    (kind[0] == 'e' ? info.evaluation : info.sample) = true;
+  }
+  return info;
+}
+
+// Text from a model need not be UTF-8, which JSON must be.
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MetricsFile>> MetricsFile::Open(const std::string& path,
+                                                               int64_t finished_steps) {
+  PosixFileSystem files;
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path));
+  int64_t dropped = 0, last_evaluated = -1, last_sampled = -1;
+  if (info.exists) {
+    CAROUSEL_ASSIGN_OR_RETURN(const std::string old, ReadFile(files, path, kMaxFileBytes));
+    std::string kept;
+    kept.reserve(old.size());
+    bool changed = false;
+    for (size_t begin = 0; begin < old.size();) {
+      const size_t newline = old.find('\n', begin);
+      const size_t end = newline == std::string::npos ? old.size() : newline;
+      const std::string line = old.substr(begin, end - begin);
+      begin = end + 1;
+      const LineInfo line_info = Inspect(line);
+      const bool keep = line_info.whole && line_info.step <= finished_steps;
+      dropped += !keep;
+      // A last line without its end was cut short, even if what there is of it can be read.
+      changed |= !keep || newline == std::string::npos;
+      if (!keep) continue;
+      absl::StrAppend(&kept, line, "\n");
+      if (line_info.evaluation) last_evaluated = std::max(last_evaluated, line_info.step);
+      if (line_info.sample) last_sampled = std::max(last_sampled, line_info.step);
+    }
+    if (changed) CAROUSEL_RETURN_IF_ERROR(ReplaceFile(files, path, kept));
+  }
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd < 0) {
+    return absl::UnavailableError(absl::StrCat("cannot open ", path, " for appending: ", SystemError(errno)));
+  }
+  std::unique_ptr<MetricsFile> file(new MetricsFile(path, fd));
+  file->num_dropped_lines_ = dropped;
+  file->last_evaluated_step_ = last_evaluated;
+  file->last_sampled_step_ = last_sampled;
+  return file;
+}
+
+MetricsFile::~MetricsFile() { close(fd_); }
+
+absl::Status MetricsFile::AppendLine(const std::string& line) {
+  struct stat before {};
+  if (fstat(fd_, &before) != 0) {
+    return absl::UnavailableError(absl::StrCat("cannot append to ", path_, ": ", SystemError(errno)));
+  }
+  const std::string bytes = line + "\n";
+  size_t written = 0;
+  while (written < bytes.size()) {
+    const ssize_t n = write(fd_, bytes.data() + written, bytes.size() - written);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = errno;
+      // Take back what was written of this line. If even that fails, the next Open drops it.
+      const bool taken_back = ftruncate(fd_, before.st_size) == 0;
+      return absl::ResourceExhaustedError(absl::StrCat("cannot append to ", path_, ": ", SystemError(error),
+                                                       taken_back ? "" : " (its last line is incomplete)"));
+    }
+    written += static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MetricsFile::Append(const StepMetrics& metrics) {
+  Json json;
+  json["step"] = metrics.step;
+  json["tokens"] = metrics.tokens;
+  json["loss"] = metrics.loss;
+  json["grad_norm"] = metrics.grad_norm;
+  json["lr"] = metrics.lr;
+  json["seconds"] = metrics.seconds;
+  json["wall_seconds"] = metrics.wall_seconds;
+  json["data_wait_seconds"] = metrics.data_wait_seconds;
+  json["data_digest"] = absl::StrFormat("%016x", metrics.data_digest);
+  json["skipped"] = metrics.skipped;
+  return AppendLine(Dump(json));
+}
+
+absl::Status MetricsFile::AppendEvaluation(const EvaluationMetrics& metrics) {
+  if (metrics.step <= last_evaluated_step_) return absl::OkStatus();
+  Json json;
+  json["evaluation"] = Json{{"step", metrics.step},
+                            {"loss", metrics.loss},
+                            {"bits_per_byte", metrics.bits_per_byte},
+                            {"num_targets", metrics.num_targets}};
+  CAROUSEL_RETURN_IF_ERROR(AppendLine(Dump(json)));
+  last_evaluated_step_ = metrics.step;
+  return absl::OkStatus();
+}
+
+absl::Status MetricsFile::AppendSample(int64_t step, const std::string& text) {
+  if (step <= last_sampled_step_) return absl::OkStatus();
+  Json json;
+  json["sample"] = Json{{"step", step}, {"text", text}};
+  CAROUSEL_RETURN_IF_ERROR(AppendLine(Dump(json)));
+  last_sampled_step_ = step;
+  return absl::OkStatus();
+}
+}  // namespace carousel

@@ -1,0 +1,34 @@
+// What a run will take, computed from its config alone: nothing is allocated, no data is opened, any machine
+// and any number of ranks will do.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "configs/run_spec.h"
+#include "parallel/counting_communicator.h"
+
+namespace carousel {
+
+struct RunPlan {
+  int64_t world = 1;
+  // Parameters by part of the model in its order: ("embedding", n), ("blocks: mlstm_layer", n), ...; exact.
+  std::vector<std::pair<std::string, int64_t>> parameters;
+  int64_t num_parameters = 0;
+  // Memory of rank 0, which has the most: bytes by category of the arena, then what kernels use in between.
+  std::map<std::string, int64_t> memory_bytes;
+  int64_t scratch_bytes = 0;
+  int64_t total_bytes = 0;
+  double flops_per_token = 0;    // forward and backward
+  int64_t checkpoint_bytes = 0;  // master weights and both Adam moments
+  CommTotals communication;      // sent by rank 0 in one step
+};
+
+// Errors: InvalidArgument with everything that is wrong with the mesh at once.
+absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world);
+// A table for people.
+std::string FormatPlan(const RunSpec& run, const RunPlan& plan);
+}  // namespace carousel
