@@ -93,12 +93,24 @@ class MlstmBackwardHead {
     const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
     engine_.Multiply(x_.S, c.rows, c.rows, false, engine_.PackLeft(x_.q, c.rows, Kp, x_.pack_LK[0]),
                      engine_.PackRightTransposed(x_.k, c.rows, Kp, x_.pack_LK[1]), Kp, Causal::kLowerOutput);
-    MlstmScores(dims_, x_, c, n);
+    MlstmScores(dims_, x_, c, n, [&](int64_t i) {
+      PrefetchRow<T, 1>(head_.dq, c.t0 + i, dims_.K);
+      PrefetchRow<T, 1>(head_.dk, c.t0 + i, dims_.K);
+      if (c.t0 == 0) return;
+      PrefetchRow<T>(head_.dh, c.t0 - dims_.L + i, dims_.V);
+      PrefetchRow<T>(head_.h, c.t0 - dims_.L + i, dims_.V);
+    });
     engine_.Multiply(x_.G, c.rows, c.rows, false, engine_.PackLeft(x_.u, c.rows, Vp, x_.pack_LV[0]),
                      engine_.PackRightTransposed(x_.v, c.rows, Vp, x_.pack_LV[1]), Vp, Causal::kLowerOutput);
     const bool exact = dims_.normalize && dims_.exact_normalizer_gradient;
     FillZero(x_.decay_row, c.rows);
     for (int64_t i = 0; i < c.len; ++i) {
+      PrefetchRow<T, 1>(head_.dv, c.t0 + i, dims_.V);
+      if (c.t0 > 0) {
+        PrefetchRow<T>(head_.q, c.t0 - dims_.L + i, dims_.K);
+        PrefetchRow<T>(head_.k, c.t0 - dims_.L + i, dims_.K);
+        PrefetchRow<T>(head_.v, c.t0 - dims_.L + i, dims_.V);
+      }
       const float a = x_.a[i], magnitude = a < 0.0f ? -a : a;
       const float minus_sign = a < 0.0f ? 1.0f : -1.0f;
       x_.rho[i] = exact && magnitude > x_.floor[i] ? minus_sign * x_.rho[i] * x_.inverse[i] : 0.0f;

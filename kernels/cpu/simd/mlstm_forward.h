@@ -24,7 +24,14 @@ static void MlstmForwardHead(const MlstmHeadDims& dims, const MlstmHeadForward& 
     // S and a
     engine.Multiply(x.S, c.rows, c.rows, false, engine.PackLeft(x.q, c.rows, Kp, x.pack_LK[0]),
                     engine.PackRightTransposed(x.k, c.rows, Kp, x.pack_LK[1]), Kp, Causal::kLowerOutput);
-    MlstmScores(dims, x, c, has_state ? x.n : nullptr);
+    MlstmScores(dims, x, c, has_state ? x.n : nullptr, [&](int64_t i) {
+      PrefetchRow<T, 1>(head.h, t0 + i, dims.V);
+      const int64_t next = t0 + len + i;
+      if (next >= dims.T) return;
+      PrefetchRow<T>(head.q, next, dims.K);
+      PrefetchRow<T>(head.k, next, dims.K);
+      PrefetchRow<T>(head.v, next, dims.V);
+    });
 
     // u = S v + alpha s q C
     const auto v = engine.PackRight(x.v, c.rows, Vp, x.pack_LV[0]);

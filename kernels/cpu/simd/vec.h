@@ -29,7 +29,8 @@ typedef uint16_t UnalignedVecU16 __attribute__((vector_size(2 * kLanes), aligned
 
 #define CAROUSEL_INLINE [[gnu::always_inline]] static inline
 
-CAROUSEL_INLINE VecF Broadcast(float x) { return VecF{} + x; }
+// minus zero, not plus: x - 0 is x for every x, so it costs nothing
+CAROUSEL_INLINE VecF Broadcast(float x) { return x - VecF{}; }
 
 // bit casts and constants, for one value and for a vector, so that simd_math.h serves both
 CAROUSEL_INLINE VecI AsInt(VecF x) { return reinterpret_cast<VecI>(x); }
