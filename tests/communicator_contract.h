@@ -21,7 +21,7 @@ T ContractValue(int64_t rank, int64_t i) {
     const double scale[] = {1e-3, 1e-1, 1.0, 1e3};
     return static_cast<T>((static_cast<double>(h >> 11) * 0x1.0p-52 - 1.0) * scale[h & 3]);
   } else {
-    return static_cast<T>(h >> 34) - static_cast<T>(1 << 20);
+    return static_cast<T>(h >> 38) - static_cast<T>(1 << 20);
   }
 }
 
