@@ -42,7 +42,6 @@ void CrossEntropy(const CrossEntropyRows<T>& a, int64_t begin, int64_t end, floa
   const float cap = a.soft_cap, inverse_cap = capped ? 1.0f / a.soft_cap : 0.0f;
   float* exponentials = scratch;  // exp(z - max z)
   float* slopes = scratch + a.V;  // dz / dlogits = 1 - (z / cap)^2
-  const auto z_of = [&](float logit) { return capped ? Tanh(logit * inverse_cap) * cap : logit; };
   for (int64_t r = begin; r < end; ++r) {
     const int32_t target = a.targets[r];
     T* dlogits = a.dlogits == nullptr ? nullptr : a.dlogits + r * a.V;
@@ -58,7 +57,10 @@ void CrossEntropy(const CrossEntropyRows<T>& a, int64_t begin, int64_t end, floa
     VecF largest = Broadcast(logits[0]);
     ForEachVec(a.V,
                [&](int64_t c, auto count) { largest = Max(Load(logits + c, count, logits[0]), largest); });
-    const float max_z = z_of(MaxLanes(largest));
+    // z of the largest logit and of the target's, by the same instructions: equal logits give equal z
+    float pair[kLanes] = {MaxLanes(largest), logits[target]};
+    if (capped) Store(pair, Tanh(Load(pair) * inverse_cap) * cap);
+    const float max_z = pair[0], target_z = pair[1];
     VecF sums = {};
     const float nothing = -__builtin_inff();
     if (capped) {
@@ -76,7 +78,7 @@ void CrossEntropy(const CrossEntropyRows<T>& a, int64_t begin, int64_t end, floa
       });
     }
     const float sum = SumLanes(sums);
-    a.loss[r] = Log(sum) + (max_z - z_of(logits[target]));
+    a.loss[r] = Log(sum) + (max_z - target_z);
     if (dlogits == nullptr) continue;
     // softmax - one_hot(target), times the slope of the cap
     const float inverse_sum = 1.0f / sum;

@@ -1,7 +1,6 @@
-// The hot loops of the simple ops for f32 and bf16, as functions on ranges of rows or elements. T is the
-// compute type: float, or uint16_t holding bf16. Each function computes every element by the same
-// instructions wherever it stands, and sums rows in ascending order; the caller cuts the work into ranges
-// that depend on the shape alone.
+// The hot loops of the simple ops for f32 and bf16, as functions on ranges of rows or elements. T is the compute
+// type: float, or uint16_t holding bf16. Sums over rows are taken in ascending order; the caller cuts the work into
+// ranges that depend on the shape alone.
 #pragma once
 #include <cstdint>
 

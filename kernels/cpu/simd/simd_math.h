@@ -47,11 +47,11 @@ CAROUSEL_INLINE T Log(T x) {
   p = p * f + 2.0000714765e-1f;
   p = p * f - 2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
-  const T ff = f * f;
-  T y = f * ff * p;
-  y = y + e * -2.12194440e-4f;
-  y = y - ff * 0.5f;
-  y = (f + y) + e * 0.693359375f;
+  // f - f^2 / 2 + f^3 p + e ln 2, the small part of ln 2 first. No sum of two products: a compiler with fused
+  // multiply-adds has one way to compute it.
+  T y = e * -2.12194440e-4f + f;
+  y = f * f * (f * p - 0.5f) + y;
+  y = e * 0.693359375f + y;
   const T infinity = T{} + __builtin_inff();
   y = x < infinity ? y : x;  // infinity and NaN
   y = x == 0.0f ? -infinity : y;

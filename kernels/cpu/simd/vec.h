@@ -1,7 +1,8 @@
 // Vectors of floats as wide as the level's registers, through the compiler's vector extensions: + - * / and
 // comparisons work lane by lane, `mask ? a : b` selects. Lanes never mix except in the Sum and Max functions,
-// whose order is fixed, so a value does not depend on where in memory or in a row its element stands. Only
-// for files of kernels/cpu/simd/ (see simd_level.h).
+// whose order is fixed. The compiler may fuse a product and a sum, and in a b + c d it may choose which product:
+// a file whose values must not depend on their position in a range is compiled with -ffp-contract=off.
+// Only for files of kernels/cpu/simd/ (see simd_level.h).
 #pragma once
 #include <cstddef>
 #include <cstdint>
