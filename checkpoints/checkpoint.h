@@ -93,7 +93,8 @@ absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* 
 // Collective. Fills every slice and *state (which may be null). Names, shapes and dtypes must be those of the
 // checkpoint; all differences are reported at once. Kinds that no rank asks for (the moments, to load weights
 // only) are left out. Every byte used is checked against the checksum of its block, and what arrived in the
-// slices of all ranks against the digests of the manifest. DataLoss names file, block and tensor.
+// slices of all ranks against the digests of the manifest. DataLoss names file, block and tensor;
+// after any error the contents of the slices are unspecified.
 absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices,
                             Communicator* communicator, TrainState* state, FileSystem* files = nullptr);
 

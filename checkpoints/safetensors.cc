@@ -5,14 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "checkpoints/closest_names.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -140,22 +139,6 @@ absl::StatusOr<std::vector<Out>> ReadAs(const SafetensorsReader& reader, const s
                                                    NameOf(entry.dtype), ", which cannot be converted"));
   }
 }
-
-// Letters to change, insert or delete to get from a to b (Levenshtein).
-int64_t EditDistance(const std::string& a, const std::string& b) {
-  std::vector<int64_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int64_t>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    int64_t diagonal = row[0];
-    row[0] = static_cast<int64_t>(i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const int64_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
 }  // namespace
 
 absl::StatusOr<SafetensorsReader> SafetensorsReader::Open(const std::string& path) {
@@ -212,18 +195,9 @@ SafetensorsReader::~SafetensorsReader() {
 
 absl::StatusOr<SafetensorsEntry> SafetensorsReader::Get(const std::string& name) const {
   if (const SafetensorsEntry* const entry = Find(name)) return *entry;
-  // The three closest names.
-  std::vector<std::pair<int64_t, std::string>> closest;
-  for (const SafetensorsEntry& t : tensors()) {
-    if (t.name.size() < 256 && name.size() < 256) closest.emplace_back(EditDistance(name, t.name), t.name);
-  }
-  const size_t shown = std::min<size_t>(3, closest.size());
-  std::partial_sort(closest.begin(), closest.begin() + static_cast<std::ptrdiff_t>(shown), closest.end());
   std::vector<std::string> names;
-  for (size_t i = 0; i < shown; ++i) names.push_back(closest[i].second);
-  return absl::NotFoundError(absl::StrCat(path_, " has no tensor \"", name, "\"",
-                                          names.empty() ? "" : "; the closest are ",
-                                          absl::StrJoin(names, ", ")));
+  for (const SafetensorsEntry& t : tensors()) names.push_back(t.name);
+  return absl::NotFoundError(absl::StrCat(path_, " has no tensor \"", name, "\"", ClosestNames(name, names)));
 }
 
 absl::StatusOr<std::vector<double>> SafetensorsReader::ReadAsDouble(const std::string& name) const {

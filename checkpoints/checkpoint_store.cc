@@ -1,0 +1,217 @@
+#include "checkpoints/checkpoint_store.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "checkpoints/crc32c.h"
+#include "checkpoints/manifest.h"
+#include "checkpoints/shard_reader.h"
+#include "core/base/status_macros.h"
+
+namespace carousel {
+namespace {
+
+bool StartsWith(const std::string& text, const std::string& prefix) {
+  return text.compare(0, prefix.size(), prefix) == 0;
+}
+
+// Names in run_dir/checkpoints; none if there is no such directory.
+absl::StatusOr<std::vector<std::string>> ListStore(FileSystem& files, const std::string& run_dir) {
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(StoreDir(run_dir)));
+  if (!info.is_directory) return std::vector<std::string>();
+  return files.ListDirectory(StoreDir(run_dir));
+}
+
+// Files in a checkpoint that the manifest lists by name.
+absl::StatusOr<std::string> ReadListedFile(FileSystem& files, const std::string& dir,
+                                           const checkpoint::Manifest& manifest, const std::string& name) {
+  for (int f = 0; f < manifest.files_size(); ++f) {
+    if (manifest.files(f).name() != name) continue;
+    if (manifest.files(f).size() > kMaxManifestBytes) {
+      return absl::DataLossError(absl::StrCat(JoinPath(dir, name), " is too large"));
+    }
+    std::string contents;
+    ShardReader reader(files, dir, manifest);
+    CAROUSEL_RETURN_IF_ERROR(reader.Read(f, 0, manifest.files(f).size(), [&](const char* data, int64_t n) {
+      contents.append(data, static_cast<size_t>(n));
+    }));
+    return contents;
+  }
+  return absl::DataLossError(absl::StrCat(dir, " is damaged: its manifest does not list ", name));
+}
+}  // namespace
+
+std::string StoreDir(const std::string& run_dir) { return JoinPath(run_dir, "checkpoints"); }
+std::string StepName(int64_t step) { return absl::StrFormat("step-%09d", step); }
+
+int64_t StepOfName(const std::string& name) {
+  int64_t step;
+  if (!StartsWith(name, "step-") || !absl::SimpleAtoi(name.substr(5), &step) || step < 0) return -1;
+  return StepName(step) == name ? step : -1;
+}
+
+absl::StatusOr<std::unique_ptr<RunLease>> RunLease::Acquire(const std::string& run_dir, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  CAROUSEL_RETURN_IF_ERROR(CreateDirectories(fs, StoreDir(run_dir)));
+  char host[256] = {};
+  if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
+  const std::string owner = absl::StrCat("process ", getpid(), " on ", host[0] != '\0' ? host : "this host");
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = fs.Lock(JoinPath(StoreDir(run_dir), kLeaseFile), owner);
+  if (absl::IsFailedPrecondition(lock.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(run_dir, " is in use by ", lock.status().message(),
+                     "; wait until it ends, stop it, or use another run_dir"));
+  }
+  CAROUSEL_RETURN_IF_ERROR(lock.status());
+  std::unique_ptr<RunLease> lease(new RunLease);
+  lease->run_dir_ = run_dir;
+  lease->lock_ = std::move(*lock);
+  return lease;
+}
+
+absl::StatusOr<OpenedCheckpoint> OpenAndCheck(FileSystem& files, const std::string& dir) {
+  OpenedCheckpoint opened;
+  CAROUSEL_ASSIGN_OR_RETURN(opened.manifest_payload, ReadManifestPayload(files, dir));
+  CAROUSEL_ASSIGN_OR_RETURN(opened.manifest,
+                            ParseManifest(opened.manifest_payload, JoinPath(dir, kManifestFile)));
+  // All missing files in one message.
+  std::string missing;
+  for (const checkpoint::FileEntry& entry : opened.manifest.files()) {
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(JoinPath(dir, entry.name())));
+    if (info.exists && !info.is_directory && info.size == entry.size()) continue;
+    absl::StrAppend(
+        &missing, missing.empty() ? "" : ", ", entry.name(),
+        info.exists ? absl::StrCat(" has ", info.size, " bytes instead of ", entry.size()) : " is missing");
+  }
+  if (!missing.empty()) return absl::DataLossError(absl::StrCat(dir, " is damaged: ", missing));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string framed,
+                            ReadListedFile(files, dir, opened.manifest, kStateFile));
+  const std::string path = JoinPath(dir, kStateFile);
+  CAROUSEL_ASSIGN_OR_RETURN(opened.state_payload, Unframe(kStateMagic, framed, path));
+  CAROUSEL_ASSIGN_OR_RETURN(opened.state, ParseState(opened.state_payload, path));
+  if (opened.state.step != opened.manifest.step()) {
+    return absl::DataLossError(absl::StrCat(path, " is of step ", opened.state.step,
+                                            " and the manifest of step ", opened.manifest.step()));
+  }
+  return opened;
+}
+
+CheckpointInfo InfoOf(const OpenedCheckpoint& opened, const std::string& dir) {
+  const checkpoint::Manifest& manifest = opened.manifest;
+  CheckpointInfo info{
+      .dir = dir,
+      .run_id = manifest.run_id(),
+      .writer = manifest.writer(),
+      .state = opened.state,
+      .unix_nanos = manifest.unix_nanos(),
+      .world_size = manifest.world_size(),
+      .num_files = manifest.files_size() + 1,
+      .num_bytes = static_cast<int64_t>(Frame(kManifestMagic, "").size() + opened.manifest_payload.size()),
+      .num_tensors = manifest.tensors_size()};
+  for (const checkpoint::FileEntry& entry : manifest.files()) info.num_bytes += entry.size();
+  for (const checkpoint::TensorEntry& tensor : manifest.tensors()) {
+    if (tensor.kind() == checkpoint::WEIGHT) info.num_parameters += NumElems(ShapeOf(tensor));
+  }
+  return info;
+}
+
+absl::StatusOr<CheckpointInfo> OpenCheckpoint(const std::string& dir, FileSystem* files) {
+  PosixFileSystem posix;
+  CAROUSEL_ASSIGN_OR_RETURN(const OpenedCheckpoint opened,
+                            OpenAndCheck(files != nullptr ? *files : posix, dir));
+  return InfoOf(opened, dir);
+}
+
+absl::StatusOr<std::string> ReadCheckpointConfig(const std::string& dir, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  CAROUSEL_ASSIGN_OR_RETURN(const OpenedCheckpoint opened, OpenAndCheck(fs, dir));
+  return ReadListedFile(fs, dir, opened.manifest, kConfigFile);
+}
+
+absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_dir, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStore(fs, run_dir));
+  std::vector<std::pair<int64_t, std::string>> found;
+  for (const std::string& name : names) {
+    const int64_t step = StepOfName(name);
+    if (step < 0) continue;
+    const std::string dir = JoinPath(StoreDir(run_dir), name);
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, fs.Stat(JoinPath(dir, kManifestFile)));
+    if (manifest.exists) found.emplace_back(step, dir);
+  }
+  std::sort(found.begin(), found.end());
+  std::vector<std::string> dirs;
+  for (auto& [step, dir] : found) dirs.push_back(std::move(dir));
+  return dirs;
+}
+
+absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, fs.Stat(JoinPath(path, kManifestFile)));
+  if (manifest.exists) return path;
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> dirs, ListCheckpoints(path, &fs));
+  if (!dirs.empty()) return dirs.back();
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, fs.Stat(path));
+  if (!info.exists) return absl::NotFoundError(absl::StrCat(path, " does not exist"));
+  return absl::NotFoundError(absl::StrCat(path, " is neither a checkpoint (it has no ", kManifestFile,
+                                          ") nor a run directory with one (there is no ", StoreDir(path),
+                                          "/step-*/", kManifestFile, ")"));
+}
+
+absl::Status MoveAside(FileSystem& files, const std::string& run_dir, const std::string& name,
+                       const std::string& prefix, std::string* to) {
+  const std::string store = StoreDir(run_dir);
+  std::string target = JoinPath(store, prefix + name);
+  for (int i = 2;; ++i) {
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(target));
+    if (!info.exists) break;
+    target = JoinPath(store, absl::StrCat(prefix, name, "-", i));
+  }
+  CAROUSEL_RETURN_IF_ERROR(files.Rename(JoinPath(store, name), target));
+  if (to != nullptr) *to = target;
+  return files.SyncDirectory(store);
+}
+
+absl::Status WriteLatest(FileSystem& files, const std::string& run_dir, const std::string& name) {
+  const uint32_t crc = UpdateCrc32c(0, name.data(), static_cast<int64_t>(name.size()));
+  return ReplaceFile(files, JoinPath(StoreDir(run_dir), kLatestFile),
+                     absl::StrFormat("%s %08x\n", name, crc));
+}
+
+absl::Status SweepLeftovers(const std::string& run_dir, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStore(fs, run_dir));
+  for (const std::string& name : names) {
+    if (!StartsWith(name, kTemporaryPrefix) && !StartsWith(name, kTrashPrefix)) continue;
+    CAROUSEL_RETURN_IF_ERROR(RemoveTree(fs, JoinPath(StoreDir(run_dir), name)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PruneCheckpoints(const std::string& run_dir, int64_t keep_last, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  if (keep_last <= 0) return absl::OkStatus();
+  CAROUSEL_ASSIGN_OR_RETURN(std::vector<std::string> dirs, ListCheckpoints(run_dir, &fs));
+  if (static_cast<int64_t>(dirs.size()) <= keep_last) return absl::OkStatus();
+  dirs.resize(dirs.size() - static_cast<size_t>(keep_last));
+  for (const std::string& dir : dirs) {
+    // Out of sight at once and for good, then file by file: half a checkpoint is never seen.
+    std::string trash;
+    CAROUSEL_RETURN_IF_ERROR(
+        MoveAside(fs, run_dir, dir.substr(StoreDir(run_dir).size() + 1), kTrashPrefix, &trash));
+    CAROUSEL_RETURN_IF_ERROR(RemoveTree(fs, trash));
+  }
+  return absl::OkStatus();
+}
+}  // namespace carousel
