@@ -39,18 +39,21 @@ MlstmHeadScratch CutScratch(MlstmScratch& scratch, const MlstmHeadDims& d, Pass 
   MlstmHeadScratch x = {};
   take({&x.f, &x.g, &x.w, &x.m, &x.floor, &x.alpha, &x.a, &x.rho, &x.inverse, &x.decay_row}, d.Lp);
   take({&x.partial}, d.Lp * 16);
-  take({&x.q, &x.k, &x.scaled_k, &x.pack_LK[0], &x.pack_LK[1], &x.pack_LK[2]}, d.Lp * d.Kp);
-  take({&x.v, &x.u, &x.pack_LV[0]}, d.Lp * d.Vp);
-  take({&x.S, &x.pack_LL[0]}, d.Lp * d.Lp);
-  take({&x.pack_KV[0]}, d.Kp * d.Vp);
+  x.q = scratch.Take<float>(d.Lp * d.Kp);
+  x.k = scratch.Take<float>(d.Lp * d.Kp);
+  x.v = scratch.Take<float>(d.Lp * d.Vp);
+  take({&x.pack_LK[0], &x.pack_LK[1]}, d.Lp * d.Kp);
+  take({&x.u, &x.pack_LV[0]}, d.Lp * d.Vp);
+  take({&x.S, &x.pack_LL}, d.Lp * d.Lp);
+  take({&x.pack_KV}, d.Kp * d.Vp);
   const int64_t num_states = pass == Pass::kForward ? 1 : CeilDiv(d.T, d.L) + 1;
   take({&x.C}, num_states * d.Kp * d.Vp);
   take({&x.n}, num_states * d.Kp);
   if (pass == Pass::kBackward) {
-    take({&x.dq, &x.dk, &x.pack_LK[3], &x.pack_LK[4]}, d.Lp * d.Kp);
-    take({&x.scaled_v, &x.pack_LV[1], &x.pack_LV[2], &x.pack_LV[3]}, d.Lp * d.Vp);
-    take({&x.G, &x.pack_LL[1]}, d.Lp * d.Lp);
-    take({&x.dC, &x.pack_KV[1]}, d.Kp * d.Vp);
+    take({&x.dq, &x.dk}, d.Lp * d.Kp);
+    take({&x.dv, &x.pack_LV[1]}, d.Lp * d.Vp);
+    take({&x.G}, d.Lp * d.Lp);
+    take({&x.dC}, d.Kp * d.Vp);
     take({&x.dn}, d.Kp);
   }
   return x;

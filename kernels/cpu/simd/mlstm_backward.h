@@ -54,46 +54,58 @@ class MlstmBackwardHead {
     for (int64_t index = 0; index + 1 < num_states; ++index) {
       const MlstmChunk c = Chunk(index);
       Gates(c);
-      LoadRows<T>(x_.k, head_.k, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
-      LoadRows<T>(x_.v, head_.v, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
+      const T* const k = CopyRows<T>(x_.k, head_.k, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
+      const T* const v = CopyRows<T>(x_.v, head_.v, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
       const bool has_state = index > 0 || head_.initial.C != nullptr;
       MlstmNextState(engine_, dims_, x_, c, C(index + 1), n(index + 1), has_state ? C(index) : nullptr,
-                     n(index), engine_.PackRight(x_.v, c.rows, dims_.Vp, x_.pack_LV[0]), x_.pack_LK[0]);
+                     n(index), k, engine_.PackRight(v, c.rows, dims_.Vp, x_.pack_LV[0]), x_.pack_LK[0]);
     }
   }
 
-  // q, k, v, gates, du (in x.u) and dh.h (in x.rho)
-  void Load(const MlstmChunk& c) const {
+  // Gates, q, k, v, du (in x.u) and dh.h (in x.rho).
+  void Load(const MlstmChunk& c) {
     Gates(c);
-    LoadRows<T>(x_.q, head_.q, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
-    LoadRows<T>(x_.k, head_.k, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
-    LoadRows<T>(x_.v, head_.v, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
-    LoadRows<T>(x_.u, head_.dh, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
-    LoadRows<T>(x_.scaled_v, head_.h, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
-    const int64_t Vp = dims_.Vp;
-    for (int64_t i = 0; i < c.rows; ++i) {
-      const bool real = i < c.len;
-      x_.inverse[i] = !real             ? 0.0f
-                      : dims_.normalize ? 1.0f / (head_.denominator[c.t0 + i] + dims_.eps)
-                                        : 1.0f;
+    q_ = CopyRows<T>(x_.q, head_.q, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
+    k_ = CopyRows<T>(x_.k, head_.k, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
+    v_ = CopyRows<T>(x_.v, head_.v, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
+    const int64_t V = dims_.V, Vp = dims_.Vp;
+    for (int64_t i = 0; i < c.len; ++i) {
+      const int64_t t = c.t0 + i;
+      const T* const dh = static_cast<const T*>(head_.dh.data) + t * head_.dh.stride;
+      const T* const h = static_cast<const T*>(head_.h.data) + t * head_.h.stride;
+      float* const du = x_.u + i * Vp;
+      x_.inverse[i] = dims_.normalize ? 1.0f / (head_.denominator[t] + dims_.eps) : 1.0f;
       VecF dot{};
-      for (int64_t e = 0; e < Vp; e += kLanes) {
-        const VecF dh = SimdLoad(x_.u + i * Vp + e);
-        dot += dh * SimdLoad(x_.scaled_v + i * Vp + e);
-        Store(x_.u + i * Vp + e, dh * x_.inverse[i]);
+      int64_t e = 0;
+      for (; e + kLanes <= V; e += kLanes) {
+        const VecF dh_e = SimdLoad(dh + e);
+        dot += dh_e * SimdLoad(h + e);
+        Store(du + e, dh_e * x_.inverse[i]);
       }
+      if (e < V) {
+        const VecF dh_e = LoadPart(dh + e, V - e);
+        dot += dh_e * LoadPart(h + e, V - e);
+        Store(du + e, dh_e * x_.inverse[i]);
+        e += kLanes;
+      }
+      for (; e < Vp; e += kLanes) Store(du + e, VecF{});
       Store(x_.partial + i * kLanes, dot);
     }
+    FillZero(x_.u + c.len * Vp, (c.rows - c.len) * Vp);
+    FillZero(x_.partial + c.len * kLanes, (c.rows - c.len) * kLanes);
     SumRows(x_.rho, x_.partial, c.rows);
   }
-  static VecF SimdLoad(const float* p) { return CAROUSEL_SIMD_NS::Load(p); }
+  template <class E>
+  CAROUSEL_INLINE VecF SimdLoad(const E* p) {
+    return CAROUSEL_SIMD_NS::Load(p);
+  }
 
   // S, a, rho and G = D (du.v + rho); G is scaled by s.
   void Weights(const MlstmChunk& c, const float* n) {
     const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
-    engine_.Multiply(x_.S, c.rows, c.rows, false, engine_.PackLeft(x_.q, c.rows, Kp, x_.pack_LK[0]),
-                     engine_.PackRightTransposed(x_.k, c.rows, Kp, x_.pack_LK[1]), Kp, Causal::kLowerOutput);
-    MlstmScores(dims_, x_, c, n, [&](int64_t i) {
+    engine_.Multiply(x_.S, c.rows, c.rows, false, engine_.PackLeft(q_, c.rows, Kp, x_.pack_LK[0]),
+                     engine_.PackRightTransposed(k_, c.rows, Kp, x_.pack_LK[1]), Kp, Causal::kLowerOutput);
+    MlstmScores(dims_, x_, c, q_, n, [&](int64_t i) {
       PrefetchRow<T, 1>(head_.dq, c.t0 + i, dims_.K);
       PrefetchRow<T, 1>(head_.dk, c.t0 + i, dims_.K);
       if (c.t0 == 0) return;
@@ -101,7 +113,7 @@ class MlstmBackwardHead {
       PrefetchRow<T>(head_.h, c.t0 - dims_.L + i, dims_.V);
     });
     engine_.Multiply(x_.G, c.rows, c.rows, false, engine_.PackLeft(x_.u, c.rows, Vp, x_.pack_LV[0]),
-                     engine_.PackRightTransposed(x_.v, c.rows, Vp, x_.pack_LV[1]), Vp, Causal::kLowerOutput);
+                     engine_.PackRightTransposed(v_, c.rows, Vp, x_.pack_LV[1]), Vp, Causal::kLowerOutput);
     const bool exact = dims_.normalize && dims_.exact_normalizer_gradient;
     FillZero(x_.decay_row, c.rows);
     for (int64_t i = 0; i < c.len; ++i) {
@@ -125,12 +137,14 @@ class MlstmBackwardHead {
   // dq = s (G k + alpha (du C^T + rho n)), with s already in G
   void Queries(const MlstmChunk& c, const float* C, const float* n) {
     const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
-    engine_.Multiply(x_.dq, c.rows, Kp, false, engine_.PackLeft(x_.G, c.rows, c.rows, x_.pack_LL[0]),
-                     engine_.PackRight(x_.k, c.rows, Kp, x_.pack_LK[2]), c.rows, Causal::kInnerUpToRow);
+    engine_.Multiply(x_.dq, c.rows, Kp, false,
+                     engine_.PackLeft(x_.G, c.rows, c.rows, x_.pack_LL, {}, Causal::kInnerUpToRow),
+                     engine_.PackRight(k_, c.rows, Kp, x_.pack_LK[0]), c.rows, Causal::kInnerUpToRow);
     if (C != nullptr) {
-      ScaleRows(x_.scaled_v, x_.u, x_.alpha, dims_.scale, c.rows, Vp);
-      engine_.Multiply(x_.dq, c.rows, Kp, true, engine_.PackLeft(x_.scaled_v, c.rows, Vp, x_.pack_LV[2]),
-                       engine_.PackRightTransposed(C, Kp, Vp, x_.pack_KV[0]), Vp);
+      engine_.Multiply(
+          x_.dq, c.rows, Kp, true,
+          engine_.PackLeft(x_.u, c.rows, Vp, x_.pack_LV[0], {.row = x_.alpha, .constant = dims_.scale}),
+          engine_.PackRightTransposed(C, Kp, Vp, x_.pack_KV), Vp);
     }
     for (int64_t i = 0; i < c.len; ++i) {
       float* const dq = x_.dq + i * Kp;
@@ -147,12 +161,12 @@ class MlstmBackwardHead {
   void KeysAndValues(const MlstmChunk& c, bool has_dC) {
     const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
     engine_.Multiply(x_.dk, c.rows, Kp, false,
-                     engine_.PackLeftTransposed(x_.G, c.rows, c.rows, x_.pack_LL[0]),
-                     engine_.PackRight(x_.q, c.rows, Kp, x_.pack_LK[2]), c.rows, Causal::kInnerFromRow);
+                     engine_.PackLeftTransposed(x_.G, c.rows, c.rows, x_.pack_LL, {}, Causal::kInnerFromRow),
+                     engine_.PackRight(q_, c.rows, Kp, x_.pack_LK[0]), c.rows, Causal::kInnerFromRow);
     if (has_dC) {
-      ScaleRows(x_.scaled_v, x_.v, x_.w, 1.0f, c.rows, Vp);
-      engine_.Multiply(x_.dk, c.rows, Kp, true, engine_.PackLeft(x_.scaled_v, c.rows, Vp, x_.pack_LV[2]),
-                       engine_.PackRightTransposed(x_.dC, Kp, Vp, x_.pack_KV[0]), Vp);
+      engine_.Multiply(x_.dk, c.rows, Kp, true,
+                       engine_.PackLeft(v_, c.rows, Vp, x_.pack_LV[0], {.row = x_.w}),
+                       engine_.PackRightTransposed(x_.dC, Kp, Vp, x_.pack_KV), Vp);
     }
     for (int64_t j = 0; j < c.len; ++j) {
       float* const dk = x_.dk + j * Kp;
@@ -162,14 +176,14 @@ class MlstmBackwardHead {
       }
       StoreRow<T>(head_.dk, c.t0 + j, dk, 1.0f, dims_.K);
     }
-    du_ = engine_.PackRight(x_.u, c.rows, Vp, x_.pack_LV[3]);
-    float* const dv = x_.scaled_v;
-    engine_.Multiply(dv, c.rows, Vp, false, engine_.PackLeftTransposed(x_.S, c.rows, c.rows, x_.pack_LL[1]),
+    du_ = engine_.PackRight(x_.u, c.rows, Vp, x_.pack_LV[1]);
+    float* const dv = x_.dv;
+    engine_.Multiply(dv, c.rows, Vp, false,
+                     engine_.PackLeftTransposed(x_.S, c.rows, c.rows, x_.pack_LL, {}, Causal::kInnerFromRow),
                      du_, c.rows, Causal::kInnerFromRow);
     if (has_dC) {
-      ScaleRows(x_.scaled_k, x_.k, x_.w, 1.0f, c.rows, Kp);
-      engine_.Multiply(dv, c.rows, Vp, true, engine_.PackLeft(x_.scaled_k, c.rows, Kp, x_.pack_LK[3]),
-                       engine_.PackRight(x_.dC, Kp, Vp, x_.pack_KV[1]), Kp);
+      engine_.Multiply(dv, c.rows, Vp, true, engine_.PackLeft(k_, c.rows, Kp, x_.pack_LK[0], {.row = x_.w}),
+                       engine_.PackRight(x_.dC, Kp, Vp, x_.pack_KV), Kp);
     }
     for (int64_t j = 0; j < c.len; ++j) StoreRow<T>(head_.dv, c.t0 + j, dv + j * Vp, 1.0f, dims_.V);
   }
@@ -188,8 +202,8 @@ class MlstmBackwardHead {
       for (int64_t d = 0; d < Kp; d += kLanes) dot += SimdLoad(n + d) * SimdLoad(x_.dn + d);
       dF = SumLanes((sum[0] + sum[1]) + (sum[2] + sum[3]) + dot);
     }
-    RowDots(x_.a, x_.q, x_.dq, c.rows);        // q.dq
-    RowDots(x_.inverse, x_.k, x_.dk, c.rows);  // k.dk
+    RowDots(x_.a, q_, x_.dq, c.rows);        // q.dq
+    RowDots(x_.inverse, k_, x_.dk, c.rows);  // k.dk
     for (int64_t i = c.len - 1; i >= 0; --i) {
       const int64_t t = c.t0 + i;
       const float di = x_.inverse[i];
@@ -204,7 +218,7 @@ class MlstmBackwardHead {
     for (int64_t i = 0; i < c.rows; i += kLanes) Store(x_.m + i, Sigmoid(SimdLoad(x_.m + i)));
     for (int64_t i = 0; i < c.len; ++i) head_.df_pre[c.t0 + i] = x_.partial[i] * x_.m[i];
   }
-  void RowDots(float* dots, const float* x, const float* y, int64_t rows) const {
+  void RowDots(float* dots, const T* x, const float* y, int64_t rows) const {
     for (int64_t i = 0; i < rows; ++i) {
       VecF dot{};
       for (int64_t d = i * dims_.Kp; d < (i + 1) * dims_.Kp; d += kLanes)
@@ -219,15 +233,13 @@ class MlstmBackwardHead {
     const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
     const float kept = x_.alpha[c.len - 1];
     const bool accumulate = has_dC && kept != 0.0f;
-    ScaleRows(x_.scaled_k, x_.q, x_.alpha, dims_.scale, c.rows, Kp);
     if (accumulate) ScaleState(x_.dC, x_.dC, kept, Kp * Vp);
-    engine_.Multiply(x_.dC, Kp, Vp, accumulate,
-                     engine_.PackLeftTransposed(x_.scaled_k, c.rows, Kp, x_.pack_LK[4]), du_, c.rows);
-    for (int64_t d = 0; d < Kp; d += kLanes) {
-      VecF sum = accumulate ? SimdLoad(x_.dn + d) * kept : VecF{};
-      for (int64_t i = 0; i < c.len; ++i) sum += SimdLoad(x_.scaled_k + i * Kp + d) * x_.rho[i];
-      Store(x_.dn + d, sum);
-    }
+    engine_.Multiply(
+        x_.dC, Kp, Vp, accumulate,
+        engine_.PackLeftTransposed(q_, c.rows, Kp, x_.pack_LK[0], {.row = x_.alpha, .constant = dims_.scale}),
+        du_, c.rows);
+    for (int64_t i = 0; i < c.rows; ++i) x_.inverse[i] = dims_.scale * x_.alpha[i] * x_.rho[i];
+    WeightedRowSum(x_.dn, accumulate ? x_.dn : nullptr, kept, q_, x_.inverse, c.rows, Kp);
   }
 
   // dm = <C, dC> + <n, dn>
@@ -252,6 +264,7 @@ class MlstmBackwardHead {
   const MlstmHeadDims& dims_;
   const MlstmHeadBackward& head_;
   const MlstmHeadScratch& x_;
+  const T *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;  // the chunk's rows, padded
   Right du_{};
 };
 }  // namespace carousel::cpu::CAROUSEL_SIMD_NS

@@ -2,6 +2,10 @@
 // rows, the gates, the scores and the step from one chunk's state to the next. Symbols:
 // kernels/cpu/mlstm_reference.h and mlstm_kernels.h. `rows` is the number of tokens of the chunk, padded.
 #pragma once
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include "kernels/cpu/simd/mlstm_products.h"
 #include "kernels/cpu/simd/simd_math.h"
 
@@ -13,19 +17,19 @@ CAROUSEL_INLINE void FillZero(float* x, int64_t n) {
 }
 CAROUSEL_INLINE int64_t AtMost(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// to (rows, padded) = rows t0 .. t0+len-1, `width` columns of x; zeros around.
+// to (rows, padded) = rows t0 .. t0+len-1, `width` columns of x, the bits unchanged; zeros around.
 template <class T>
-static void LoadRows(float* to, const MlstmComputeRows& x, int64_t t0, int64_t len, int64_t rows,
-                     int64_t width, int64_t padded) {
+static T* CopyRows(void* memory, const MlstmComputeRows& x, int64_t t0, int64_t len, int64_t rows,
+                   int64_t width, int64_t padded) {
+  T* const to = static_cast<T*>(memory);
   for (int64_t i = 0; i < len; ++i) {
     const T* const from = static_cast<const T*>(x.data) + (t0 + i) * x.stride;
-    float* const row = to + i * padded;
-    int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) Store(row + c, Load(from + c));
-    if (c < width) Store(row + c, LoadPart(from + c, width - c)), c += kLanes;
-    for (; c < padded; c += kLanes) Store(row + c, VecF{});
+    T* const row = to + i * padded;
+    __builtin_memcpy(row, from, width * sizeof(T));
+    if (width < padded) __builtin_memset(row + width, 0, (padded - width) * sizeof(T));
   }
-  FillZero(to + len * padded, (rows - len) * padded);
+  if (len < rows) __builtin_memset(to + len * padded, 0, (rows - len) * padded * sizeof(T));
+  return to;
 }
 // Asks for row t of x ahead of use. A head's columns are short pieces far apart, which the processor's own
 // prefetching does not follow; a few rows at a time, between other work, keep within the number of
@@ -36,20 +40,35 @@ CAROUSEL_INLINE void PrefetchRow(const MlstmComputeRows& x, int64_t t, int64_t w
   const T* const row = static_cast<const T*>(x.data) + t * x.stride;
   for (int64_t c = 0; c < width; c += kLine) __builtin_prefetch(row + c, kForWrite, /*locality=*/2);
 }
+CAROUSEL_INLINE void StoreRounded(float* p, VecF x) { Store(p, x); }
+CAROUSEL_INLINE void StoreRounded(uint16_t* p, VecF x) {
+#if defined(__AVX512BF16__)  // one instruction; as ToBf16, but subnormal numbers become zero
+  *reinterpret_cast<UnalignedVecU16*>(p) =
+      reinterpret_cast<VecU16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
+  Store(p, x);
+#endif
+}
 // x row t (width columns) = row * factor.
 template <class T>
 static void StoreRow(const MlstmComputeRows& x, int64_t t, const float* row, float factor, int64_t width) {
   T* const to = static_cast<T*>(x.data) + t * x.stride;
   int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) Store(to + c, Load(row + c) * factor);
+  for (; c + kLanes <= width; c += kLanes) StoreRounded(to + c, Load(row + c) * factor);
   if (c < width) StorePart(to + c, Load(row + c) * factor, width - c);
 }
-// to (rows, cols) row i = factor[i] * constant * x row i
-static inline void ScaleRows(float* to, const float* x, const float* factor, float constant, int64_t rows,
-                             int64_t cols) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const VecF scale = Broadcast(factor[i] * constant);
-    for (int64_t c = 0; c < cols; c += kLanes) Store(to + i * cols + c, Load(x + i * cols + c) * scale);
+// to = kept * from + sum over rows of weight[i] * X row i; from may be null. Four chains, joined in a fixed
+// order.
+template <class T>
+static void WeightedRowSum(float* to, const float* from, float kept, const T* X, const float* weight,
+                           int64_t rows, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += kLanes) {
+    VecF sum[4] = {};
+    for (int64_t i = 0; i < rows; i += 4) {  // rows is a multiple of kMlstmPad
+      for (int r = 0; r < 4; ++r) sum[r] += Load(X + (i + r) * cols + c) * weight[i + r];
+    }
+    const VecF added = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    Store(to + c, from == nullptr ? added : Load(from + c) * kept + added);
   }
 }
 
@@ -132,9 +151,9 @@ CAROUSEL_INLINE void NextDecayRow(const MlstmHeadScratch& x, int64_t i, Body&& b
 
 // x.S: from q.k to S = s (q.k) D, and a = alpha s n.q + row sums of S. n is null where the state is zero.
 // ahead(i) is called for every token: room for prefetches.
-template <class Ahead>
+template <class T, class Ahead>
 CAROUSEL_INLINE void MlstmScores(const MlstmHeadDims& dims, const MlstmHeadScratch& x, const MlstmChunk& c,
-                                 const float* n, Ahead&& ahead) {
+                                 const T* q, const float* n, Ahead&& ahead) {
   FillZero(x.decay_row, c.rows);
   for (int64_t i = 0; i < c.len; ++i) {
     ahead(i);
@@ -147,7 +166,7 @@ CAROUSEL_INLINE void MlstmScores(const MlstmHeadDims& dims, const MlstmHeadScrat
     });
     if (n != nullptr) {
       VecF dot{};
-      for (int64_t d = 0; d < dims.Kp; d += kLanes) dot += Load(x.q + i * dims.Kp + d) * Load(n + d);
+      for (int64_t d = 0; d < dims.Kp; d += kLanes) dot += Load(q + i * dims.Kp + d) * Load(n + d);
       sum += dot * (dims.scale * x.alpha[i]);
     }
     Store(x.partial + i * kLanes, sum);
@@ -163,24 +182,18 @@ static inline void ScaleState(float* to, const float* from, float factor, int64_
   for (int64_t i = 0; i < n; i += kLanes) Store(to + i, Load(from + i) * factor);
 }
 
-// (to_C, to_n) = the state after the chunk. C is null where the state before it is zero. x.k and the right
-// operand of v are those of the chunk. to_C may be C.
-template <class Engine>
+// (to_C, to_n) = the state after the chunk from its k (rows, Kp) and the right operand of its v. C is null
+// where the state before it is zero. to_C may be C.
+template <class Engine, class T>
 static void MlstmNextState(const Engine& engine, const MlstmHeadDims& dims, const MlstmHeadScratch& x,
                            const MlstmChunk& c, float* to_C, float* to_n, const float* C, const float* n,
-                           const typename Engine::Right& v, float* pack) {
-  const int64_t Kp = dims.Kp;
+                           const T* k, const typename Engine::Right& v, float* pack) {
   const float kept = x.alpha[c.len - 1];
   const bool accumulate = C != nullptr && kept != 0.0f;
-  ScaleRows(x.scaled_k, x.k, x.w, 1.0f, c.rows, Kp);
-  if (accumulate) ScaleState(to_C, C, kept, Kp * dims.Vp);
-  engine.Multiply(to_C, Kp, dims.Vp, accumulate, engine.PackLeftTransposed(x.scaled_k, c.rows, Kp, pack), v,
-                  c.rows);
-  for (int64_t d = 0; d < Kp; d += kLanes) {
-    VecF sum = accumulate ? Load(n + d) * kept : VecF{};
-    for (int64_t j = 0; j < c.len; ++j) sum += Load(x.scaled_k + j * Kp + d);
-    Store(to_n + d, sum);
-  }
+  if (accumulate) ScaleState(to_C, C, kept, dims.Kp * dims.Vp);
+  engine.Multiply(to_C, dims.Kp, dims.Vp, accumulate,
+                  engine.PackLeftTransposed(k, c.rows, dims.Kp, pack, {.row = x.w}), v, c.rows);
+  WeightedRowSum(to_n, accumulate ? n : nullptr, kept, k, x.w, c.rows, dims.Kp);
 }
 
 // C (Kp, Vp), n (Kp) padded from a state (K, V), (K), and back.

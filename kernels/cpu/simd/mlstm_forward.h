@@ -17,14 +17,15 @@ static void MlstmForwardHead(const MlstmHeadDims& dims, const MlstmHeadForward& 
     const int64_t len = AtMost(dims.L, dims.T - t0);
     const MlstmChunk c = {t0, len, PadRows(len)};
     MlstmGates(dims, x, c, head.i_pre, head.f_pre, head.reset, m, {});
-    LoadRows<T>(x.q, head.q, t0, len, c.rows, dims.K, Kp);
-    LoadRows<T>(x.k, head.k, t0, len, c.rows, dims.K, Kp);
-    LoadRows<T>(x.v, head.v, t0, len, c.rows, dims.V, Vp);
+    const T* const q = CopyRows<T>(x.q, head.q, t0, len, c.rows, dims.K, Kp);
+    const T* const k = CopyRows<T>(x.k, head.k, t0, len, c.rows, dims.K, Kp);
+    const auto v =
+        engine.PackRight(CopyRows<T>(x.v, head.v, t0, len, c.rows, dims.V, Vp), c.rows, Vp, x.pack_LV[0]);
 
     // S and a
-    engine.Multiply(x.S, c.rows, c.rows, false, engine.PackLeft(x.q, c.rows, Kp, x.pack_LK[0]),
-                    engine.PackRightTransposed(x.k, c.rows, Kp, x.pack_LK[1]), Kp, Causal::kLowerOutput);
-    MlstmScores(dims, x, c, has_state ? x.n : nullptr, [&](int64_t i) {
+    engine.Multiply(x.S, c.rows, c.rows, false, engine.PackLeft(q, c.rows, Kp, x.pack_LK[0]),
+                    engine.PackRightTransposed(k, c.rows, Kp, x.pack_LK[1]), Kp, Causal::kLowerOutput);
+    MlstmScores(dims, x, c, q, has_state ? x.n : nullptr, [&](int64_t i) {
       PrefetchRow<T, 1>(head.h, t0 + i, dims.V);
       const int64_t next = t0 + len + i;
       if (next >= dims.T) return;
@@ -34,13 +35,13 @@ static void MlstmForwardHead(const MlstmHeadDims& dims, const MlstmHeadForward& 
     });
 
     // u = S v + alpha s q C
-    const auto v = engine.PackRight(x.v, c.rows, Vp, x.pack_LV[0]);
-    engine.Multiply(x.u, c.rows, Vp, false, engine.PackLeft(x.S, c.rows, c.rows, x.pack_LL[0]), v, c.rows,
+    engine.Multiply(x.u, c.rows, Vp, false,
+                    engine.PackLeft(x.S, c.rows, c.rows, x.pack_LL, {}, Causal::kInnerUpToRow), v, c.rows,
                     Causal::kInnerUpToRow);
     if (has_state) {
-      ScaleRows(x.q, x.q, x.alpha, dims.scale, c.rows, Kp);
-      engine.Multiply(x.u, c.rows, Vp, true, engine.PackLeft(x.q, c.rows, Kp, x.pack_LK[0]),
-                      engine.PackRight(x.C, Kp, Vp, x.pack_KV[0]), Kp);
+      engine.Multiply(x.u, c.rows, Vp, true,
+                      engine.PackLeft(q, c.rows, Kp, x.pack_LK[0], {.row = x.alpha, .constant = dims.scale}),
+                      engine.PackRight(x.C, Kp, Vp, x.pack_KV), Kp);
     }
 
     // h = u / (N + eps)
@@ -55,7 +56,7 @@ static void MlstmForwardHead(const MlstmHeadDims& dims, const MlstmHeadForward& 
     // the state after the chunk, where somebody will read it
     m = x.m[len - 1];
     if (t0 + len < dims.T || head.last.C != nullptr) {
-      MlstmNextState(engine, dims, x, c, x.C, x.n, has_state ? x.C : nullptr, x.n, v, x.pack_LK[2]);
+      MlstmNextState(engine, dims, x, c, x.C, x.n, has_state ? x.C : nullptr, x.n, k, v, x.pack_LK[0]);
       has_state = true;
     }
   }

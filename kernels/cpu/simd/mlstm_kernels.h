@@ -51,12 +51,13 @@ struct MlstmHeadScratch {
   float *a, *rho, *inverse;              // (Lp)
   float* decay_row;                      // (Lp)
   float* partial;                        // (Lp, 16): row sums before the last additions
-  float *q, *k, *scaled_k, *dq, *dk;     // (Lp, Kp)
-  float *v, *u, *scaled_v;               // (Lp, Vp)
+  void *q, *k, *v;                       // (Lp, Kp), (Lp, Kp), (Lp, Vp) in the compute type
+  float *dq, *dk;                        // (Lp, Kp)
+  float *u, *dv;                         // (Lp, Vp): forward u, backward du
   float *S, *G;                          // (Lp, Lp)
   float *C, *n;    // forward: (Kp, Vp), (Kp); backward: one of them for every chunk and one for the end
   float *dC, *dn;  // (Kp, Vp), (Kp)
-  float *pack_LK[5], *pack_LV[4], *pack_LL[2], *pack_KV[2];  // (Lp, Kp), (Lp, Vp), (Lp, Lp), (Kp, Vp)
+  float *pack_LK[2], *pack_LV[2], *pack_LL, *pack_KV;  // (Lp, Kp), (Lp, Vp), (Lp, Lp), (Kp, Vp)
 };
 
 struct MlstmHeadForward {

@@ -1,11 +1,11 @@
 // Small matrix products out of f32 vectors: the engine of the mLSTM cell for f32, and for bf16 without matrix
 // tiles.
 //
-// An engine turns padded row-major f32 matrices X into left operands (rows x inner) and right operands
-// (inner x columns), straight or transposed, and multiplies them. `pack` is scratch of X's size; whether it
-// is used is the engine's business, but it must stay untouched as long as the operand is in use. The products
-// of this engine: one block of kRows rows and two vectors of columns stays in registers while the inner index
-// runs.
+// An engine turns padded row-major matrices X (f32 or bf16) into left operands (rows x inner) and right
+// operands (inner x columns), straight or transposed, with rows scaled on the way, and multiplies them.
+// `pack` is scratch of X's size in f32; whether it is used is the engine's business, but X and pack must stay
+// untouched as long as the operand is in use. The products of this engine: one block of kRows rows and two
+// vectors of columns stays in registers while the inner index runs.
 #pragma once
 #include "kernels/cpu/simd/mlstm_kernels.h"
 #include "kernels/cpu/simd/transpose.h"
@@ -13,12 +13,19 @@
 
 namespace carousel::cpu::CAROUSEL_SIMD_NS {
 
+// Row i is multiplied by constant * row[i]; not at all if row is null.
+struct RowScale {
+  const float* row = nullptr;
+  float constant = 1.0f;
+  float operator[](int64_t i) const { return row[i] * constant; }
+};
+
 // Parts of a product that are known to be zero or not wanted. All are exact to blocks of kMlstmPad.
 enum class Causal {
   kNone,
   kLowerOutput,   // only outputs (i, j) with j <= i are wanted
-  kInnerUpToRow,  // left operand is zero for inner > row
-  kInnerFromRow,  // left operand is zero for inner < row
+  kInnerUpToRow,  // left operand X is zero for inner > row; X above its diagonal blocks is not read
+  kInnerFromRow,  // left operand X^T is zero for inner < row; X above its diagonal blocks is not read
 };
 
 class VectorEngine {
@@ -34,15 +41,24 @@ class VectorEngine {
   };
   static constexpr int kRows = kLanes >= 16 ? 8 : 4;
 
-  // rows x cols matrix X with row stride cols.
-  Left PackLeft(const float* X, int64_t /*rows*/, int64_t cols, float* /*pack*/) const {
-    return {X, cols, false};
+  // X is rows x cols with row stride cols. Transposed: the operand is X^T, the scale still is that of rows of
+  // X.
+  template <class E>
+  Left PackLeft(const E* X, int64_t rows, int64_t cols, float* pack, RowScale scale = {},
+                Causal = Causal::kNone) const {
+    return {Floats(X, rows, cols, pack, scale), cols, false};
   }
-  Left PackLeftTransposed(const float* X, int64_t /*rows*/, int64_t cols, float* /*pack*/) const {
-    return {X, cols, true};
+  template <class E>
+  Left PackLeftTransposed(const E* X, int64_t rows, int64_t cols, float* pack, RowScale scale = {},
+                          Causal = Causal::kNone) const {
+    return {Floats(X, rows, cols, pack, scale), cols, true};
   }
-  Right PackRight(const float* X, int64_t /*rows*/, int64_t cols, float* /*pack*/) const { return {X, cols}; }
-  Right PackRightTransposed(const float* X, int64_t rows, int64_t cols, float* pack) const {
+  template <class E>
+  Right PackRight(const E* X, int64_t rows, int64_t cols, float* pack) const {
+    return {Floats(X, rows, cols, pack, {}), cols};
+  }
+  template <class E>
+  Right PackRightTransposed(const E* X, int64_t rows, int64_t cols, float* pack) const {
     Transpose(pack, X, rows, cols);
     return {pack, rows};
   }
@@ -70,6 +86,19 @@ class VectorEngine {
   }
 
  private:
+  // X itself if it is f32 and not scaled.
+  template <class E>
+  static const float* Floats(const E* X, int64_t rows, int64_t cols, float* pack, RowScale scale) {
+    if constexpr (sizeof(E) == sizeof(float)) {
+      if (scale.row == nullptr) return X;
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const VecF factor = Broadcast(scale.row == nullptr ? 1.0f : scale[i]);
+      for (int64_t c = i * cols; c < (i + 1) * cols; c += kLanes) Store(pack + c, Load(X + c) * factor);
+    }
+    return pack;
+  }
+
   template <bool kTransposed>
   static void Block(float* out, int64_t out_stride, bool accumulate, const float* a, int64_t a_stride,
                     const float* b, int64_t b_stride, int64_t inner) {

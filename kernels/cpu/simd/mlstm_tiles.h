@@ -40,45 +40,54 @@ class TileEngine {
   TileEngine(const TileEngine&) = delete;
   TileEngine& operator=(const TileEngine&) = delete;
 
-  // X is rows x cols, row stride cols; both are multiples of kMlstmPad.
-  Left PackLeft(const float* X, int64_t rows, int64_t cols, float* pack) const {
-    uint16_t* to = reinterpret_cast<uint16_t*>(pack);
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      for (int64_t p = 0; p < cols; p += kTileInner, to += kTileElems) {
-        for (int r = 0; r < kTileRows; ++r) StoreBits(to + r * kTileInner, RowPairs(X + (i + r) * cols + p));
-      }
+  // X is rows x cols, row stride cols, f32 or bf16; rows and cols are multiples of kMlstmPad.
+  template <class E>
+  Left PackLeft(const E* X, int64_t rows, int64_t cols, float* pack, RowScale scale = {},
+                Causal causal = Causal::kNone) const {
+    const int64_t inner_tiles = cols / kTileInner;
+    uint16_t* const to = reinterpret_cast<uint16_t*>(pack);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t end = causal == Causal::kInnerUpToRow ? (i / kMlstmPad + 1) * kMlstmPad : cols;
+      uint16_t* const row = to + (i / kTileRows * inner_tiles * kTileRows + i % kTileRows) * kTileInner;
+      for (int64_t p = 0; p < end; p += kTileInner)
+        StoreBits(row + p * kTileRows, RowPairs(X + i * cols + p, scale, i));
     }
-    return {reinterpret_cast<const uint16_t*>(pack), cols / kTileInner};
+    return {to, inner_tiles};
   }
-  Left PackLeftTransposed(const float* X, int64_t rows, int64_t cols, float* pack) const {
-    uint16_t* to = reinterpret_cast<uint16_t*>(pack);
+  template <class E>
+  Left PackLeftTransposed(const E* X, int64_t rows, int64_t cols, float* pack, RowScale scale = {},
+                          Causal causal = Causal::kNone) const {
+    uint16_t* const to = reinterpret_cast<uint16_t*>(pack);
     for (int64_t i = 0; i < cols; i += kTileRows) {
-      for (int64_t p = 0; p < rows; p += kTileInner, to += kTileElems) {
+      const int64_t begin = causal == Causal::kInnerFromRow ? i / kMlstmPad * kMlstmPad : 0;
+      for (int64_t p = begin; p < rows; p += kTileInner) {
+        uint16_t* const tile = to + i * rows + p * kTileRows;
         VecF pairs[kLanes];
-        for (int r = 0; r < kTileRows; ++r) pairs[r] = ColumnPairs(X + (p + 2 * r) * cols + i, cols);
+        for (int r = 0; r < kTileRows; ++r) pairs[r] = ColumnPairs(X + i, cols, scale, p + 2 * r);
         TransposeLanes(pairs);
-        for (int r = 0; r < kTileRows; ++r) StoreBits(to + r * kTileInner, pairs[r]);
+        for (int r = 0; r < kTileRows; ++r) StoreBits(tile + r * kTileInner, pairs[r]);
       }
     }
-    return {reinterpret_cast<const uint16_t*>(pack), rows / kTileInner};
+    return {to, rows / kTileInner};
   }
-  Right PackRight(const float* X, int64_t rows, int64_t cols, float* pack) const {
+  template <class E>
+  Right PackRight(const E* X, int64_t rows, int64_t cols, float* pack) const {
     uint16_t* to = reinterpret_cast<uint16_t*>(pack);
     for (int64_t p = 0; p < rows; p += kTileInner) {
       for (int64_t j = 0; j < cols; j += kTileRows, to += kTileElems) {
-        for (int r = 0; r < kTileRows; ++r) {
-          StoreBits(to + r * kTileInner, ColumnPairs(X + (p + 2 * r) * cols + j, cols));
-        }
+        for (int r = 0; r < kTileRows; ++r)
+          StoreBits(to + r * kTileInner, ColumnPairs(X + j, cols, {}, p + 2 * r));
       }
     }
     return {reinterpret_cast<const uint16_t*>(pack), cols / kTileRows};
   }
-  Right PackRightTransposed(const float* X, int64_t rows, int64_t cols, float* pack) const {
+  template <class E>
+  Right PackRightTransposed(const E* X, int64_t rows, int64_t cols, float* pack) const {
     uint16_t* to = reinterpret_cast<uint16_t*>(pack);
     for (int64_t p = 0; p < cols; p += kTileInner) {
       for (int64_t j = 0; j < rows; j += kTileRows, to += kTileElems) {
         VecF pairs[kLanes];
-        for (int r = 0; r < kTileRows; ++r) pairs[r] = RowPairs(X + (j + r) * cols + p);
+        for (int r = 0; r < kTileRows; ++r) pairs[r] = RowPairs(X + (j + r) * cols + p, {}, j + r);
         TransposeLanes(pairs);
         for (int r = 0; r < kTileRows; ++r) StoreBits(to + r * kTileInner, pairs[r]);
       }
@@ -137,17 +146,45 @@ class TileEngine {
     _tile_stored(3, lower + kTileRows, out_bytes);
   }
 
-  // 32 values of a row as 16 pairs.
-  CAROUSEL_INLINE VecF RowPairs(const float* x) {
-    return reinterpret_cast<VecF>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kLanes), _mm512_loadu_ps(x)));
+  // 32 values of row i as 16 pairs of bf16.
+  CAROUSEL_INLINE VecF RowPairs(const float* x, RowScale scale, int64_t i) {
+    if (scale.row == nullptr) return Pairs(Load(x), Load(x + kLanes));
+    const VecF factor = Broadcast(scale[i]);
+    return Pairs(Load(x) * factor, Load(x + kLanes) * factor);
   }
-  // 16 columns of two rows as 16 pairs (upper, lower).
-  CAROUSEL_INLINE VecF ColumnPairs(const float* x, int64_t stride) {
-    const __m512i halves =
-        reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + stride), _mm512_loadu_ps(x)));
-    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                                23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return reinterpret_cast<VecF>(_mm512_permutexvar_epi16(interleave, halves));
+  CAROUSEL_INLINE VecF RowPairs(const uint16_t* x, RowScale scale, int64_t i) {
+    if (scale.row == nullptr) return reinterpret_cast<VecF>(_mm512_loadu_si512(x));
+    const VecF factor = Broadcast(scale[i]);
+    return Pairs(Load(x) * factor, Load(x + kLanes) * factor);
+  }
+  // 16 columns of rows i and i + 1 as 16 pairs (upper, lower).
+  CAROUSEL_INLINE VecF ColumnPairs(const float* x, int64_t stride, RowScale scale, int64_t i) {
+    return Interleave(Pairs(Scaled(x, stride, scale, i), Scaled(x, stride, scale, i + 1)));
+  }
+  CAROUSEL_INLINE VecF ColumnPairs(const uint16_t* x, int64_t stride, RowScale scale, int64_t i) {
+    if (scale.row != nullptr) {
+      return Interleave(Pairs(Scaled(x, stride, scale, i), Scaled(x, stride, scale, i + 1)));
+    }
+    const __m256i upper = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i * stride));
+    const __m256i lower = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + (i + 1) * stride));
+    return Interleave(
+        reinterpret_cast<VecF>(_mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(upper), lower, 1)));
+  }
+  template <class E>
+  CAROUSEL_INLINE VecF Scaled(const E* x, int64_t stride, RowScale scale, int64_t i) {
+    const VecF row = Load(x + i * stride);
+    return scale.row == nullptr ? row : row * Broadcast(scale[i]);
+  }
+  // 32 bf16: first, then second.
+  CAROUSEL_INLINE VecF Pairs(VecF first, VecF second) {
+    return reinterpret_cast<VecF>(
+        _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+  }
+  // a0 .. a15 b0 .. b15 to a0 b0 a1 b1 ..
+  CAROUSEL_INLINE VecF Interleave(VecF halves) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                           7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return reinterpret_cast<VecF>(_mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(halves)));
   }
   CAROUSEL_INLINE void StoreBits(uint16_t* to, VecF bits) {
     _mm512_storeu_si512(to, reinterpret_cast<__m512i>(bits));

@@ -23,8 +23,10 @@ CAROUSEL_INLINE void ExchangeLanes(VecF* row) {
 }
 CAROUSEL_INLINE void TransposeLanes(VecF* row) { ExchangeLanes<kLanes / 2>(row); }
 
-// to (cols, rows) = the transpose of X (rows, cols), both contiguous. rows and cols are multiples of kLanes.
-static inline void Transpose(float* to, const float* X, int64_t rows, int64_t cols) {
+// to (cols, rows) = the transpose of X (rows, cols) in f32 or bf16, both contiguous. rows and cols are
+// multiples of kLanes.
+template <class E>
+static void Transpose(float* to, const E* X, int64_t rows, int64_t cols) {
   for (int64_t i = 0; i < rows; i += kLanes) {
     for (int64_t j = 0; j < cols; j += kLanes) {
       VecF row[kLanes];
