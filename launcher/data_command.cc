@@ -161,8 +161,8 @@ absl::Status RunInspect(const InspectOptions& options) {
   absl::PrintF("%s.bin, .idx: Megatron indexed dataset, version 1\n", options.prefix);
   absl::PrintF("  tokens     %s (%s, %s bytes)\n", Grouped(file->num_tokens()), NameOf(file->dtype()),
                Grouped(file->num_tokens() * BytesPerToken(file->dtype())));
-  absl::PrintF("  documents  %s (%s sequences)\n", Grouped(file->num_documents()),
-               Grouped(file->num_sequences()));
+  absl::PrintF("  documents  %s (%s sequence%s)\n", Grouped(file->num_documents()),
+               Grouped(file->num_sequences()), file->num_sequences() == 1 ? "" : "s");
   if (file->meta().has_value()) {
     const TokenMeta& meta = *file->meta();
     absl::PrintF("  tokenizer  %s: %d ids, end of document %d\n", meta.tokenizer, meta.vocab_size,
@@ -244,9 +244,7 @@ void AddBuild(CLI::App& data, std::function<int()>* run) {
   const auto options = std::make_shared<BuildOptions>();
   CLI::App* const build =
       data.add_subcommand("build", "Turn text files into token files (.bin, .idx, .meta)");
-  build->add_option("--input", options->spec.inputs, "Text files, in order")
-      ->required()
-      ->type_name("FILE...");
+  build->add_option("--input", options->spec.inputs, "Text files, in order")->required()->type_name("FILE");
   build->add_option("--output", options->spec.output, "Prefix of the files written; folders are made")
       ->required()
       ->type_name("PREFIX");
