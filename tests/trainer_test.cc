@@ -167,10 +167,13 @@ TEST(Trainer, AStepThatIsNotFiniteChangesNothing) {
   const std::vector<double> before = Weights(trainer);
   const StepResult result = trainer.Step(1, source);
   EXPECT_TRUE(result.skipped);
-  EXPECT_TRUE(std::isnan(result.loss));
+  EXPECT_TRUE(std::isfinite(result.loss));
+  EXPECT_FALSE(std::isfinite(result.grad_norm));
   EXPECT_EQ(Weights(trainer), before);
   weight.as<double>()[3] = std::nan("");
-  EXPECT_TRUE(trainer.Step(1, source).skipped);
+  const StepResult no_number = trainer.Step(1, source);
+  EXPECT_TRUE(no_number.skipped);
+  EXPECT_TRUE(std::isnan(no_number.loss));
   EXPECT_TRUE(std::isnan(trainer.Evaluate(source, 1, nullptr)));
   EXPECT_EQ(Weights(trainer), before);
   weight.as<double>()[3] = sound;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 
 #include "absl/status/status.h"
@@ -135,7 +134,6 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, std::optional<double
   result.loss = totals.loss * mean;
   result.grad_norm = std::sqrt(totals.squared_norm) * mean;
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    result.loss = result.grad_norm = std::numeric_limits<double>::quiet_NaN();
     result.skipped = true;
     return result;
   }

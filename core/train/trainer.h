@@ -1,6 +1,5 @@
 // Trainer: one optimisation step over all micro-batches. It does not log, save, parse or decide when to stop.
 #pragma once
-#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -32,8 +31,8 @@ struct StepResult {
   double grad_norm = 0;  // of the mean loss, before clipping
   double lr = 0;
   int64_t num_targets = 0;  // global
-  bool skipped = false;  // no rank updated anything: the gradient or the loss was not finite (both are then
-                         // NaN), or there was no target
+  bool skipped = false;  // no rank updated anything: the loss or the gradient was not finite (that one is NaN
+                         // or infinite), or there was no target
 };
 
 // Makes the ParamSync for a store once all parameters are registered (parallel/ implements; NoSync for a
