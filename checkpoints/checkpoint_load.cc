@@ -115,7 +115,7 @@ absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice
   for (const std::string& bytes :
        GatherBytes(communicator, DescribeSlices(slices, saved_state).SerializeAsString())) {
     ranks.emplace_back();
-    CAROUSEL_CHECK_MSG(ranks.back().ParseFromString(bytes), "a tensor name is not UTF-8");
+    CAROUSEL_CHECK(ranks.back().ParseFromString(bytes));
   }
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<PlannedTensor> wanted, PlanTensors(ranks));
   CAROUSEL_RETURN_IF_ERROR(CompareTensors(wanted, manifest, dir));

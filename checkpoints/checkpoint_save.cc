@@ -104,7 +104,7 @@ absl::Status Save::Plan() {
   for (const std::string& bytes : GatherBytes(
            request_.communicator, DescribeSlices(request_.slices, request_.state).SerializeAsString())) {
     ranks.emplace_back();
-    CAROUSEL_CHECK_MSG(ranks.back().ParseFromString(bytes), "a tensor name is not UTF-8");
+    CAROUSEL_CHECK(ranks.back().ParseFromString(bytes));
   }
   for (size_t r = 1; r < ranks.size(); ++r) {
     if (ranks[r].state().SerializeAsString() != ranks[0].state().SerializeAsString()) {

@@ -75,22 +75,22 @@ absl::StatusOr<std::vector<PlannedTensor>> PlanTensors(const std::vector<pb::Ran
       }
     }
   }
+  const bool sound = problems.empty();  // else what is missing may be what was refused
   std::vector<PlannedTensor> result;
   for (auto& [key, tensor] : tensors) {
     std::sort(tensor.pieces.begin(), tensor.pieces.end(),
               [](const auto& a, const auto& b) { return a.begin < b.begin; });
-    int64_t next = 0;
+    int64_t next = 0;  // the first element that no piece before has
+    bool tiles = true;
     for (const PlannedTensor::Piece& piece : tensor.pieces) {
-      if (piece.begin != next) break;
-      next += piece.count;
+      tiles &= piece.begin == next;
+      if (tiles) next += piece.count;
     }
-    if (problems.empty() &&
-        (next != NumElems(tensor.shape) ||
-         (!tensor.pieces.empty() && tensor.pieces.back().begin + tensor.pieces.back().count != next))) {
-      problems.push_back(absl::StrCat(Describe(tensor.name, tensor.kind), " of shape ",
-                                      ShapeText(tensor.shape), ": the slices of all ranks ",
-                                      next < NumElems(tensor.shape) ? "leave out or repeat" : "repeat",
-                                      " elements at ", next));
+    tiles &= next == NumElems(tensor.shape);
+    if (sound && !tiles) {
+      problems.push_back(
+          absl::StrCat(Describe(tensor.name, tensor.kind), " of shape ", ShapeText(tensor.shape),
+                       ": the slices of all ranks leave out or repeat elements around ", next));
     }
     result.push_back(std::move(tensor));
   }

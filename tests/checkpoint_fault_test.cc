@@ -1,0 +1,296 @@
+// A save that fails or dies at any single call: the checkpoints that were there stay, and are what is found.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/checkpoint_tensors.h"
+#include "core/base/log.h"
+#include "parallel/local_communicator.h"
+#include "tests/checkpoint_testing.h"
+#include "tests/memory_file_system.h"
+#include "tests/temp_dir.h"
+
+namespace carousel {
+namespace {
+
+constexpr int64_t kSmallFiles = 600;  // bytes of tensors per shard: several files
+
+// Warnings about injected faults are not of interest.
+class CheckpointFault : public testing::Test {
+ protected:
+  void SetUp() override { SetMinLogLevel(LogLevel::ERROR); }
+};
+
+absl::Status SaveAlone(FileSystem& files, int64_t step, int64_t keep_last = 2) {
+  return SaveStep("run", step, static_cast<uint64_t>(step), keep_last, nullptr, &files, kSmallFiles);
+}
+// Two checkpoints, of steps 1 and 2.
+std::unique_ptr<MemoryFileSystem> WithTwoCheckpoints() {
+  auto files = std::make_unique<MemoryFileSystem>();
+  EXPECT_TRUE(SaveAlone(*files, 1).ok());
+  EXPECT_TRUE(SaveAlone(*files, 2).ok());
+  return files;
+}
+// The step that a run would go on from, all of its values verified; -1 if there is none.
+int64_t ResumesFrom(FileSystem& files) {
+  RankState state(SmallModel(), 1, 0, 0);
+  TrainState train;
+  const auto dir = LoadNewestGood("run", state.slices(), &train, {.files = &files});
+  if (absl::IsNotFound(dir.status())) return -1;
+  EXPECT_TRUE(dir.ok()) << dir.status();
+  EXPECT_TRUE(state.Holds(static_cast<uint64_t>(train.step)));
+  return train.step;
+}
+bool HasLeftovers(const MemoryFileSystem& files) {
+  for (const std::string& path : files.AllFiles()) {
+    if (path.find("/.tmp-") != std::string::npos || path.find("/.trash-") != std::string::npos) return true;
+  }
+  return false;
+}
+int64_t CallsOfASave() {
+  const auto files = WithTwoCheckpoints();
+  files->SetFault(nullptr);
+  EXPECT_TRUE(SaveAlone(*files, 3).ok());
+  return files->num_calls();
+}
+// After whatever happened, the next save must work and leave exactly the two newest.
+void ExpectNextSaveCleansUp(MemoryFileSystem& files) {
+  files.SetFault(nullptr);
+  const absl::Status saved = SaveAlone(files, 4);
+  ASSERT_TRUE(saved.ok()) << saved;
+  EXPECT_EQ(ResumesFrom(files), 4);
+  EXPECT_FALSE(HasLeftovers(files));
+  EXPECT_EQ(ListCheckpoints("run", &files)->size(), 2u);
+}
+
+TEST_F(CheckpointFault, OneFailingCallNeverCostsTheCheckpointThatWasThere) {
+  const int64_t num_calls = CallsOfASave();
+  ASSERT_GT(num_calls, 60);
+  int failed = 0, succeeded = 0;
+  for (int64_t k = 0; k < num_calls; ++k) {
+    for (const absl::Status& error : {absl::ResourceExhaustedError("injected: No space left on device"),
+                                      absl::UnavailableError("injected: Input/output error")}) {
+      const auto files = WithTwoCheckpoints();
+      std::string call;
+      files->SetFault([&](int64_t index, const std::string& name, const std::string& path) {
+        if (index != k) return absl::OkStatus();
+        call = name + " " + path;
+        return error;
+      });
+      const absl::Status saved = SaveAlone(*files, 3);
+      files->SetFault(nullptr);
+      const int64_t step = ResumesFrom(*files);
+      if (saved.ok()) {
+        // The call was about LATEST or about the removal of old checkpoints.
+        EXPECT_EQ(step, 3) << call;
+        ++succeeded;
+      } else {
+        EXPECT_EQ(saved.code(), error.code()) << call;
+        EXPECT_NE(std::string(saved.message()).find("injected"), std::string::npos) << saved;
+        // Only the sync after the last rename fails with the new one in place.
+        EXPECT_EQ(step,
+                  call == "fsync run/checkpoints" && ListCheckpoints("run", files.get())->size() == 3 ? 3 : 2)
+            << call;
+        EXPECT_FALSE(HasLeftovers(*files)) << call;
+        ++failed;
+      }
+      ExpectNextSaveCleansUp(*files);
+    }
+  }
+  EXPECT_GT(failed, 80);
+  EXPECT_GT(succeeded, 10);
+}
+
+TEST_F(CheckpointFault, ACrashAtAnyCallLeavesAWholeCheckpointToResumeFrom) {
+  const int64_t num_calls = CallsOfASave();
+  int old_found = 0, new_found = 0;
+  for (int64_t k = 0; k <= num_calls; ++k) {
+    for (int mode = 0; mode < 5; ++mode) {
+      const auto files = WithTwoCheckpoints();
+      files->SetFault([&](int64_t index, const std::string&, const std::string&) {
+        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
+      });
+      const absl::Status saved = SaveAlone(*files, 3);
+      const auto crash = mode == 0   ? MemoryFileSystem::Crash::kLoseAll
+                         : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
+                                     : MemoryFileSystem::Crash::kRandom;
+      files->CrashNow(crash, static_cast<uint64_t>(100 * k + mode));
+      const int64_t step = ResumesFrom(*files);
+      if (saved.ok()) {
+        EXPECT_EQ(step, 3) << "a save that was reported was lost, call " << k << " mode " << mode;
+      } else {
+        EXPECT_TRUE(step == 2 || step == 3) << step << ", call " << k << " mode " << mode;
+      }
+      ++(step == 3 ? new_found : old_found);
+      ExpectNextSaveCleansUp(*files);
+    }
+  }
+  EXPECT_GT(old_found, 100);
+  EXPECT_GT(new_found, 50);
+}
+
+TEST_F(CheckpointFault, ACrashDuringTheFirstSaveLeavesNoCheckpointOrAWholeOne) {
+  MemoryFileSystem clean;
+  ASSERT_TRUE(SaveAlone(clean, 1).ok());
+  int none = 0, whole = 0;
+  for (int64_t k = 0; k <= clean.num_calls(); ++k) {
+    for (const auto crash : {MemoryFileSystem::Crash::kLoseAll, MemoryFileSystem::Crash::kKeepAll}) {
+      MemoryFileSystem files;
+      files.SetFault([&](int64_t index, const std::string&, const std::string&) {
+        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
+      });
+      const absl::Status saved = SaveAlone(files, 1);
+      files.CrashNow(crash, 0);
+      const int64_t step = ResumesFrom(files);
+      EXPECT_TRUE(step == 1 || (step == -1 && !saved.ok())) << k;
+      ++(step == 1 ? whole : none);
+    }
+  }
+  EXPECT_GT(none, 20);
+  EXPECT_GT(whole, 5);
+}
+
+TEST_F(CheckpointFault, OneRanksErrorIsEveryRanksError) {
+  for (const char* const victim :
+       {"model-00000", "model-00001", "model-00002", "optim-00002", "MANIFEST.pb"}) {
+    MemoryFileSystem files;
+    const auto save = [&](int64_t step) {
+      std::vector<absl::Status> statuses(3);
+      RunLocalRanks(3, [&](Communicator& c) {
+        statuses[static_cast<size_t>(c.rank())] =
+            SaveStep("run", step, static_cast<uint64_t>(step), 0, &c, &files);
+      });
+      EXPECT_EQ(statuses[0], statuses[1]);
+      EXPECT_EQ(statuses[0], statuses[2]);
+      return statuses[0];
+    };
+    ASSERT_TRUE(save(1).ok());
+    files.SetFault([&](int64_t, const std::string& call, const std::string& path) {
+      return call == "write" && path.find(victim) != std::string::npos
+                 ? absl::ResourceExhaustedError(absl::StrCat("writing ", path, ": No space left on device"))
+                 : absl::OkStatus();
+    });
+    const absl::Status saved = save(2);
+    EXPECT_EQ(saved.code(), absl::StatusCode::kResourceExhausted) << victim;
+    EXPECT_NE(std::string(saved.message()).find(victim), std::string::npos) << saved;
+    files.SetFault(nullptr);
+    EXPECT_FALSE(HasLeftovers(files));
+    EXPECT_EQ(ResumesFrom(files), 1);
+    ASSERT_TRUE(save(3).ok());
+    EXPECT_EQ(ResumesFrom(files), 3);
+  }
+}
+
+TEST_F(CheckpointFault, AnErrorWhileReadingReachesEveryRank) {
+  MemoryFileSystem files;
+  ASSERT_TRUE(SaveAlone(files, 1).ok());
+  files.SetFault(nullptr);
+  EXPECT_EQ(ResumesFrom(files), 1);
+  const int64_t num_calls = files.num_calls();
+  for (int64_t k = 0; k < num_calls; ++k) {
+    files.SetFault([&](int64_t index, const std::string&, const std::string&) {
+      return index == k ? absl::UnavailableError("injected") : absl::OkStatus();
+    });
+    std::vector<absl::Status> statuses(2);
+    RunLocalRanks(2, [&](Communicator& c) {
+      RankState state(SmallModel(), 2, c.rank(), 0);
+      TrainState train;
+      statuses[static_cast<size_t>(c.rank())] =
+          LoadNewestGood("run", state.slices(), &train, {.communicator = &c, .files = &files}).status();
+    });
+    EXPECT_EQ(statuses[0], statuses[1]);
+    EXPECT_FALSE(statuses[0].ok()) << k;
+  }
+}
+
+TEST_F(CheckpointFault, AFullDiskIsNoticedBeforeAnythingIsWritten) {
+  const auto files = WithTwoCheckpoints();
+  files->SetFreeBytes(1000);
+  int writes = 0;
+  files->SetFault([&](int64_t, const std::string& call, const std::string&) {
+    writes += call == "write" || call == "create";
+    return absl::OkStatus();
+  });
+  const absl::Status saved = SaveAlone(*files, 3);
+  EXPECT_EQ(saved.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(std::string(saved.message()).find("1000 are free"), std::string::npos) << saved;
+  EXPECT_EQ(writes, 0);
+  EXPECT_EQ(ResumesFrom(*files), 2);
+}
+
+// ---- the real file system
+
+TEST_F(CheckpointFault, AFileThatCannotGrowIsReportedAndTheCheckpointStays) {
+  const TempDir dir;
+  ASSERT_TRUE(SaveStep(dir.path(), 1, 1, 2, nullptr, nullptr).ok());
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    // No file may grow beyond 4500 bytes: the header of a shard fits, its tensors do not.
+    signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit = {4500, 4500};
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0) _exit(2);
+    const absl::Status saved = SaveStep(dir.path(), 2, 2, 2, nullptr, nullptr);
+    _exit(absl::IsResourceExhausted(saved) ? 0 : 1);
+  }
+  int wait_status = 0;
+  ASSERT_EQ(waitpid(child, &wait_status, 0), child);
+  EXPECT_TRUE(WIFEXITED(wait_status));
+  EXPECT_EQ(WEXITSTATUS(wait_status), 0);
+  EXPECT_EQ(*FindCheckpoint(dir.path()), dir.path() + "/checkpoints/step-000000001");
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path() + "/checkpoints")) {
+    EXPECT_NE(entry.path().filename().string().rfind(".tmp-", 0), 0u) << entry.path();
+  }
+}
+
+TEST_F(CheckpointFault, KilledAtRandomMomentsARunResumesFromItsNewestCheckpoint) {
+  const TempDir dir;
+  ASSERT_TRUE(SaveStep(dir.path(), 1, 1, 2, nullptr, nullptr).ok());
+  int64_t last = 1;
+  // A save takes from one to some hundred milliseconds here or there; longer each time until it got
+  // somewhere.
+  for (int round = 0; round < 8 || (last == 1 && round < 30); ++round) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      for (int64_t step = last + 1;; ++step) {
+        if (!SaveStep(dir.path(), step, static_cast<uint64_t>(step), 2, nullptr, nullptr).ok()) {
+          _exit(1);
+        }
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5 + 67 * round));
+    ASSERT_EQ(kill(child, SIGKILL), 0);
+    int wait_status = 0;
+    ASSERT_EQ(waitpid(child, &wait_status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(wait_status)) << "a save failed";
+
+    RankState state(SmallModel(), 1, 0, 0);
+    TrainState train;
+    const auto found = LoadNewestGood(dir.path(), state.slices(), &train, {});
+    ASSERT_TRUE(found.ok()) << found.status();
+    ASSERT_TRUE(state.Holds(static_cast<uint64_t>(train.step)));
+    ASSERT_GE(train.step, last);
+    last = train.step;
+  }
+  EXPECT_GT(last, 1);
+  // The lease of the dead is gone; what they left behind is swept.
+  ASSERT_TRUE(SaveStep(dir.path(), last + 1, 5, 2, nullptr, nullptr).ok());
+  int checkpoints = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path() + "/checkpoints")) {
+    const std::string name = entry.path().filename().string();
+    EXPECT_TRUE(name.rfind(".tmp-", 0) != 0 && name.rfind(".trash-", 0) != 0) << name;
+    checkpoints += name.rfind("step-", 0) == 0;
+  }
+  EXPECT_EQ(checkpoints, 2);
+}
+}  // namespace
+}  // namespace carousel

@@ -1,0 +1,123 @@
+// A small state with odd shapes, cut over any number of ranks, for the tests of checkpoints.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "checkpoints/checkpoint.h"
+#include "core/base/random.h"
+#include "core/train/state_visitor.h"
+
+namespace carousel {
+
+struct TestTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  DType dtype = DType::kF32;
+  int64_t num_elems() const {
+    int64_t n = 1;
+    for (const int64_t d : shape) n *= d;
+    return n;
+  }
+};
+inline std::vector<TestTensor> SmallModel() {
+  return {
+      {"embedding.weight", {11, 5}},       {"blocks.0.q.weight", {6, 8}}, {"blocks.0.conv.weight", {4, 3, 5}},
+      {"blocks.0.norm.weight", {13}},      {"blocks.0.bias", {1}},        {"scale", {}},
+      {"head.weight", {3, 7}, DType::kF64}};
+}
+
+// One rank's part of the state: weights and both moments of every tensor. All tensors of a kind form one flat
+// buffer, which the ranks share like shards of an optimizer; a few cuts are uneven on purpose.
+class RankState {
+ public:
+  // Values are random bits, a function of (seed, tensor, kind, element); without a seed everything is 0.
+  RankState(const std::vector<TestTensor>& tensors, int world, int rank, uint64_t seed) : tensors_(tensors) {
+    int64_t total = 0;
+    for (const TestTensor& t : tensors) total += t.num_elems();
+    const int64_t begin = Cut(total, world, rank), end = Cut(total, world, rank + 1);
+    for (const StateKind kind : {StateKind::kWeight, StateKind::kAdamM, StateKind::kAdamV}) {
+      int64_t at = 0;  // of the tensor in the flat buffer
+      for (const TestTensor& t : tensors) {
+        const int64_t from = std::max(begin, at), to = std::min(end, at + t.num_elems());
+        if (from < to) Add(t, kind, from - at, to - from, seed);
+        at += t.num_elems();
+      }
+    }
+    for (size_t i = 0; i < slices_.size(); ++i) slices_[i].data = storage_[i].data();
+  }
+  RankState(const RankState&) = delete;
+  RankState& operator=(const RankState&) = delete;
+
+  std::vector<StateSlice>& slices() { return slices_; }
+  // Only the slices of one kind.
+  std::vector<StateSlice> Of(StateKind kind) const {
+    std::vector<StateSlice> result;
+    for (const StateSlice& s : slices_) {
+      if (s.kind == kind) result.push_back(s);
+    }
+    return result;
+  }
+  // Whether every element is what `seed` gives.
+  bool Holds(uint64_t seed) const {
+    for (size_t i = 0; i < slices_.size(); ++i) {
+      if (storage_[i] != Bytes(slices_[i], seed)) return false;
+    }
+    return true;
+  }
+
+ private:
+  static int64_t Cut(int64_t total, int world, int rank) {
+    if (rank == 0 || rank == world) return rank == 0 ? 0 : total;
+    return (total * rank * rank) / (int64_t{world} * world);  // the first ranks have little
+  }
+  static std::vector<char> Bytes(const StateSlice& slice, uint64_t seed) {
+    const size_t elem = static_cast<size_t>(SizeOf(slice.dtype));
+    std::vector<char> bytes(static_cast<size_t>(slice.count) * elem);
+    const uint64_t stream = StreamOf(slice.name) + static_cast<uint64_t>(slice.kind);
+    for (int64_t j = 0; seed != 0 && j < slice.count; ++j) {
+      const uint64_t bits = RandomUint64(seed, stream, static_cast<uint64_t>(slice.begin + j));
+      std::memcpy(bytes.data() + static_cast<size_t>(j) * elem, &bits, elem);
+    }
+    return bytes;
+  }
+  void Add(const TestTensor& t, StateKind kind, int64_t begin, int64_t count, uint64_t seed) {
+    slices_.push_back({t.name, kind, t.dtype, t.shape, begin, count, nullptr});
+    storage_.push_back(Bytes(slices_.back(), seed));
+  }
+
+  std::vector<TestTensor> tensors_;
+  std::vector<StateSlice> slices_;
+  std::vector<std::vector<char>> storage_;
+};
+
+inline TrainState StateAt(int64_t step) {
+  return {.step = step,
+          .consumed_sequences = 8 * step,
+          .consumed_tokens = 1024 * step,
+          .seed = 0xfedcba9876543210u,
+          .skipped_steps = step / 7,
+          .wall_seconds = 1.5 * static_cast<double>(step)};
+}
+
+// Saves the small model with the values of `seed` at `step`, as rank communicator->rank() (null: alone).
+inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t seed, int64_t keep_last,
+                             Communicator* communicator, FileSystem* files,
+                             int64_t max_file_bytes = 1 << 30) {
+  RankState state(SmallModel(), communicator != nullptr ? communicator->size() : 1,
+                  communicator != nullptr ? communicator->rank() : 0, seed);
+  SaveRequest request;
+  request.run_dir = run_dir;
+  request.run_id = "test-run";
+  request.state = StateAt(step);
+  request.slices = state.slices();
+  request.config_text = "model {}\n";
+  request.writer = "checkpoint_test";
+  request.keep_last = keep_last;
+  request.communicator = communicator;
+  request.files = files;
+  request.max_file_bytes = max_file_bytes;
+  return SaveCheckpoint(request);
+}
+}  // namespace carousel
