@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <fstream>
+#include <set>
 #include <system_error>
 
 #include "absl/strings/escaping.h"
@@ -10,6 +11,7 @@
 #include "configs/parse.h"
 #include "configs/resolve.h"
 #include "configs/validate.h"
+#include "core/base/check.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -30,7 +32,7 @@ absl::StatusOr<std::string> ReadConfig(const std::string& path) {
   if (in.bad() || (!in && !in.eof())) {
     const int error = open_error != 0 ? open_error : errno;
     const std::string reason = std::generic_category().message(error);
-    return absl::NotFoundError(absl::StrCat("cannot read the config ", path, ": ", reason));
+    return absl::InvalidArgumentError(absl::StrCat("cannot read the config ", path, ": ", reason));
   }
   bytes.resize(static_cast<size_t>(in.gcount()));
   return bytes;
@@ -70,14 +72,18 @@ absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::stri
 
   // Of a text that was not understood to its end, nothing is known: neither what is missing nor what fits.
   if (!complete) return problems.ToStatus(name);
-  const bool in_range = CheckRanges(config, origins, &problems);
+  const std::set<std::string> wrong = CheckRanges(config, origins, &problems);
   // A misspelt field was meant to be given: do not also call it missing.
   if (parsed) CheckRequired(config, &problems);
-  if (in_range) {
-    ResolveDefaults(name, &config);
-    CheckRelations(config, origins, &problems);
-    if (overrides.for_training && parsed) CheckForTraining(config, origins, &problems);
+  // With their defaults instead of the wrong values, relations between the others can still be looked at.
+  for (const std::string& field : wrong) {
+    std::string cleared;
+    const absl::Status status = SetField(field + "=", &config, &cleared);
+    CAROUSEL_CHECK_MSG(status.ok(), std::string(status.message()));
   }
+  ResolveDefaults(name, &config);
+  CheckRelations(config, origins, wrong, &problems);
+  if (overrides.for_training && parsed) CheckForTraining(config, origins, &problems);
   CAROUSEL_RETURN_IF_ERROR(problems.ToStatus(name));
 
   RunSpec run = ToRunSpec(config);

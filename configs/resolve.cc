@@ -129,10 +129,8 @@ int64_t WidthOf(int64_t embedding_dim, double factor) {
 }
 
 void ResolveDefaults(const std::string& name, config::RunConfig* config) {
-  // A width that was given wins over a factor that says something else; the resolved form must not contradict
-  // itself.
   config::ModelConfig& model = *config->mutable_model();
-  const bool width_given = model.has_ffn_dim();
+  const bool width_given = model.has_ffn_dim(), factor_given = model.has_ffn_proj_factor();
   FillSchemaDefaults(config);
 
   if (!model.has_vocab_size()) {
@@ -143,7 +141,8 @@ void ResolveDefaults(const std::string& name, config::RunConfig* config) {
   if (model.has_embedding_dim() && model.embedding_dim() > 0) {
     const int64_t derived = FfnDim(model.embedding_dim(), model.ffn_proj_factor());
     if (!width_given) model.set_ffn_dim(derived);
-    if (model.ffn_dim() != derived) model.clear_ffn_proj_factor();
+    // The resolved form must not contradict itself: a factor that nobody gave goes where it does not fit.
+    if (model.ffn_dim() != derived && !factor_given) model.clear_ffn_proj_factor();
   }
 
   config::TrainConfig& train = *config->mutable_train();

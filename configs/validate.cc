@@ -2,7 +2,9 @@
 
 #include <google/protobuf/message.h>
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <vector>
 
@@ -16,6 +18,7 @@ using google::protobuf::Message;
 using google::protobuf::Reflection;
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();  // ids and row numbers are 32 bits
+constexpr int64_t kMaxFfnDim = 1 << 22;
 constexpr int64_t kMaxSteps = int64_t{1} << 40;
 constexpr int64_t kMaxTokens = int64_t{1} << 60;
 // Bound of the sum of all arrays of a run: no size computed later can overflow.
@@ -33,7 +36,7 @@ constexpr IntRange kIntRanges[] = {
     {"model.embedding_dim", 1, 1 << 20, 256},
     {"model.num_blocks", 1, 1 << 16, 6},
     {"model.num_heads", 1, 1 << 16, 4},
-    {"model.ffn_dim", 1, 1 << 22, 704},
+    {"model.ffn_dim", 1, kMaxFfnDim, 704},
     {"model.chunk_length", 1, 1 << 16, 64},
     {"model.loss_chunk_tokens", 1, kInt32Max, 1024},
     {"data.sequence_length", 1, kInt32Max, 256},
@@ -85,38 +88,40 @@ constexpr DoubleRange kDoubleRanges[] = {
     {"sample.top_p", 0, 1, true, false, 1},
 };
 
-void CheckInt(const std::string& path, const std::string& rule_path, int64_t value, const Origins& origins,
+bool CheckInt(const std::string& path, const std::string& rule_path, int64_t value, const Origins& origins,
               Problems* problems) {
   for (const IntRange& r : kIntRanges) {
     if (rule_path != r.path) continue;
-    if (value >= r.min && value <= r.max) return;
+    if (value >= r.min && value <= r.max) return true;
     problems->Add(origins, path,
                   absl::StrFormat("%s=%d is not between %d and %d; for example %d", path, value, r.min, r.max,
                                   r.example));
-    return;
+    return false;
   }
   problems->Add(absl::StrCat(path, " has no range in validate.cc"));
+  return false;
 }
 
-void CheckDouble(const std::string& path, const std::string& rule_path, double value, const Origins& origins,
+bool CheckDouble(const std::string& path, const std::string& rule_path, double value, const Origins& origins,
                  Problems* problems) {
   for (const DoubleRange& r : kDoubleRanges) {
     if (rule_path != r.path) continue;
     const bool above = r.min_open ? value > r.min : value >= r.min;  // false for NaN
     const bool below = r.max_open ? value < r.max : value <= r.max;
-    if (above && below && std::isfinite(value)) return;
+    if (above && below && std::isfinite(value)) return true;
     problems->Add(origins, path,
                   absl::StrFormat("%s=%g must be %s %g and %s %g; for example %g", path, value,
                                   r.min_open ? "above" : "at least", r.min, r.max_open ? "below" : "at most",
                                   r.max, r.example));
-    return;
+    return false;
   }
   problems->Add(absl::StrCat(path, " has no range in validate.cc"));
+  return false;
 }
 
-// Walks the fields that are set. rule_path is path without indices.
+// Walks the fields that are set. rule_path is path without indices. Adds the paths of bad values to *wrong.
 void CheckFields(const Message& message, const std::string& path, const std::string& rule_path,
-                 const Origins& origins, Problems* problems) {
+                 const Origins& origins, std::set<std::string>* wrong, Problems* problems) {
   const Reflection& reflection = *message.GetReflection();
   std::vector<const FieldDescriptor*> fields;
   reflection.ListFields(message, &fields);
@@ -125,18 +130,21 @@ void CheckFields(const Message& message, const std::string& path, const std::str
     if (field->is_repeated()) {
       for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
         CheckFields(reflection.GetRepeatedMessage(message, field, i), absl::StrCat(field_path, "[", i, "]."),
-                    field_rule + ".", origins, problems);
+                    field_rule + ".", origins, wrong, problems);
       }
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
-      CheckFields(reflection.GetMessage(message, field), field_path + ".", field_rule + ".", origins,
+      CheckFields(reflection.GetMessage(message, field), field_path + ".", field_rule + ".", origins, wrong,
                   problems);
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT64) {
-      CheckInt(field_path, field_rule, reflection.GetInt64(message, field), origins, problems);
+      const int64_t value = reflection.GetInt64(message, field);
+      if (!CheckInt(field_path, field_rule, value, origins, problems)) wrong->insert(field_path);
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
-      CheckDouble(field_path, field_rule, reflection.GetDouble(message, field), origins, problems);
+      const double value = reflection.GetDouble(message, field);
+      if (!CheckDouble(field_path, field_rule, value, origins, problems)) wrong->insert(field_path);
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING &&
                reflection.GetString(message, field).find('\0') != std::string::npos) {
       problems->Add(origins, field_path, absl::StrCat(field_path, " must not contain a NUL byte"));
+      wrong->insert(field_path);
     }
   }
 }
@@ -231,6 +239,51 @@ void CheckSizes(const config::RunConfig& config, const Origins& origins, Problem
   }
 }
 
+void CheckFfn(const config::ModelConfig& model, const Origins& origins, Problems* problems) {
+  if (model.ffn_dim() > kMaxFfnDim) {
+    problems->Add(origins, "model.ffn_proj_factor",
+                  absl::StrFormat("model.ffn_proj_factor=%g gives a width of %d, above %d; for example 2.667",
+                                  model.ffn_proj_factor(), model.ffn_dim(), kMaxFfnDim));
+    return;
+  }
+  if (!model.has_ffn_dim() || !model.has_ffn_proj_factor()) return;
+  const int64_t derived = FfnDim(model.embedding_dim(), model.ffn_proj_factor());
+  if (model.ffn_dim() == derived) return;
+  problems->Add(
+      origins, "model.ffn_dim",
+      absl::StrFormat("model.ffn_dim=%d contradicts model.ffn_proj_factor=%g, which gives %d at "
+                      "model.embedding_dim=%d; give one of the two only, or use model.ffn_dim=%d",
+                      model.ffn_dim(), model.ffn_proj_factor(), derived, model.embedding_dim(), derived));
+}
+
+void CheckVocabulary(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const int64_t ids = TokenizerVocabulary(config.data().tokenizer());
+  if (config.model().vocab_size() >= ids) return;
+  problems->Add(
+      origins, "model.vocab_size",
+      absl::StrFormat("model.vocab_size=%d is below the %d ids of data.tokenizer=%s; use %d, or leave "
+                      "it out",
+                      config.model().vocab_size(), ids,
+                      config::DataConfig::Tokenizer_Name(config.data().tokenizer()), (ids + 63) / 64 * 64));
+}
+
+void CheckBatches(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const int64_t global = config.train().global_batch(), micro = config.train().micro_batch();
+  if (global % micro != 0) {
+    problems->Add(origins, "train.micro_batch",
+                  absl::StrFormat("train.micro_batch=%d does not divide train.global_batch=%d; %s", micro,
+                                  global, NearestDivisors(global, micro)));
+    return;
+  }
+  const int64_t ranks = config.parallel().data();
+  if (ranks == 0 || global / micro % ranks == 0) return;
+  problems->Add(
+      origins, "parallel.data",
+      absl::StrFormat("parallel.data=%d does not divide the %d micro-batches of a step "
+                      "(train.global_batch=%d / train.micro_batch=%d); %s",
+                      ranks, global / micro, global, micro, NearestDivisors(global / micro, ranks)));
+}
+
 void CheckSchedule(const config::RunConfig& config, const Origins& origins, Problems* problems) {
   const config::ScheduleConfig& schedule = config.schedule();
   const int64_t steps = config.train().steps();
@@ -251,9 +304,10 @@ void CheckSchedule(const config::RunConfig& config, const Origins& origins, Prob
 }
 }  // namespace
 
-bool CheckRanges(const config::RunConfig& config, const Origins& origins, Problems* problems) {
-  const size_t before = problems->size();
-  CheckFields(config, "", "", origins, problems);
+std::set<std::string> CheckRanges(const config::RunConfig& config, const Origins& origins,
+                                  Problems* problems) {
+  std::set<std::string> wrong;
+  CheckFields(config, "", "", origins, &wrong, problems);
   const auto check_paths = [&](const auto& sources, const char* name) {
     for (int i = 0; i < sources.size(); ++i) {
       if (!sources.Get(i).path().empty()) continue;
@@ -265,7 +319,7 @@ bool CheckRanges(const config::RunConfig& config, const Origins& origins, Proble
   };
   check_paths(config.data().train(), "train");
   check_paths(config.data().validation(), "validation");
-  return problems->size() == before;
+  return wrong;
 }
 
 void CheckRequired(const config::RunConfig& config, Problems* problems) {
@@ -280,36 +334,29 @@ void CheckRequired(const config::RunConfig& config, Problems* problems) {
   }
 }
 
-void CheckRelations(const config::RunConfig& config, const Origins& origins, Problems* problems) {
-  if (config.model().has_embedding_dim()) CheckHeads(config.model(), origins, problems);
-  const int64_t ids = TokenizerVocabulary(config.data().tokenizer());
-  if (config.model().has_vocab_size() && config.model().vocab_size() < ids) {
-    problems->Add(
-        origins, "model.vocab_size",
-        absl::StrFormat("model.vocab_size=%d is below the %d ids of data.tokenizer=%s; use %d, or leave "
-                        "it out",
-                        config.model().vocab_size(), ids,
-                        config::DataConfig::Tokenizer_Name(config.data().tokenizer()), (ids + 63) / 64 * 64));
+void CheckRelations(const config::RunConfig& config, const Origins& origins,
+                    const std::set<std::string>& wrong, Problems* problems) {
+  // True if all of these are what the user meant: a relation with a wrong value would only repeat that.
+  const auto good = [&](std::initializer_list<const char*> paths) {
+    return std::none_of(paths.begin(), paths.end(), [&](const char* path) { return wrong.count(path) > 0; });
+  };
+  if (config.model().has_embedding_dim() &&
+      good({"model.embedding_dim", "model.num_heads", "model.qk_dim_factor", "model.v_dim_factor"})) {
+    CheckHeads(config.model(), origins, problems);
   }
-  const config::TrainConfig& train = config.train();
-  if (train.global_batch() % train.micro_batch() != 0) {
-    problems->Add(
-        origins, "train.micro_batch",
-        absl::StrFormat("train.micro_batch=%d does not divide train.global_batch=%d; %s", train.micro_batch(),
-                        train.global_batch(), NearestDivisors(train.global_batch(), train.micro_batch())));
-  } else if (config.parallel().data() > 0) {
-    const int64_t micro_batches = train.global_batch() / train.micro_batch();
-    if (micro_batches % config.parallel().data() != 0) {
-      problems->Add(
-          origins, "parallel.data",
-          absl::StrFormat("parallel.data=%d does not divide the %d micro-batches of a step "
-                          "(train.global_batch=%d / train.micro_batch=%d); %s",
-                          config.parallel().data(), micro_batches, train.global_batch(), train.micro_batch(),
-                          NearestDivisors(micro_batches, config.parallel().data())));
-    }
+  if (config.model().has_embedding_dim() &&
+      good({"model.embedding_dim", "model.ffn_dim", "model.ffn_proj_factor"})) {
+    CheckFfn(config.model(), origins, problems);
   }
-  CheckSchedule(config, origins, problems);
-  CheckSizes(config, origins, problems);
+  if (config.model().has_vocab_size() && good({"model.vocab_size"}))
+    CheckVocabulary(config, origins, problems);
+  if (good({"train.global_batch", "train.micro_batch", "parallel.data"})) {
+    CheckBatches(config, origins, problems);
+  }
+  if (good({"train.steps", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.final_factor"})) {
+    CheckSchedule(config, origins, problems);
+  }
+  if (wrong.empty()) CheckSizes(config, origins, problems);
   if (config.sample().every_steps() > 0 && config.data().tokenizer() == config::DataConfig::NONE) {
     problems->Add(origins, "sample.every_steps",
                   "sample.every_steps needs a tokenizer to read sample.prompt; use sample.every_steps=0 or "

@@ -58,8 +58,13 @@ int Run(int argc, char** argv) {
   app.footer(kFooter);
   app.require_subcommand(1);
   app.set_version_flag("--version", carousel::VersionLine(), "Print version, git revision and compiler");
+  carousel::AddTrainCommand(app, &run);
   carousel::AddPlanCommand(app, &run);
+  carousel::AddGenerateCommand(app, &run);
   carousel::AddDataCommand(app, &run);
+  carousel::AddExportCommand(app, &run);
+  carousel::AddImportCommand(app, &run);
+  carousel::AddVerifyCommand(app, &run);
   carousel::AddBenchCommand(app, &run);
   if (argc <= 1) {
     std::fputs(app.help().c_str(), stderr);
