@@ -163,6 +163,7 @@ std::vector<StateSlice> Trainer::States() {
   std::vector<StateSlice> slices;
   for (int g = 0; g < t.params.num_groups(); ++g) {
     for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+      if (t.params.segment(g, s).size == 0) continue;
       const std::vector<ParamStore::ShardPiece> pieces = t.params.ShardPieces(g, s);
       for (int kind = 0; kind < 3; ++kind) {
         Tensor shard = ShardOf(t.params.segment(g, s), kind);
@@ -193,6 +194,7 @@ void Trainer::LoadedStates() {
   for (size_t i = 0; i < t.host_shards.size(); ++i) {
     const int g = static_cast<int>(i) / ParamStore::kNumSegments;
     const int s = static_cast<int>(i) % ParamStore::kNumSegments;
+    if (t.params.segment(g, s).size == 0) continue;
     for (int kind = 0; kind < 3; ++kind) {
       const Tensor shard = ShardOf(t.params.segment(g, s), kind);
       t.device.CopyToDevice(shard.data, t.host_shards[i].bytes[kind].data(), shard.num_bytes());
