@@ -46,7 +46,7 @@ if [ ! -e "$data/tokens_valid.idx" ] || [ ! -e "$data/tokens_train.idx" ]; then
     "$carousel" data build --input "$data/austen.txt" --output "$data/tokens" --validation_fraction 0.1 --force
   else
     echo "The package could not be had: training on generated text of known entropy instead."
-    "$carousel" data synth --output "$data/synthetic.txt" --bytes 4000000
+    "$carousel" data synth --output "$data/synthetic.txt" --bytes 4000000 --force
     "$carousel" data build --input "$data/synthetic.txt" --output "$data/tokens" --validation_fraction 0.1 --force
   fi
 fi

@@ -1,6 +1,7 @@
 // TrainingRun: the loop over steps and what happens between them.
 #include <sys/resource.h>
 
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -60,16 +61,20 @@ absl::Status TrainingRun::Train() {
 }
 
 absl::Status TrainingRun::AfterStep(const StepResult& result, double step_seconds) {
+  // Every rank keeps the clock of rank 0, because a checkpoint's state must be the same on all of them; and
+  // the tokens that all ranks saw become one number: runs with equal digests saw equal data.
+  int64_t shared[2] = {IsMain() ? std::bit_cast<int64_t>(step_seconds) : 0,
+                       static_cast<int64_t>(loader_->TakeDigest())};
+  environment_.world().AllReduceSum(Tensor(shared, DType::kI64, {2}));
+  step_seconds = std::bit_cast<double>(shared[0]);
+  const uint64_t digest = static_cast<uint64_t>(shared[1]);
+
   const int64_t tokens = run_.global_batch * run_.sequence_length;
   state_.step += 1;
   state_.consumed_sequences += run_.global_batch;
   state_.consumed_tokens += tokens;
   state_.wall_seconds += step_seconds;
   state_.skipped_steps += result.skipped;
-
-  // The tokens that all ranks saw, as one number: runs with equal digests saw equal data.
-  int64_t digest = static_cast<int64_t>(loader_->TakeDigest());
-  environment_.world().AllReduceSum(Tensor(&digest, DType::kI64, {1}));
 
   if (IsMain()) {
     if (result.skipped) {
@@ -83,7 +88,7 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
                                     .seconds = step_seconds,
                                     .wall_seconds = state_.wall_seconds,
                                     .data_wait_seconds = loader_->starved_seconds(),
-                                    .data_digest = static_cast<uint64_t>(digest),
+                                    .data_digest = digest,
                                     .skipped = result.skipped}));
     console_->Step({.step = state_.step,
                     .total_steps = run_.steps,

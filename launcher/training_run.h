@@ -53,7 +53,7 @@ class TrainingRun {
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
 
-  // The stages of one turn of the loop.
+  // The stages of one turn of the loop. step_seconds is this rank's; rank 0's counts.
   absl::Status AfterStep(const StepResult& result, double step_seconds);
   void Evaluate();
   void Sample();
@@ -75,7 +75,6 @@ class TrainingRun {
   std::unique_ptr<MetricsFile> metrics_;  // rank 0
   std::unique_ptr<Console> console_;      // rank 0
   TrainState state_;
-  uint64_t digest_ = 0;      // of the step's tokens over all ranks
   int64_t saved_step_ = -1;  // step of the newest checkpoint; -1: none
   int64_t evaluated_step_ = -1;
   int64_t failed_saves_ = 0;  // in a row
