@@ -27,11 +27,34 @@ std::string FormatBytes(int64_t bytes) {
   return mib < 9999.5 ? absl::StrFormat("%4.0f MiB", mib) : absl::StrFormat("%4.0f GiB", mib / 1024);
 }
 
+// Text for people must not move the cursor or change the terminal: control characters become '?'.
+std::string Printable(const std::string& text) {
+  std::string result = text;
+  for (size_t i = 0; i < result.size(); ++i) {
+    const unsigned char c = static_cast<unsigned char>(result[i]);
+    if ((c < 32 && c != '\n' && c != '\t') || c == 127) result[i] = '?';
+    // U+0080 to U+009F in UTF-8: the other set of control characters.
+    const unsigned char before = i > 0 ? static_cast<unsigned char>(result[i - 1]) : 0;
+    if (before == 0xc2 && c >= 0x80 && c < 0xa0) result[i - 1] = result[i] = '?';
+  }
+  return result;
+}
+
 std::string Fields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {
   const int width = static_cast<int>(std::to_string(s.total_steps).size());
   return absl::StrFormat("step %*d/%d  loss %7.4f  grad_norm %7.3f  lr %8.2e  tok/s %7.0f  mem %s  eta %s",
                          width, s.step, s.total_steps, s.loss, s.grad_norm, s.lr, tokens_per_second,
                          FormatBytes(ResidentBytes()), FormatDuration(seconds_left));
+}
+// The same for a narrow terminal: at most 79 columns for runs of up to a million steps.
+std::string CompactFields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {
+  const std::string rate = tokens_per_second < 99999.5 ? absl::StrFormat("%.0f", tokens_per_second)
+                                                       : absl::StrFormat("%.0fk", tokens_per_second / 1000);
+  const double mib = static_cast<double>(ResidentBytes()) / (1 << 20);
+  const std::string memory =
+      mib < 999.5 ? absl::StrFormat("%.0f MiB", mib) : absl::StrFormat("%.3g GiB", mib / 1024);
+  return absl::StrFormat("%d/%d loss %.3f norm %.3g lr %.1e %s tok/s %s eta %s", s.step, s.total_steps,
+                         s.loss, s.grad_norm, s.lr, rate, memory, FormatDuration(seconds_left));
 }
 }  // namespace
 
@@ -95,6 +118,9 @@ void Console::Step(const StepLine& line) {
     const double rate = mean_step_seconds_ > 0 ? static_cast<double>(line.tokens) / mean_step_seconds_ : 0;
     EraseLive();
     live_ = Fields(line, rate, seconds_left);
+    if (static_cast<int64_t>(live_.size()) >= options_.terminal.columns) {
+      live_ = CompactFields(line, rate, seconds_left);
+    }
     DrawLive();
     return;
   }
@@ -107,7 +133,7 @@ void Console::Step(const StepLine& line) {
 
 void Console::Message(const std::string& text) {
   EraseLive();
-  out_ << text << "\n";
+  out_ << Printable(text) << "\n";
   DrawLive();
   out_ << std::flush;
 }

@@ -42,7 +42,8 @@ class Console {
   };
   // One finished step.
   void Step(const StepLine& line);
-  // One line of text of its own (it may contain line breaks).
+  // A line of text of its own. It may contain line breaks; other control characters are shown as '?', since
+  // text that a model wrote must not command the terminal.
   void Message(const std::string& text);
 
  private:

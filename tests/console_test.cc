@@ -101,9 +101,26 @@ TEST(Console, KeepsOneLiveLineOnATerminalBelowTheMessages) {
   ASSERT_EQ(rows.size(), 4u);
   EXPECT_EQ(rows[0], "begin");
   EXPECT_EQ(rows[1], "validation loss 2.0");
-  EXPECT_EQ(rows[2].find("step   4/100  loss  2.5000"), 0u) << rows[2];
+  EXPECT_EQ(rows[2].find("4/100 loss 2.500 norm 1.25 lr 1.0e-03 2000 tok/s "), 0u) << rows[2];
   EXPECT_EQ(rows[2].size(), 59u);  // cut, so that it cannot wrap
   EXPECT_EQ(rows[3], "");
+}
+
+TEST(Console, ShowsEveryFieldOnTerminalsOfAllUsualWidths) {
+  for (const int64_t columns : {80, 100, 120, 200}) {
+    std::ostringstream out;
+    Console console(out, {.terminal = {.live = true, .columns = columns}, .log_every_steps = 10});
+    Console::StepLine line = StepOf(123456, 999999);
+    line.loss = 10.8258;
+    line.grad_norm = 12.5;
+    line.tokens = 100000;
+    line.seconds = 0.1;
+    console.Step(line);
+    const std::string row = Screen(out.str(), static_cast<size_t>(columns))[0];
+    for (const char* field : {"123456/999999", "loss ", "norm ", "lr ", "tok/s", "iB ", "eta 24:20:54"}) {
+      EXPECT_NE(row.find(field), std::string::npos) << columns << " columns: " << row;
+    }
+  }
 }
 
 TEST(Console, ShowsWhatIsNotANumber) {
@@ -114,6 +131,13 @@ TEST(Console, ShowsWhatIsNotANumber) {
   line.seconds = 0;
   console.Step(line);
   EXPECT_NE(out.str().find("loss     nan"), std::string::npos) << out.str();
+}
+
+TEST(Console, TextOfAModelCannotCommandTheTerminal) {
+  std::ostringstream out;
+  Console console(out, {});
+  console.Message("a\033[2Jb\r\x07\x7f \xc2\x9b tab\t\xc3\xa4\n\xe2\x82\xac");
+  EXPECT_EQ(out.str(), "a?[2Jb??? ?? tab\t\xc3\xa4\n\xe2\x82\xac\n");
 }
 
 TEST(Console, FormatsDurations) {
