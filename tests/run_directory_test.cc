@@ -1,0 +1,81 @@
+#include "launcher/run_directory.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "tests/temp_dir.h"
+
+namespace carousel {
+namespace {
+
+RunSpec SomeRun() {
+  RunSpec run;
+  run.model.embedding_dim = 64;
+  run.model.num_blocks = 2;
+  run.train_data = {{.path = "a", .weight = 1}};
+  run.steps = 10;
+  run.eval_every_steps = 5;
+  return run;
+}
+
+TEST(ConfigDifferences, AreNoneForTheSameRun) {
+  EXPECT_TRUE(ConfigDifferences(SomeRun(), SomeRun()).empty());
+}
+
+TEST(ConfigDifferences, IgnoreSpeedEvaluationAndLogging) {
+  RunSpec now = SomeRun();
+  now.threads = 4;
+  now.eval_every_steps = 1;
+  now.log_every_steps = 7;
+  now.model.recompute = Recompute::kRecompute;
+  now.checkpoint_keep_last = 9;
+  EXPECT_TRUE(ConfigDifferences(SomeRun(), now).empty());
+}
+
+TEST(ConfigDifferences, NameBothValuesAndNeverAcceptAnotherModel) {
+  RunSpec now = SomeRun();
+  now.model.num_blocks = 3;
+  now.steps = 20;
+  const std::vector<ConfigDifference> differences = ConfigDifferences(SomeRun(), now);
+  ASSERT_EQ(differences.size(), 2u);
+  EXPECT_EQ(differences[0].text, "model.num_blocks: 2 in the run, 3 now");
+  EXPECT_FALSE(differences[0].acceptable);
+  EXPECT_EQ(differences[1].text, "train.steps: 10 in the run, 20 now");
+  EXPECT_TRUE(differences[1].acceptable);
+}
+
+TEST(ConfigDifferences, SeeAnotherDataSource) {
+  RunSpec now = SomeRun();
+  now.train_data.push_back({.path = "b", .weight = 2});
+  EXPECT_EQ(ConfigDifferences(SomeRun(), now).size(), 1u);
+  now = SomeRun();
+  now.train_data[0].path = "c";
+  EXPECT_EQ(ConfigDifferences(SomeRun(), now).size(), 1u);
+}
+
+TEST(RunDirectory, IsMadeWithItsParentsAndHoldsTheConfig) {
+  const TempDir temp;
+  RunSpec run = SomeRun();
+  run.run_dir = temp.path() + "/a/b";
+  run.resolved_text = "model {}\n";
+  ASSERT_TRUE(PrepareRunDirectory(run.run_dir).ok());
+  EXPECT_TRUE(std::filesystem::is_empty(run.run_dir)) << "the write probe must not stay";
+  ASSERT_TRUE(RecordStart(run, "first").ok());
+  ASSERT_TRUE(RecordStart(run, "second").ok());
+  std::ifstream config(ConfigPath(run.run_dir)), build(run.run_dir + "/build.txt");
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(config), {}), "model {}\n");
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(build), {}), "first\nsecond\n");
+}
+
+TEST(RunDirectory, ThatCannotBeMadeIsNamedWithTheFix) {
+  const absl::Status status = PrepareRunDirectory("/proc/nowhere/run");
+  ASSERT_FALSE(status.ok());
+  EXPECT_NE(std::string(status.message()).find("/proc/nowhere/run"), std::string::npos);
+  EXPECT_NE(std::string(status.message()).find("--run_dir"), std::string::npos);
+}
+}  // namespace
+}  // namespace carousel
