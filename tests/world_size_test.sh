@@ -45,7 +45,11 @@ for _ in $(seq 600); do
   [ "$(grep -c '"step"' killed/metrics.jsonl 2>/dev/null || true)" -ge 7 ] && break
   sleep 0.05
 done
-pkill -KILL -f -- "--run_dir killed" || true
+for process in /proc/[0-9]*; do
+  if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q -- "$carousel train .*--run_dir killed"; then
+    kill -KILL "${process#/proc/}" 2>/dev/null || true
+  fi
+done
 wait "$launcher" || true
 steps=$(record killed | wc -l)
 [ "$steps" -lt 20 ] || echo "note: the run finished before it was killed"
