@@ -46,7 +46,7 @@ class RunLease {
 struct SaveRequest {
   std::string run_dir;
   std::string run_id;  // the same for all checkpoints of a run; for people
-  TrainState state;    // the same on every rank
+  TrainState state;    // the same on every rank, but for wall_seconds: rank 0's is kept
   std::vector<StateSlice> slices;
   std::string config_text;  // the resolved config, kept as config.textproto
   std::string writer;       // program, version, git revision; for people
@@ -105,7 +105,8 @@ struct LoadOptions {
   Communicator* communicator = nullptr;
   FileSystem* files = nullptr;
 };
-// Collective. Loads the newest checkpoint of the run and returns its directory; NotFound if there is none.
+// Collective. Loads the newest checkpoint of the run and returns its directory; NotFound if there is none. A
+// step-* directory that lost its manifest counts as a damaged checkpoint.
 // The caller holds the lease if fallback is set. Errors other than damage (another model, no permission) are
 // never fallen back from.
 absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std::vector<StateSlice>& slices,

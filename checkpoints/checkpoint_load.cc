@@ -138,10 +138,12 @@ absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std
     // The newest and the one before it, as rank 0 sees them.
     pb::RootMessage message;
     if (root) {
-      const absl::StatusOr<std::vector<std::string>> dirs = ListCheckpoints(run_dir, &fs);
+      const absl::StatusOr<std::vector<std::string>> dirs = ListStepDirectories(fs, run_dir);
       absl::Status status = dirs.status();
       if (status.ok() && dirs->empty()) {
         status = absl::NotFoundError(absl::StrCat(run_dir, " has no checkpoint"));
+      } else if (absl::IsNotFound(status)) {
+        status = absl::UnavailableError(std::string(status.message()));  // it was there a moment ago
       }
       message.set_code(status.raw_code());
       message.set_message(std::string(status.message()));
@@ -157,7 +159,9 @@ absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std
     }
     const std::string dir = message.dir(), previous = message.previous_dir();
 
-    const absl::Status loaded = LoadCheckpoint(dir, slices, communicator, state, &fs);
+    absl::Status loaded = LoadCheckpoint(dir, slices, communicator, state, &fs);
+    // A save names its directory step-* after the manifest is on the disk: without one, it was lost.
+    if (absl::IsNotFound(loaded)) loaded = absl::DataLossError(std::string(loaded.message()));
     if (loaded.ok()) return dir;
     if (!absl::IsDataLoss(loaded)) return loaded;
     if (!options.fallback) {

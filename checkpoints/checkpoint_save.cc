@@ -107,6 +107,7 @@ absl::Status Save::Plan() {
     CAROUSEL_CHECK(ranks.back().ParseFromString(bytes));
   }
   for (size_t r = 1; r < ranks.size(); ++r) {
+    ranks[r].mutable_state()->set_wall_seconds(ranks[0].state().wall_seconds());  // clocks differ
     if (ranks[r].state().SerializeAsString() != ranks[0].state().SerializeAsString()) {
       return absl::InvalidArgumentError(
           absl::StrCat("ranks 0 and ", r, " are in different states: ", ranks[0].state().ShortDebugString(),

@@ -135,22 +135,32 @@ absl::StatusOr<std::string> ReadCheckpointConfig(const std::string& dir, FileSys
   return ReadListedFile(fs, dir, opened.manifest, kConfigFile);
 }
 
-absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_dir, FileSystem* files) {
-  PosixFileSystem posix;
-  FileSystem& fs = files != nullptr ? *files : posix;
-  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStore(fs, run_dir));
+absl::StatusOr<std::vector<std::string>> ListStepDirectories(FileSystem& files, const std::string& run_dir) {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStore(files, run_dir));
   std::vector<std::pair<int64_t, std::string>> found;
   for (const std::string& name : names) {
     const int64_t step = StepOfName(name);
-    if (step < 0) continue;
     const std::string dir = JoinPath(StoreDir(run_dir), name);
-    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, fs.Stat(JoinPath(dir, kManifestFile)));
-    if (manifest.exists) found.emplace_back(step, dir);
+    if (step < 0) continue;
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(dir));
+    if (info.is_directory) found.emplace_back(step, dir);
   }
   std::sort(found.begin(), found.end());
   std::vector<std::string> dirs;
   for (auto& [step, dir] : found) dirs.push_back(std::move(dir));
   return dirs;
+}
+
+absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_dir, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> dirs, ListStepDirectories(fs, run_dir));
+  std::vector<std::string> committed;
+  for (const std::string& dir : dirs) {
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, fs.Stat(JoinPath(dir, kManifestFile)));
+    if (manifest.exists) committed.push_back(dir);
+  }
+  return committed;
 }
 
 absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* files) {

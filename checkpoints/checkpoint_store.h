@@ -22,6 +22,9 @@ std::string StoreDir(const std::string& run_dir);  // run_dir/checkpoints
 std::string StepName(int64_t step);                // "step-000000200"
 int64_t StepOfName(const std::string& name);       // -1 if it is no such name
 
+// All step-* directories of a run, by step, newest last, whether they have a manifest or not.
+absl::StatusOr<std::vector<std::string>> ListStepDirectories(FileSystem& files, const std::string& run_dir);
+
 // The manifest, state.pb verified, the files all there with the right sizes. NotFound: no manifest.
 struct OpenedCheckpoint {
   std::string manifest_payload, state_payload;

@@ -198,6 +198,18 @@ TEST_F(CheckpointDamage, TheOneBeforeIsTakenOnlyWhenAsked) {
   EXPECT_EQ(ListCheckpoints("run", &files_)->size(), 1u);
 }
 
+TEST_F(CheckpointDamage, ALostManifestIsDamageAndNotAnAbsence) {
+  ASSERT_TRUE(files_.RemoveFile(absl::StrCat(kDir2, "/MANIFEST.pb")).ok());
+  RankState state(SmallModel(), 1, 0, 0);
+  LoadOptions options{.files = &files_};
+  const auto refused = LoadNewestGood("run", state.slices(), nullptr, options);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_NE(std::string(refused.status().message()).find("MANIFEST.pb"), std::string::npos);
+  options.fallback = true;
+  EXPECT_EQ(*LoadNewestGood("run", state.slices(), nullptr, options), kDir1);
+  EXPECT_TRUE(state.Holds(1));
+}
+
 TEST_F(CheckpointDamage, AnotherModelIsNoReasonToFallBack) {
   std::vector<TestTensor> model = SmallModel();
   model.pop_back();

@@ -260,6 +260,22 @@ TEST(Checkpoint, RanksInDifferentStatesAreRefused) {
   });
 }
 
+TEST(Checkpoint, ClocksOfRanksMayDiffer) {
+  MemoryFileSystem files;
+  RunLocalRanks(2, [&](Communicator& c) {
+    RankState state(SmallModel(), 2, c.rank(), 1);
+    SaveRequest request;
+    request.run_dir = "run";
+    request.state = StateAt(1);
+    request.state.wall_seconds = 10 + c.rank();
+    request.slices = state.slices();
+    request.communicator = &c;
+    request.files = &files;
+    EXPECT_TRUE(SaveCheckpoint(request).ok());
+  });
+  EXPECT_EQ(OpenCheckpoint(StepDir(1), &files)->state.wall_seconds, 10);
+}
+
 TEST(Checkpoint, KeepsTheLastOnesAndListsThemByStep) {
   MemoryFileSystem files;
   EXPECT_TRUE(ListCheckpoints("run", &files)->empty());
