@@ -133,17 +133,19 @@ struct Path {
   DType compute;
   CpuOptions options;
 };
-// Every dtype in plain loops, and the fast loops at every level that this machine has.
+// Every dtype in plain loops, and the fast loops at every level that this machine has; bf16 with and without
+// matrix tiles.
 std::vector<Path> AllPaths() {
   std::vector<Path> paths;
   for (const DType compute : {DType::kF64, DType::kF32, DType::kBF16}) {
-    paths.push_back(
-        {std::string(NameOf(compute)) + " plain", compute, {.num_threads = 1, .reference = true}});
+    const std::string dtype = NameOf(compute);
+    paths.push_back({dtype + " plain", compute, {.num_threads = 1, .reference = true}});
     for (const SimdLevel level : {SimdLevel::kBase, SimdLevel::kV3, SimdLevel::kV4}) {
       if (level > cpu::DetectSimdLevel()) continue;
-      paths.push_back({std::string(NameOf(compute)) + " " + NameOf(level),
-                       compute,
-                       {.num_threads = 2, .simd_level = level}});
+      paths.push_back({dtype + " " + NameOf(level), compute, {.num_threads = 2, .simd_level = level}});
+    }
+    if (compute == DType::kBF16) {
+      paths.push_back({dtype + " without tiles", compute, {.num_threads = 2, .use_tiles = false}});
     }
   }
   return paths;

@@ -17,6 +17,8 @@ struct CpuOptions {
   bool reference = false;
   // A level at or below DetectSimdLevel(); default the highest.
   std::optional<SimdLevel> simd_level = {};
+  // Whether bf16 products may use the processor's matrix tiles (AMX), where it has them and the level is kV4.
+  bool use_tiles = true;
 };
 
 class CpuDevice final : public Device {

@@ -2,9 +2,9 @@
 // and, for f32 and bf16, the call of the fast loops of simd/. A CpuOps serves one caller at a time.
 #pragma once
 #include <memory>
-#include <vector>
 
 #include "core/ops.h"
+#include "kernels/cpu/aligned_buffer.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd/row_kernels.h"
@@ -44,8 +44,8 @@ class CpuOps final : public Ops {
   // Whether an op of this compute type runs on the fast loops.
   bool Fast(DType compute) const { return !reference_ && compute != DType::kF64; }
   // Room for `count` values that lives until the next call; grows, never shrinks.
-  float* ScratchF32(int64_t count);
-  double* ScratchF64(int64_t count);
+  float* ScratchF32(int64_t count) { return scratch_f32_.Reserve(count); }
+  double* ScratchF64(int64_t count) { return scratch_f64_.Reserve(count); }
 
   // The fast loops of compute type T: float, or uint16_t for bf16.
   template <class T>
@@ -84,6 +84,7 @@ class CpuOps final : public Ops {
 
   const bool reference_;
   const SimdLevel level_;
+  const bool use_tiles_;
   ThreadPool pool_;
   const ElementwiseKernels& elementwise_;
   const NormKernels<float>& norm_f32_;
@@ -91,7 +92,7 @@ class CpuOps final : public Ops {
   const ActivationKernels<float>& activation_f32_;
   const ActivationKernels<uint16_t>& activation_bf16_;
   MatmulEngine matmul_;
-  std::vector<float> scratch_f32_;
-  std::vector<double> scratch_f64_;
+  AlignedBuffer<float> scratch_f32_;
+  AlignedBuffer<double> scratch_f64_;
 };
 }  // namespace carousel::cpu

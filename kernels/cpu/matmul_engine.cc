@@ -16,6 +16,39 @@ bool ProcessorMultipliesBf16() {
   return false;
 #endif
 }
+const MatmulTileKernels* TileKernels(bool use_tiles) {
+#if defined(__x86_64__)
+  if (use_tiles) return &simd_tiles::GetMatmulTileKernels();
+#endif
+  return nullptr;
+}
+// With fewer rows, packing the right operand would cost more than the product.
+constexpr int64_t kMinTileRows = 24;
+// Packed right operand that is held at a time: a share of the second-level cache of several threads.
+constexpr int64_t kMaxPackedElems = int64_t{2} << 20;
+
+// How many rows and panels a task of RunTiles has: enough rows to use a packed panel several times, few
+// enough for the second-level cache, and at least eight tasks where the product is large. A pure function of
+// the shape.
+struct TileTasks {
+  int64_t rows, panels;
+};
+TileTasks PickTileTasks(int64_t M, int64_t panels, int64_t K) {
+  constexpr int64_t kMinTasks = 8, kMinMultiplyAdds = int64_t{1} << 21;
+  TileTasks tasks = {.rows = std::min<int64_t>(128, RoundUp(M, kTilePanel)), .panels = panels};
+  const auto count = [&] { return CeilDiv(M, tasks.rows) * CeilDiv(panels, tasks.panels); };
+  const auto size = [&] { return tasks.rows * tasks.panels * kTilePanel * K; };
+  while (count() < kMinTasks && size() >= 2 * kMinMultiplyAdds) {
+    if (tasks.rows > kTilePanel && (tasks.rows > 64 || tasks.panels <= 4)) {
+      tasks.rows = RoundUp(tasks.rows / 2, kTilePanel);
+    } else if (tasks.panels > 2) {
+      tasks.panels = CeilDiv(tasks.panels, 2);
+    } else {
+      break;
+    }
+  }
+  return tasks;
+}
 }  // namespace
 
 struct MatmulEngine::Problem {
@@ -55,8 +88,8 @@ struct MatmulEngine::Primitives {
   void Run(const Entry& entry, const Problem& p, const Tile& tile, int worker);
 
   dnnl::engine engine;
-  std::vector<dnnl::stream> streams;                // by worker
-  std::vector<std::vector<std::byte>> scratchpads;  // by worker
+  std::vector<dnnl::stream> streams;                  // by worker
+  std::vector<AlignedBuffer<std::byte>> scratchpads;  // by worker
   std::map<Key, Entry> entries;
 };
 
@@ -95,16 +128,14 @@ const MatmulEngine::Primitives::Entry& MatmulEngine::Primitives::Get(const Probl
 }
 
 void MatmulEngine::Primitives::Run(const Entry& entry, const Problem& p, const Tile& tile, int worker) {
-  std::vector<std::byte>& scratchpad = scratchpads[worker];
-  const size_t scratchpad_bytes = entry.scratchpad.get_size();
-  if (scratchpad.size() < scratchpad_bytes) scratchpad.resize(scratchpad_bytes);
+  std::byte* scratchpad = scratchpads[worker].Reserve(static_cast<int64_t>(entry.scratchpad.get_size()));
   const MatmulArgs& args = p.args;
   const int64_t c_offset = (tile.row * p.ldc + tile.column) * SizeOf(args.c.dtype);
   std::unordered_map<int, dnnl::memory> operands = {
       {DNNL_ARG_SRC, {entry.a, engine, args.a.as<bfloat16>() + p.OffsetA(tile.row)}},
       {DNNL_ARG_WEIGHTS, {entry.b, engine, args.b.as<bfloat16>() + p.OffsetB(tile.column)}},
       {DNNL_ARG_DST, {entry.c, engine, static_cast<std::byte*>(args.c.data) + c_offset}},
-      {DNNL_ARG_SCRATCHPAD, {entry.scratchpad, engine, scratchpad.data()}}};
+      {DNNL_ARG_SCRATCHPAD, {entry.scratchpad, engine, scratchpad}}};
   if (args.bias.defined()) {
     operands.emplace(DNNL_ARG_BIAS, dnnl::memory(entry.bias, engine, args.bias.as<float>() + tile.column));
   }
@@ -112,12 +143,15 @@ void MatmulEngine::Primitives::Run(const Entry& entry, const Problem& p, const T
   streams[worker].wait();
 }
 
-MatmulEngine::MatmulEngine(ThreadPool& pool, const ElementwiseKernels& elementwise)
+MatmulEngine::MatmulEngine(ThreadPool& pool, const ElementwiseKernels& elementwise, SimdLevel level,
+                           bool use_tiles)
     : pool_(pool),
       elementwise_(elementwise),
-      has_bf16_(ProcessorMultipliesBf16()),
+      use_onednn_bf16_(level == SimdLevel::kV4 && ProcessorMultipliesBf16()),
+      tiles_(TileKernels(use_tiles)),
       primitives_(std::make_unique<Primitives>(pool.num_threads())),
-      tile_scratch_(pool.num_threads()) {}
+      tile_scratch_(pool.num_threads()),
+      packed_a_(pool.num_threads()) {}
 
 MatmulEngine::~MatmulEngine() = default;
 
@@ -126,8 +160,10 @@ void MatmulEngine::Run(const MatmulArgs& args) {
   if (p.M == 0 || p.N == 0) return;
   if (args.a.dtype == DType::kF32) {
     RunF32(p, args.a.as<float>(), args.b.as<float>());
-  } else if (has_bf16_ && p.K > 0) {
-    RunBf16(p);
+  } else if (tiles_ != nullptr && p.M >= kMinTileRows) {
+    RunTiles(p);
+  } else if (use_onednn_bf16_ && p.K > 0) {
+    RunOneDnn(p);
   } else {
     RunBf16ThroughF32(p);
   }
@@ -146,8 +182,7 @@ void MatmulEngine::RunF32(const Problem& p, const float* a, const float* b) {
     float* tile;
     int64_t tile_stride;
     if (round_to_bf16) {
-      tile_scratch_[worker].resize(tiling.rows * tiling.columns);
-      tile = tile_scratch_[worker].data();
+      tile = tile_scratch_[worker].Reserve(tiling.rows * tiling.columns);
       tile_stride = columns;
     } else {
       tile = args.c.as<float>() + row * p.ldc + column;
@@ -180,7 +215,7 @@ void MatmulEngine::RunF32(const Problem& p, const float* a, const float* b) {
   });
 }
 
-void MatmulEngine::RunBf16(const Problem& p) {
+void MatmulEngine::RunOneDnn(const Problem& p) {
   // oneDNN's fastest implementation wants the output's rows whole and without gaps.
   const MatmulTiling tiling =
       PickMatmulTiling(p.M, p.N, p.K, /*whole_rows=*/!p.args.transpose_a && p.ldc == p.N);
@@ -203,11 +238,50 @@ void MatmulEngine::RunBf16(const Problem& p) {
   });
 }
 
+void MatmulEngine::RunTiles(const Problem& p) {
+  const MatmulArgs& args = p.args;
+  const TileProduct product = {.c = args.c.data,
+                               .a = RawData<uint16_t>(args.a),
+                               .b = RawData<uint16_t>(args.b),
+                               .bias = RawDataOrNull<float>(args.bias),
+                               .M = p.M,
+                               .N = p.N,
+                               .K = p.K,
+                               .lda = p.lda,
+                               .ldb = p.ldb,
+                               .ldc = p.ldc,
+                               .transpose_a = args.transpose_a,
+                               .transpose_b = args.transpose_b,
+                               .accumulate = args.accumulate,
+                               .c_is_bf16 = args.c.dtype == DType::kBF16};
+  const int64_t panel_elems = PackedPanelElems(p.K);
+  const int64_t all_panels = CeilDiv(p.N, kTilePanel);
+  const int64_t panels_at_once =
+      std::min(all_panels, std::max<int64_t>(1, kMaxPackedElems / std::max<int64_t>(panel_elems, 1)));
+  const TileTasks tasks = PickTileTasks(p.M, panels_at_once, p.K);
+  uint16_t* packed_b = packed_b_.Reserve(panels_at_once * panel_elems);
+  const int64_t row_blocks = CeilDiv(p.M, tasks.rows);
+  for (int64_t first = 0; first < all_panels; first += panels_at_once) {
+    const int64_t num_panels = std::min(panels_at_once, all_panels - first);
+    pool_.ParallelFor(num_panels, [&](int64_t panel) {
+      tiles_->pack_panel(product, (first + panel) * kTilePanel, packed_b + panel * panel_elems);
+    });
+    const int64_t panel_blocks = CeilDiv(num_panels, tasks.panels);
+    pool_.ParallelFor(row_blocks * panel_blocks, [&](int64_t task, int worker) {
+      const int64_t row = task / panel_blocks * tasks.rows, rows = std::min(tasks.rows, p.M - row);
+      const int64_t panel = task % panel_blocks * tasks.panels;
+      tiles_->multiply(product, row, rows, (first + panel) * kTilePanel,
+                       std::min(tasks.panels, num_panels - panel), packed_b + panel * panel_elems,
+                       packed_a_[worker].Reserve(panel_elems));
+    });
+  }
+}
+
 void MatmulEngine::RunBf16ThroughF32(const Problem& p) {
   // Both operands without gaps, in f32.
   MatmulArgs args = p.args;
   const int64_t a_elems = args.a.num_elems(), b_elems = args.b.num_elems();
-  operands_.resize(a_elems + b_elems);
+  float* operands = operands_.Reserve(a_elems + b_elems);
   const auto convert = [&](Tensor& x, float* to) {
     pool_.ParallelForBlocks(x.dim[0], RowsPerTask(x.dim[1]), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
@@ -216,8 +290,8 @@ void MatmulEngine::RunBf16ThroughF32(const Problem& p) {
     });
     x = Tensor(to, DType::kF32, {x.dim[0], x.dim[1]});
   };
-  convert(args.a, operands_.data());
-  convert(args.b, operands_.data() + a_elems);
+  convert(args.a, operands);
+  convert(args.b, operands + a_elems);
   RunF32(Problem(args), args.a.as<float>(), args.b.as<float>());
 }
 }  // namespace carousel::cpu
