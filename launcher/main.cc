@@ -62,6 +62,7 @@ int Run(int argc, char** argv) {
   carousel::AddPlanCommand(app, &run);
   carousel::AddGenerateCommand(app, &run);
   carousel::AddDataCommand(app, &run);
+  carousel::AddCheckpointCommand(app, &run);
   carousel::AddExportCommand(app, &run);
   carousel::AddImportCommand(app, &run);
   carousel::AddVerifyCommand(app, &run);
