@@ -108,6 +108,7 @@ absl::StatusOr<MlstmCellResults> RunMlstmCell(const MlstmCellInputs& in, DType c
                     .shape = s});
   MlstmCellResults r;
   r.h = Permute(Download(device, t.h), s, s.DHV, false);
+  r.denominator = Permute(Download(device, t.denominator), s, 1, false);
   r.c_last = Download(device, t.last.C);
   r.n_last = Download(device, t.last.n);
   r.m_last = Download(device, t.last.m);

@@ -19,6 +19,7 @@ struct MlstmCellInputs {
 
 struct MlstmCellResults {
   std::vector<double> h, c_last, n_last, m_last;
+  std::vector<double> denominator;  // (B, NH, T): max(|a|, exp(-m)), without eps
   std::vector<double> dq, dk, dv, di, df;
   std::vector<double> dc0, dn0, dm0;  // empty without an initial state
 };

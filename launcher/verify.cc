@@ -32,30 +32,70 @@ double RelativeError(const std::vector<double>& a, const std::vector<double>& b,
   return scale > 0 ? error / scale : kInfinity;
 }
 
+namespace {
+std::string Marks(const Comparison& row) {
+  return !row.cancels && !row.raised ? "" : absl::StrCat(" ", row.cancels ? "*" : "", row.raised ? "+" : "");
+}
+}  // namespace
+
+void RaiseBounds(const std::map<std::string, double>& resolution, double factor, double cap,
+                 std::vector<Comparison>* rows) {
+  for (Comparison& row : *rows) {
+    const auto found = resolution.find(row.name);
+    if (row.ok() || found == resolution.end()) continue;
+    const double bound = std::min(factor * found->second, cap * row.bound);
+    if (bound <= row.bound) continue;
+    row.bound = bound;
+    row.raised = true;
+  }
+}
+
 bool DumpReport::ok() const {
-  return std::all_of(rows.begin(), rows.end(), [](const Comparison& row) { return row.ok(); });
+  for (const Section& section : sections) {
+    for (const Comparison& row : section.rows) {
+      if (!row.ok()) return false;
+    }
+  }
+  return true;
+}
+
+const Comparison* DumpReport::Find(const std::string& name) const {
+  const Comparison* found = nullptr;
+  for (const Section& section : sections) {
+    for (const Comparison& row : section.rows) {
+      if (row.name == name) found = &row;
+    }
+  }
+  return found;
 }
 
 std::string DumpReport::ToText() const {
   size_t width = 6;
-  for (const Comparison& row : rows) width = std::max(width, row.name.size() + (row.cancels ? 2 : 0));
+  for (const Section& section : sections) {
+    for (const Comparison& row : section.rows) width = std::max(width, row.name.size() + Marks(row).size());
+  }
   std::string text = title + "\n";
-  absl::StrAppendFormat(&text, "%-*s  %12s  %8s\n", static_cast<int>(width), "tensor", "relative L2",
-                        "bound");
-  bool any_cancels = false;
-  int64_t num_failed = 0;
-  for (const Comparison& row : rows) {
-    any_cancels |= row.cancels;
-    num_failed += !row.ok();
-    absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %s\n", static_cast<int>(width),
-                          absl::StrCat(row.name, row.cancels ? " *" : ""), row.error, row.bound,
-                          row.ok() ? "ok" : "FAIL");
+  bool any_cancels = false, any_raised = false;
+  size_t num_rows = 0, num_failed = 0;
+  for (const Section& section : sections) {
+    if (!section.heading.empty()) absl::StrAppend(&text, section.heading, ":\n");
+    absl::StrAppendFormat(&text, "%-*s  %12s  %8s\n", static_cast<int>(width), "tensor", "relative L2",
+                          "bound");
+    for (const Comparison& row : section.rows) {
+      any_cancels |= row.cancels;
+      any_raised |= row.raised;
+      num_failed += !row.ok();
+      ++num_rows;
+      absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %s\n", static_cast<int>(width),
+                            row.name + Marks(row), row.error, row.bound, row.ok() ? "ok" : "FAIL");
+    }
   }
   if (any_cancels) absl::StrAppend(&text, "* ", cancels_note, "\n");
+  if (any_raised) absl::StrAppend(&text, "+ ", raised_note, "\n");
   if (num_failed == 0) {
-    absl::StrAppend(&text, "all ", rows.size(), " tensors are within their bounds\n");
+    absl::StrAppend(&text, "all ", num_rows, " tensors are within their bounds\n");
   } else {
-    absl::StrAppend(&text, num_failed, " of ", rows.size(), " tensors FAIL\n");
+    absl::StrAppend(&text, num_failed, " of ", num_rows, " tensors FAIL\n");
   }
   return text;
 }
@@ -79,6 +119,11 @@ absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump) {
       return dump.Invalid(
           absl::StrCat("tensor \"", tensor, "\" has dtype ", NameOf(dtype), "; dumps are F64, F32 or BF16"));
   }
+}
+
+absl::StatusOr<DType> DefaultDType(const ReferenceDump& dump) {
+  CAROUSEL_ASSIGN_OR_RETURN(const DType dtype, DTypeOfDump(dump));
+  return dump.Has("losses") ? DType::kF64 : dtype;
 }
 
 absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions& options, Device& device) {

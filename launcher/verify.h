@@ -1,5 +1,6 @@
 // `carousel verify`: runs the computation of a reference dump on a device and compares every tensor.
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,21 +17,34 @@ struct Comparison {
   double error = 0;  // not finite if anything computed is not
   double bound = 0;
   bool cancels = false;
+  bool raised = false;  // the bound is above the stated one, for the reason in raised_note
   bool ok() const { return error <= bound; }
 };
 
 struct DumpReport {
-  std::string title;  // what was compared with what, one line
-  std::vector<Comparison> rows;
+  std::string title;  // what was computed, one line
+  struct Section {
+    std::string heading;  // what is compared with what; may be empty
+    std::vector<Comparison> rows;
+  };
+  std::vector<Section> sections;
   std::string cancels_note;  // what the mark of rows with `cancels` means
+  std::string raised_note;   // why bounds were raised
   bool ok() const;
   std::string ToText() const;
+  // For tests: the row of that name in the last section that has it; null if there is none.
+  const Comparison* Find(const std::string& name) const;
 };
 
 // ||a - b|| / max(||b||, floor); 0 if both are exactly zero, infinite if anything is not finite or sizes
 // differ.
 double RelativeError(const std::vector<double>& a, const std::vector<double>& b, double floor = 0);
 double Norm(const std::vector<double>& a);
+
+// Raises the bounds of rows that fail to `factor` times what `resolution` says of a row of that name, at most
+// to `cap` times the bound: what the arithmetic can resolve in this dump.
+void RaiseBounds(const std::map<std::string, double>& resolution, double factor, double cap,
+                 std::vector<Comparison>* rows);
 
 struct VerifyOptions {
   DType dtype = DType::kF64;
@@ -39,6 +53,9 @@ struct VerifyOptions {
 
 // The dtype that a dump was computed in (that of "q" or of its parameters): f64, f32, or bf16.
 absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump);
+// What to compute a dump in if nothing else is asked for: its own dtype; f64 for curves, where two runs in
+// f32 drift apart and f64 leaves only the reference's own rounding.
+absl::StatusOr<DType> DefaultDType(const ReferenceDump& dump);
 
 // Dispatches on the metadata: cell "mlstm", family "xlstm_large", with "losses" a curve. A dump that cannot
 // be computed here is an InvalidArgument naming the field or the tensor.

@@ -2,10 +2,9 @@
 #include <cstdio>
 #include <memory>
 
-#include "absl/strings/str_cat.h"
-#include "kernels/make_device.h"
+#include "core/base/status_macros.h"
+#include "launcher/command_device.h"
 #include "launcher/commands.h"
-#include "launcher/environment.h"
 #include "launcher/verify.h"
 
 namespace carousel {
@@ -13,48 +12,50 @@ namespace {
 struct Options {
   std::string file, backend = "cpu", dtype;
   int64_t chunk_length = 0;
-  int threads = 0;
+  int64_t threads = 0;
 };
 
+DType ParseDType(const std::string& name) {
+  return name == "f64" ? DType::kF64 : name == "f32" ? DType::kF32 : DType::kBF16;
+}
+
+// True if everything is within its bound.
 absl::StatusOr<bool> RunVerify(const Options& options) {
-  absl::StatusOr<ReferenceDump> dump = ReferenceDump::Open(options.file);
-  if (!dump.ok()) return dump.status();
+  CAROUSEL_ASSIGN_OR_RETURN(const ReferenceDump dump, ReferenceDump::Open(options.file));
   VerifyOptions verify;
   verify.chunk_length = options.chunk_length;
   if (options.dtype.empty()) {
-    const absl::StatusOr<DType> dtype = DTypeOfDump(*dump);
-    if (!dtype.ok()) return dtype.status();
-    verify.dtype = *dtype;
+    CAROUSEL_ASSIGN_OR_RETURN(verify.dtype, DefaultDType(dump));
   } else {
-    verify.dtype = options.dtype == "f64" ? DType::kF64 : options.dtype == "f32" ? DType::kF32 : DType::kBF16;
+    verify.dtype = ParseDType(options.dtype);
   }
-  std::string error;
-  const std::unique_ptr<Device> device = MakeDevice(options.backend, options.threads, &error);
-  if (device == nullptr)
-    return absl::InvalidArgumentError(absl::StrCat("--backend ", options.backend, ": ", error));
-  const absl::StatusOr<DumpReport> report = Verify(*dump, verify, *device);
-  if (!report.ok()) return report.status();
-  std::fputs(report->ToText().c_str(), stdout);
-  return report->ok();
+  CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.backend, options.threads));
+  CAROUSEL_ASSIGN_OR_RETURN(const DumpReport report, Verify(dump, verify, *on.device));
+  std::fputs(report.ToText().c_str(), stdout);
+  return report.ok();
 }
 }  // namespace
 
 CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run) {
   CLI::App* command = app.add_subcommand("verify", "Compare with the numbers of the public implementation");
-  auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<Options>();
   command->add_option("file", options->file, "Reference dump: an mLSTM cell, a model or a training curve")
       ->required()
       ->type_name("FILE.safetensors");
   command->add_option("--backend", options->backend, "Where to compute: cpu, or cuda:N")
       ->capture_default_str();
-  command->add_option("--dtype", options->dtype, "f64, f32 or bf16; default: as the dump was computed")
+  command
+      ->add_option("--dtype", options->dtype,
+                   "f64, f32 or bf16; default: as the dump was computed; curves: f64")
       ->check(CLI::IsMember({"f64", "f32", "bf16"}));
   command
       ->add_option("--chunk_length", options->chunk_length,
                    "L of the mLSTM; default: as the dump says, or 64")
       ->check(CLI::Range(int64_t{1}, int64_t{4096}));
   command->add_option("--threads", options->threads, "CPU threads; 0: all cores")
-      ->check(CLI::NonNegativeNumber);
+      ->capture_default_str()
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{0}, int64_t{4096}));
   command->footer(
       "Prints the relative L2 error of every tensor with its bound; exits 0 only if all are within theirs.\n"
       "Examples:\n"
