@@ -13,6 +13,20 @@ SimdLevel ChosenLevel(const CpuOptions& options) {
                      std::string("this machine has no ") + NameOf(*options.simd_level));
   return *options.simd_level;
 }
+// A processor with matrix tiles has AVX-512 BF16, too.
+const NormKernels<uint16_t>& PickNormKernelsBf16(SimdLevel level, [[maybe_unused]] bool use_tiles) {
+#if defined(__x86_64__)
+  if (use_tiles) return simd_tiles::GetNormKernelsBf16();
+#endif
+  return CAROUSEL_PICK_SIMD(level, GetNormKernelsBf16);
+}
+const ActivationKernels<uint16_t>& PickActivationKernelsBf16(SimdLevel level,
+                                                             [[maybe_unused]] bool use_tiles) {
+#if defined(__x86_64__)
+  if (use_tiles) return simd_tiles::GetActivationKernelsBf16();
+#endif
+  return CAROUSEL_PICK_SIMD(level, GetActivationKernelsBf16);
+}
 }  // namespace
 
 CpuOps::CpuOps(const CpuOptions& options)
@@ -22,9 +36,9 @@ CpuOps::CpuOps(const CpuOptions& options)
       pool_(options.num_threads),
       elementwise_(CAROUSEL_PICK_SIMD(level_, GetElementwiseKernels)),
       norm_f32_(CAROUSEL_PICK_SIMD(level_, GetNormKernelsF32)),
-      norm_bf16_(CAROUSEL_PICK_SIMD(level_, GetNormKernelsBf16)),
+      norm_bf16_(PickNormKernelsBf16(level_, use_tiles_)),
       activation_f32_(CAROUSEL_PICK_SIMD(level_, GetActivationKernelsF32)),
-      activation_bf16_(CAROUSEL_PICK_SIMD(level_, GetActivationKernelsBf16)),
+      activation_bf16_(PickActivationKernelsBf16(level_, use_tiles_)),
       matmul_(pool_, elementwise_, level_, use_tiles_) {}
 
 CpuOps::~CpuOps() = default;

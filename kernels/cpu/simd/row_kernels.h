@@ -1,6 +1,6 @@
-// The hot loops of the simple ops for f32 and bf16, as functions on ranges of rows or elements. T is the compute
-// type: float, or uint16_t holding bf16. Sums over rows are taken in ascending order; the caller cuts the work into
-// ranges that depend on the shape alone.
+// The hot loops of the simple ops for f32 and bf16, as functions on ranges of rows or elements. T is the
+// compute type: float, or uint16_t holding bf16. Sums over rows are taken in ascending order; the caller cuts
+// the work into ranges that depend on the shape alone.
 #pragma once
 #include <cstdint>
 
@@ -143,3 +143,10 @@ CAROUSEL_DECLARE_SIMD(NormKernels<uint16_t>, GetNormKernelsBf16)
 CAROUSEL_DECLARE_SIMD(ActivationKernels<float>, GetActivationKernelsF32)
 CAROUSEL_DECLARE_SIMD(ActivationKernels<uint16_t>, GetActivationKernelsBf16)
 CAROUSEL_DECLARE_SIMD(ElementwiseKernels, GetElementwiseKernels)
+#if defined(__x86_64__)
+// Once more with AVX-512 BF16, for processors with matrix tiles.
+namespace carousel::cpu::simd_tiles {
+const NormKernels<uint16_t>& GetNormKernelsBf16();
+const ActivationKernels<uint16_t>& GetActivationKernelsBf16();
+}  // namespace carousel::cpu::simd_tiles
+#endif

@@ -7,26 +7,42 @@
 
 namespace carousel::cpu::CAROUSEL_SIMD_NS {
 
+// x = n ln 2 + r, |r| <= ln 2 / 2; e^r by a polynomial. Adding 1.5 * 2^23 rounds x / ln 2 to n, which stands
+// in the low bits of the sum.
+template <class T>
+struct ReducedExp {
+  [[gnu::always_inline]] explicit ReducedExp(T x) {
+    const T shifted = x * 1.44269504088896341f + 12582912.0f;
+    const T nearest = shifted - 12582912.0f;
+    const T r = (x - nearest * 0.693359375f) - nearest * -2.12194440e-4f;
+    T p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    exp_r = p * (r * r) + r + 1.0f;
+    n = AsInt(shifted) - 0x4b400000;
+  }
+  T exp_r;
+  decltype(AsInt(T{})) n;
+};
+
 // e^x for every x: 0 below -104, infinity above 88.73; subnormal results are right.
 template <class T>
 CAROUSEL_INLINE T Exp(T x) {
   // Max and Min return their second argument if one is NaN
   x = Max(T{} - 104.0f, x);
   x = Min(T{} + 89.0f, x);
-  // x = n ln 2 + r: adding 1.5 * 2^23 rounds to an integer
-  const T shifted = x * 1.44269504088896341f + 12582912.0f;
-  const T n = shifted - 12582912.0f;
-  const T r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  T p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const T y = p * (r * r) + r + 1.0f;
+  const ReducedExp<T> e(x);
   // times 2^n in two steps, because 2^n alone may be outside of the exponent range
-  const auto ni = AsInt(shifted) - 0x4b400000;
-  const auto half = ni >> 1;
-  return y * AsFloat((half + 127) << 23) * AsFloat((ni - half + 127) << 23);
+  const auto half = e.n >> 1;
+  return e.exp_r * AsFloat((half + 127) << 23) * AsFloat((e.n - half + 127) << 23);
+}
+// e^x for -87 <= x <= 88 or NaN.
+template <class T>
+CAROUSEL_INLINE T ExpInRange(T x) {
+  const ReducedExp<T> e(x);
+  return e.exp_r * AsFloat((e.n + 127) << 23);
 }
 
 // ln x. -infinity at 0, NaN below.
@@ -67,12 +83,12 @@ CAROUSEL_INLINE T Log1p(T x) {
   return Log(u) + lost;
 }
 
-// 1 / (1 + e^-x)
+// 1 / (1 + e^-x). Below -80, where it is less than 2e-35, it stays at that value.
 template <class T>
 CAROUSEL_INLINE T Sigmoid(T x) {
-  const T e = Exp(x < 0.0f ? x : -x);
-  const T s = 1.0f / (e + 1.0f);
-  return x < 0.0f ? e * s : s;
+  x = Max(T{} - 80.0f, x);
+  x = Min(T{} + 80.0f, x);
+  return Reciprocal(ExpInRange(-x) + 1.0f);
 }
 
 // ln sigmoid(x) = min(x, 0) - ln(1 + e^-|x|)
@@ -91,7 +107,8 @@ CAROUSEL_INLINE T Tanh(T x) {
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
   const T small = p * z * x + x;
-  const T large = 1.0f - 2.0f / (Exp(magnitude + magnitude) + 1.0f);
+  const T bounded = Min(T{} + 10.0f, magnitude);  // tanh(10) rounds to 1
+  const T large = 1.0f - Reciprocal(ExpInRange(bounded + bounded) + 1.0f) * 2.0f;
   return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
 }
 }  // namespace carousel::cpu::CAROUSEL_SIMD_NS

@@ -1,9 +1,13 @@
 // Vectors of floats as wide as the level's registers, through the compiler's vector extensions: + - * / and
 // comparisons work lane by lane, `mask ? a : b` selects. Lanes never mix except in the Sum and Max functions,
-// whose order is fixed. The compiler may fuse a product and a sum, and in a b + c d it may choose which product:
-// a file whose values must not depend on their position in a range is compiled with -ffp-contract=off.
-// Only for files of kernels/cpu/simd/ (see simd_level.h).
+// whose order is fixed. The compiler may fuse a product and a sum, and in a b + c d it may choose which
+// product: a file whose values must not depend on their position in a range is compiled with
+// -ffp-contract=off. Only for files of kernels/cpu/simd/ (see simd_level.h).
 #pragma once
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 
@@ -45,13 +49,25 @@ CAROUSEL_INLINE VecF Min(VecF a, VecF b) { return a < b ? a : b; }
 CAROUSEL_INLINE float Max(float a, float b) { return a > b ? a : b; }
 CAROUSEL_INLINE float Min(float a, float b) { return a < b ? a : b; }
 
+// 1 / x to 1.5 ulp, for finite x of magnitude 2^-120 .. 2^120: an estimate of 14 bits and one step of
+// Newton's method cost a fraction of a division. One float, and machines without the estimate, divide.
+CAROUSEL_INLINE float Reciprocal(float x) { return 1.0f / x; }
+CAROUSEL_INLINE VecF Reciprocal(VecF x) {
+#if defined(__AVX512F__)
+  const VecF estimate = reinterpret_cast<VecF>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return estimate + estimate * (1.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
+}
 CAROUSEL_INLINE VecF Sqrt(VecF x) {
   VecF y;
   for (int i = 0; i < kLanes; ++i) y[i] = __builtin_sqrtf(x[i]);
   return y;
 }
 
-// bf16 <-> f32: to f32 is exact; to bf16 rounds to nearest even, NaN stays NaN.
+// bf16 <-> f32: to f32 is exact; to bf16 rounds to nearest even, NaN stays NaN. The instruction of AVX-512
+// BF16 takes values below 2^-126 for zero.
 CAROUSEL_INLINE float ToF32(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
 CAROUSEL_INLINE float ToF32(float x) { return x; }
 CAROUSEL_INLINE VecF ToF32(VecU16 bits) {
@@ -63,10 +79,14 @@ CAROUSEL_INLINE uint16_t ToBf16(float x) {
   return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded);
 }
 CAROUSEL_INLINE VecU16 ToBf16(VecF x) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<VecU16>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
   const VecU u = reinterpret_cast<VecU>(x);
   const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const VecU nan = (u >> 16) | 0x40u;
   return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded, VecU16);
+#endif
 }
 CAROUSEL_INLINE void StoreOne(float* p, float x) { *p = x; }
 CAROUSEL_INLINE void StoreOne(uint16_t* p, float x) { *p = ToBf16(x); }
@@ -93,22 +113,31 @@ CAROUSEL_INLINE void StorePart(T* p, VecF x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) StoreOne(p + i, lanes[i]);
 }
 
-// Sum and maximum over the lanes, as a balanced tree.
-CAROUSEL_INLINE float SumLanes(VecF x) {
-  float lanes[kLanes];
-  Store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+// Lane i of the result is lane i ^ kDistance of x.
+template <int kDistance>
+CAROUSEL_INLINE VecF SwapLanes(VecF x) {
+  VecI from{};
+  for (int i = 0; i < kLanes; ++i) from[i] = i ^ kDistance;
+  return __builtin_shuffle(x, from);
 }
-CAROUSEL_INLINE float MaxLanes(VecF x) {
-  float lanes[kLanes];
-  Store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = Max(lanes[i], lanes[i + width]);
+// Sum and maximum over the lanes, as a balanced tree: halves first.
+template <int kDistance = kLanes / 2>
+CAROUSEL_INLINE float SumLanes(VecF x) {
+  x += SwapLanes<kDistance>(x);
+  if constexpr (kDistance > 1) {
+    return SumLanes<kDistance / 2>(x);
+  } else {
+    return x[0];
   }
-  return lanes[0];
+}
+template <int kDistance = kLanes / 2>
+CAROUSEL_INLINE float MaxLanes(VecF x) {
+  x = Max(x, SwapLanes<kDistance>(x));
+  if constexpr (kDistance > 1) {
+    return MaxLanes<kDistance / 2>(x);
+  } else {
+    return x[0];
+  }
 }
 
 // The same by count: FullVec{} stands for kLanes, so that one generic body serves full vectors and the rest.
