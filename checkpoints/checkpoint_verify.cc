@@ -10,7 +10,7 @@
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/crc32c.h"
-#include "checkpoints/digest.h"
+#include "checkpoints/damage.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/safetensors.h"
 #include "checkpoints/shard_plan.h"
@@ -41,7 +41,12 @@ class Verifier {
   // Adds what bytes [begin, begin + n) of a file contribute to the digests.
   void AddDigests(const std::vector<PlacedBox>& boxes, const char* data, int64_t begin, int64_t n);
   void VerifyHeader(int file, const std::vector<PlacedBox>& boxes, const std::string& prefix);
+  // Says of every damaged block which tensors it changed.
+  void ReportBlocks();
   void VerifyState();
+  bool Changed(int tensor) const {
+    return digests_[static_cast<size_t>(tensor)] != manifest_.tensors(tensor).digest();
+  }
   std::vector<PlacedBox> BoxesOfFile(int file) const;  // in the order of their bytes
   void Problem(std::string text) { report_.problems.push_back(std::move(text)); }
   std::string PathOf(int file) const { return JoinPath(dir_, manifest_.files(file).name()); }
@@ -53,7 +58,13 @@ class Verifier {
   VerifyReport report_;
   int64_t total_bytes_ = 0;
   std::vector<uint64_t> digests_;
-  std::set<int> damaged_tensors_;  // have bytes that could not be read: their digests say nothing new
+  struct BadBlock {
+    int file = 0;
+    int64_t block = 0;
+    std::string why;
+  };
+  std::vector<BadBlock> bad_blocks_;  // reported when the digests are known
+  std::set<int> explained_;           // tensors whose damage was reported with a block or a file
 };
 
 VerifyReport Verifier::Run() {
@@ -64,11 +75,12 @@ VerifyReport Verifier::Run() {
     known.insert(entry.name());
   }
   for (int file = 0; file < manifest_.files_size(); ++file) VerifyFile(file);
+  ReportBlocks();
   VerifyState();
   for (int t = 0; t < manifest_.tensors_size(); ++t) {
     const pb::TensorEntry& tensor = manifest_.tensors(t);
     ++report_.num_tensors;
-    if (damaged_tensors_.count(t) != 0 || digests_[static_cast<size_t>(t)] == tensor.digest()) continue;
+    if (explained_.count(t) != 0 || !Changed(t)) continue;
     Problem(absl::StrFormat("%s: tensor %s has digest %016x and should have %016x", dir_,
                             Describe(tensor.name(), FromProto(tensor.kind())),
                             digests_[static_cast<size_t>(t)], tensor.digest()));
@@ -100,19 +112,15 @@ std::vector<PlacedBox> Verifier::BoxesOfFile(int file) const {
 void Verifier::VerifyFile(int file) {
   const pb::FileEntry& entry = manifest_.files(file);
   const std::vector<PlacedBox> boxes = BoxesOfFile(file);
-  const auto damage = [&](int64_t begin, int64_t end) {
-    for (const PlacedBox& box : boxes) {
-      if (box.begin < end && box.end > begin) damaged_tensors_.insert(box.tensor);
-    }
-  };
   ++report_.num_files;
   const absl::StatusOr<std::unique_ptr<ReadableFile>> opened = files_.OpenFile(PathOf(file));
   if (!opened.ok() || (*opened)->size() != entry.size()) {
-    damage(0, entry.size());
+    const std::vector<int> held = TensorsInBytes(manifest_, file, 0, entry.size());
+    explained_.insert(held.begin(), held.end());
     Problem(absl::StrCat(!opened.ok() ? std::string(opened.status().message())
                                       : absl::StrCat(PathOf(file), " has ", (*opened)->size(),
                                                      " bytes and should have ", entry.size()),
-                         "; it holds ", TensorsInBytes(manifest_, file, 0, entry.size())));
+                         held.empty() ? "" : "; it holds ", NameTensors(manifest_, held)));
     return;
   }
   const int64_t data_begin = boxes.empty() ? entry.size() : boxes.front().begin;
@@ -123,17 +131,15 @@ void Verifier::VerifyFile(int file) {
   for (int64_t b = 0; b < entry.block_crc32c_size(); ++b) {
     const int64_t begin = b * kBlockBytes, n = std::min(kBlockBytes, entry.size() - begin);
     block.resize(static_cast<size_t>(n));
-    absl::Status status = (*opened)->ReadAt(begin, block.data(), n);
+    const absl::Status read = (*opened)->ReadAt(begin, block.data(), n);
     const uint32_t expected = entry.block_crc32c(static_cast<int>(b));
     const uint32_t actual = UpdateCrc32c(0, block.data(), n);
-    if (status.ok() && actual != expected) {
-      status =
-          absl::DataLossError(absl::StrFormat("its checksum is %08x and should be %08x", actual, expected));
-    }
-    if (!status.ok()) {
+    if (!read.ok() || actual != expected) {
       damaged = true;
-      damage(begin, begin + n);
-      Problem(std::string(DamagedBlock(dir_, manifest_, file, b, std::string(status.message())).message()));
+      bad_blocks_.push_back(
+          {file, b,
+           read.ok() ? absl::StrFormat("its checksum is %08x and should be %08x", actual, expected)
+                     : std::string(read.message())});
     }
     file_crc = UpdateCrc32c(file_crc, block.data(), n);
     if (begin < data_begin) prefix.append(block.data(), static_cast<size_t>(std::min(n, data_begin - begin)));
@@ -153,21 +159,24 @@ void Verifier::AddDigests(const std::vector<PlacedBox>& boxes, const char* data,
   for (const PlacedBox& placed : boxes) {
     const int64_t from = std::max(begin, placed.begin), to = std::min(begin + n, placed.end);
     if (from >= to) continue;
+    // Neither a block nor a box begins within an element.
     const pb::TensorEntry& tensor = manifest_.tensors(placed.tensor);
-    const DType dtype = FromProto(tensor.dtype());
-    const int64_t elem_bytes = SizeOf(dtype);
-    const std::vector<int64_t> shape = ShapeOf(tensor);
-    const Box box = BoxOf(tensor.boxes(static_cast<int>(placed.k)));
-    // Elements of the box that lie here, as boxes within it, then as runs of the tensor. Neither a block nor
-    // a box begins within an element.
-    const int64_t first = (from - placed.begin) / elem_bytes, count = (to - from) / elem_bytes;
-    for (Box part : BoxesOfRange(box.size, first, count)) {
-      for (size_t d = 0; d < part.offset.size(); ++d) part.offset[d] += box.offset[d];
-      ForEachRun(shape, box, part, [&](int64_t elem, int64_t box_elem, int64_t num) {
-        digests_[static_cast<size_t>(placed.tensor)] +=
-            DigestRange(data + (from - begin) + (box_elem - first) * elem_bytes, dtype, elem, num);
-      });
+    const int64_t elem_bytes = SizeOf(FromProto(tensor.dtype()));
+    digests_[static_cast<size_t>(placed.tensor)] +=
+        DigestOfBoxElems(tensor, placed.k, (from - placed.begin) / elem_bytes, (to - from) / elem_bytes,
+                         data + (from - begin));
+  }
+}
+
+void Verifier::ReportBlocks() {
+  for (const BadBlock& bad : bad_blocks_) {
+    const int64_t begin = bad.block * kBlockBytes;
+    std::vector<int> changed;
+    for (const int t : TensorsInBytes(manifest_, bad.file, begin, begin + kBlockBytes)) {
+      if (Changed(t)) changed.push_back(t);
     }
+    explained_.insert(changed.begin(), changed.end());
+    Problem(std::string(DamagedBlock(dir_, manifest_, bad.file, bad.block, bad.why, changed).message()));
   }
 }
 

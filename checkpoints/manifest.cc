@@ -121,23 +121,6 @@ std::string Describe(const std::string& name, StateKind kind) {
   return kind == StateKind::kWeight ? name : absl::StrCat(name, " (", NameOf(kind), ")");
 }
 
-std::string TensorsInBytes(const pb::Manifest& manifest, int64_t file, int64_t begin, int64_t end) {
-  constexpr size_t kShown = 4;
-  std::vector<std::string> names;
-  size_t num = 0;
-  for (const pb::TensorEntry& tensor : manifest.tensors()) {
-    for (const pb::Box& box : tensor.boxes()) {
-      const int64_t bytes = BoxOf(box).num_elems() * SizeOf(FromProto(tensor.dtype()));
-      if (box.file() != file || box.byte_offset() >= end || box.byte_offset() + bytes <= begin) continue;
-      if (++num <= kShown) names.push_back(Describe(tensor.name(), FromProto(tensor.kind())));
-      break;
-    }
-  }
-  if (num == 0) return "no tensor";
-  return absl::StrCat(num == 1 ? "tensor " : "tensors ", absl::StrJoin(names, ", "),
-                      num > kShown ? absl::StrCat(" and ", num - kShown, " more") : "");
-}
-
 namespace {
 
 bool IsPlainFileName(const std::string& name) {

@@ -56,6 +56,4 @@ Box BoxOf(const checkpoint::Box& box);
 std::string BoxKey(const std::string& name, StateKind kind, int64_t k);
 // "backbone.out_norm.weight (exp_avg)"; weights without a remark. For messages.
 std::string Describe(const std::string& name, StateKind kind);
-// Which tensors have bytes in [begin, end) of a file, for messages: "a, b and 3 more"; "no tensor".
-std::string TensorsInBytes(const checkpoint::Manifest& manifest, int64_t file, int64_t begin, int64_t end);
 }  // namespace carousel

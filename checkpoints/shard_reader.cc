@@ -5,19 +5,21 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checkpoints/crc32c.h"
+#include "checkpoints/damage.h"
 #include "checkpoints/manifest.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
 
-absl::Status DamagedBlock(const std::string& dir, const checkpoint::Manifest& manifest, int64_t file,
-                          int64_t block, const std::string& why) {
-  const checkpoint::FileEntry& entry = manifest.files(static_cast<int>(file));
-  const int64_t begin = block * kBlockBytes, end = std::min(begin + kBlockBytes, entry.size());
-  return absl::DataLossError(absl::StrCat(JoinPath(dir, entry.name()), ": block ", block, " (bytes ", begin,
-                                          " to ", end, ") is damaged: ", why, "; it holds ",
-                                          TensorsInBytes(manifest, file, begin, end)));
+namespace {
+
+// "; it holds tensors a and b", to end a message about a file.
+std::string Holding(const checkpoint::Manifest& manifest, int64_t file) {
+  const int64_t size = manifest.files(static_cast<int>(file)).size();
+  const std::string names = NameTensors(manifest, TensorsInBytes(manifest, file, 0, size));
+  return names.empty() ? "" : absl::StrCat("; it holds ", names);
 }
+}  // namespace
 
 absl::Status ShardReader::Open(int64_t file) {
   if (open_file_ == file) return absl::OkStatus();
@@ -27,14 +29,12 @@ absl::Status ShardReader::Open(int64_t file) {
   const std::string path = JoinPath(dir_, entry.name());
   absl::StatusOr<std::unique_ptr<ReadableFile>> opened = files_->OpenFile(path);
   if (absl::IsNotFound(opened.status())) {
-    return absl::DataLossError(
-        absl::StrCat(path, " is missing; it holds ", TensorsInBytes(*manifest_, file, 0, entry.size())));
+    return absl::DataLossError(absl::StrCat(path, " is missing", Holding(*manifest_, file)));
   }
   CAROUSEL_RETURN_IF_ERROR(opened.status());
   if ((*opened)->size() != entry.size()) {
     return absl::DataLossError(absl::StrCat(path, " has ", (*opened)->size(), " bytes and should have ",
-                                            entry.size(), "; it holds ",
-                                            TensorsInBytes(*manifest_, file, 0, entry.size())));
+                                            entry.size(), Holding(*manifest_, file)));
   }
   open_ = std::move(*opened);
   open_file_ = file;
@@ -52,8 +52,10 @@ absl::Status ShardReader::Load(int64_t file, int64_t block) {
   const uint32_t actual = UpdateCrc32c(0, block_.data(), n);
   const uint32_t expected = entry.block_crc32c(static_cast<int>(block));
   if (actual != expected) {
-    return DamagedBlock(dir_, *manifest_, file, block,
-                        absl::StrFormat("its checksum is %08x and should be %08x", actual, expected));
+    return DamagedBlock(
+        dir_, *manifest_, file, block,
+        absl::StrFormat("its checksum is %08x and should be %08x", actual, expected),
+        ChangedTensors(*files_, dir_, *manifest_, TensorsInBytes(*manifest_, file, begin, begin + n)));
   }
   block_number_ = block;
   return absl::OkStatus();

@@ -14,10 +14,6 @@
 
 namespace carousel {
 
-// A damaged block: "dir/file: block 3 (bytes 50331648 to 67108864) is damaged: ... it holds tensors a, b".
-absl::Status DamagedBlock(const std::string& dir, const checkpoint::Manifest& manifest, int64_t file,
-                          int64_t block, const std::string& why);
-
 class ShardReader {
  public:
   // References must outlive the reader.
