@@ -81,7 +81,7 @@ absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::stri
     const absl::Status status = SetField(field + "=", &config, &cleared);
     CAROUSEL_CHECK_MSG(status.ok(), std::string(status.message()));
   }
-  ResolveDefaults(name, &config);
+  ResolveDefaults(&config);
   CheckRelations(config, origins, wrong, &problems);
   if (overrides.for_training && parsed) CheckForTraining(config, origins, &problems);
   CAROUSEL_RETURN_IF_ERROR(problems.ToStatus(name));

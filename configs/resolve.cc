@@ -30,13 +30,6 @@ int64_t LargestDivisorUpTo(int64_t n, int64_t limit) {
   return 1;
 }
 
-// demo_bytes for "configs/demo_bytes.textproto".
-std::string Stem(const std::string& path) {
-  std::string stem = path.substr(path.rfind('/') + 1);
-  stem = stem.substr(0, stem.rfind('.'));
-  return stem.empty() ? "run" : stem;
-}
-
 // Gives every unset singular field that has a plain default in the schema (or none but an empty string)
 // that value, in this message and below. Derived fields have no default in the schema and are integers.
 void FillSchemaDefaults(Message* message) {
@@ -128,7 +121,7 @@ int64_t WidthOf(int64_t embedding_dim, double factor) {
   return std::abs(product - nearest) <= 1e-3 ? static_cast<int64_t>(nearest) : -1;
 }
 
-void ResolveDefaults(const std::string& name, config::RunConfig* config) {
+void ResolveDefaults(config::RunConfig* config) {
   config::ModelConfig& model = *config->mutable_model();
   const bool width_given = model.has_ffn_dim(), factor_given = model.has_ffn_proj_factor();
   FillSchemaDefaults(config);
@@ -156,7 +149,6 @@ void ResolveDefaults(const std::string& name, config::RunConfig* config) {
   if (!config->eval().has_every_steps()) {
     config->mutable_eval()->set_every_steps(config->data().validation_size() > 0 ? kDefaultEvalSteps : 0);
   }
-  if (config->run_dir().empty()) config->set_run_dir("runs/" + Stem(name));
 }
 
 FieldNotes NotesOn(const config::RunConfig& config) {
@@ -188,6 +180,7 @@ FieldNotes NotesOn(const config::RunConfig& config) {
   if (config.parallel().threads() == 0) notes["parallel.threads"] = "cores of the machine / ranks on it";
   if (config.eval().every_steps() == 0) notes["eval.every_steps"] = "never";
   if (config.sample().every_steps() == 0) notes["sample.every_steps"] = "never";
+  if (config.checkpoint().keep_last() == 0) notes["checkpoint.keep_last"] = "all";
   if (config.checkpoint().every_steps() == 0) notes["checkpoint.every_steps"] = "only at the end";
   if (config.optimizer().clip_norm() == 0) notes["optimizer.clip_norm"] = "no clipping";
   if (model.gate_soft_cap() == 0) notes["model.gate_soft_cap"] = "none";

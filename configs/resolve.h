@@ -18,8 +18,8 @@ int64_t WidthOf(int64_t embedding_dim, double factor);
 
 // Sets every field that was not given: plain defaults of the schema and the derived ones. Given fields stay
 // as they are. model.ffn_proj_factor stays unset where a given model.ffn_dim says something else. Derived
-// fields whose sources are missing stay unset. name: of the config file, for run_dir.
-void ResolveDefaults(const std::string& name, config::RunConfig* config);
+// fields whose sources are missing stay unset.
+void ResolveDefaults(config::RunConfig* config);
 // Notes on the fields of a resolved config: how derived values come about. A function of the values alone,
 // so that resolving twice gives the same text.
 FieldNotes NotesOn(const config::RunConfig& config);

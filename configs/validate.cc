@@ -54,7 +54,7 @@ constexpr IntRange kIntRanges[] = {
     {"sample.num_tokens", 1, kInt32Max, 200},
     {"sample.top_k", 0, kInt32Max, 0},
     {"checkpoint.every_steps", 0, kMaxSteps, 200},
-    {"checkpoint.keep_last", 1, kInt32Max, 3},
+    {"checkpoint.keep_last", 0, kInt32Max, 3},
     {"log.every_steps", 1, kMaxSteps, 10},
 };
 

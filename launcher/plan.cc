@@ -151,9 +151,11 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   table.Row("one", WithCommas(plan.checkpoint_bytes),
             absl::StrFormat("%s, %d per parameter", Binary(plan.checkpoint_bytes),
                             plan.checkpoint_bytes / plan.num_parameters));
-  const double kept = static_cast<double>(run.checkpoint_keep_last + 1);
-  table.Row(absl::StrFormat("on disk, %g of them", kept), "",
-            absl::StrFormat("%.2f GiB", static_cast<double>(plan.checkpoint_bytes) * kept / (1 << 30)));
+  if (run.checkpoint_keep_last > 0) {
+    const double kept = static_cast<double>(run.checkpoint_keep_last + 1);
+    table.Row(absl::StrFormat("on disk, %g of them", kept), "",
+              absl::StrFormat("%.2f GiB", static_cast<double>(plan.checkpoint_bytes) * kept / (1 << 30)));
+  }
 
   table.Title("sent per rank and step, bytes");
   for (const auto& [tag, row] : plan.communication.by_tag) {
