@@ -76,10 +76,10 @@ inline void AppendMatmulCases(std::vector<OpCase>& cases) {
   }
   // every transposition on edges of the shape: single rows, columns and terms, several tiles, nothing to sum
   const MatmulSize edges[] = {
-      {.M = 1, .N = 1, .K = 1},      {.M = 1, .N = 300, .K = 64},  {.M = 300, .N = 1, .K = 33},
-      {.M = 64, .N = 8, .K = 96},    {.M = 8, .N = 96, .K = 520},  {.M = 300, .N = 272, .K = 2},
-      {.M = 32, .N = 32, .K = 32},   {.M = 2, .N = 5, .K = 0},     {.M = 3, .N = 600, .K = 1},
-      {.M = 530, .N = 20, .K = 200}, {.M = 70, .N = 330, .K = 129}};
+      {.M = 1, .N = 1, .K = 1},      {.M = 1, .N = 300, .K = 64},   {.M = 300, .N = 1, .K = 33},
+      {.M = 64, .N = 8, .K = 96},    {.M = 8, .N = 96, .K = 520},   {.M = 300, .N = 272, .K = 2},
+      {.M = 32, .N = 32, .K = 32},   {.M = 2, .N = 5, .K = 0},      {.M = 3, .N = 600, .K = 1},
+      {.M = 530, .N = 20, .K = 200}, {.M = 70, .N = 330, .K = 129}, {.M = 33, .N = 600, .K = 1030}};
   for (const MatmulSize& edge : edges) {
     for (int transposes = 0; transposes < 4; ++transposes) {
       MatmulSize s = edge;

@@ -1,11 +1,11 @@
 // MatmulEngine: c = op(a) op(b) (+ c) (+ bias) for f32 and bf16, sums in f32.
 //
-// The output is cut into tiles that depend on the shape alone. Every tile is computed by one thread with the
-// whole of K, so the bits do not depend on the number of threads. Who multiplies:
-//   f32                                   oneDNN's sgemm
-//   bf16, processor with AMX              simd/matmul_tiles.h; oneDNN for a few rows (generation)
-//   bf16, processor with AVX-512 BF16     oneDNN's matmul primitive
-//   bf16, any other                       operands converted to f32, then as f32
+// The output is cut into tiles that depend on the shape alone. One thread computes a tile, slices of K one after the
+// other, so the bits do not depend on the number of threads. Who multiplies:
+//   f32                                  oneDNN's sgemm
+//   bf16, processor with AMX             simd/matmul_tiles.h; oneDNN for a few rows (generation)
+//   bf16, processor with AVX-512 BF16    oneDNN's matmul primitive
+//   bf16, any other                      operands converted to f32, then as f32
 #pragma once
 #include <array>
 #include <map>
@@ -46,6 +46,7 @@ class MatmulEngine {
   void RunF32(const Problem& p, const float* a, const float* b);
   void RunOneDnn(const Problem& p);
   void RunTiles(const Problem& p);
+  void MultiplySlice(const TileProduct& product);
   void RunBf16ThroughF32(const Problem& p);
 
   ThreadPool& pool_;

@@ -24,29 +24,28 @@ const MatmulTileKernels* TileKernels(bool use_tiles) {
 }
 // With fewer rows, packing the right operand would cost more than the product.
 constexpr int64_t kMinTileRows = 24;
-// Packed right operand that is held at a time: a share of the second-level cache of several threads.
-constexpr int64_t kMaxPackedElems = int64_t{2} << 20;
+// Packed right operand that is held at a time: 1 MiB, which a second-level cache holds, but at least so many
+// panels that packing the left operand anew for them is cheap.
+constexpr int64_t kMaxPackedElems = int64_t{1} << 19;
+constexpr int64_t kMinPanelsAtOnce = 16;
+// With c in f32, K is cut into slices that are added up in c: 32 packed rows of a slice stay in the
+// first-level cache.
+constexpr int64_t kSliceInner = 512;
 
-// How many rows and panels a task of RunTiles has: enough rows to use a packed panel several times, few
-// enough for the second-level cache, and at least eight tasks where the product is large. A pure function of
-// the shape.
+// How many rows and panels a task of RunTiles has: all panels if that gives at least eight tasks, because
+// every task packs its rows anew. A pure function of the shape.
 struct TileTasks {
   int64_t rows, panels;
 };
 TileTasks PickTileTasks(int64_t M, int64_t panels, int64_t K) {
-  constexpr int64_t kMinTasks = 8, kMinMultiplyAdds = int64_t{1} << 21;
-  TileTasks tasks = {.rows = std::min<int64_t>(128, RoundUp(M, kTilePanel)), .panels = panels};
-  const auto count = [&] { return CeilDiv(M, tasks.rows) * CeilDiv(panels, tasks.panels); };
-  const auto size = [&] { return tasks.rows * tasks.panels * kTilePanel * K; };
-  while (count() < kMinTasks && size() >= 2 * kMinMultiplyAdds) {
-    if (tasks.rows > kTilePanel && (tasks.rows > 64 || tasks.panels <= 4)) {
-      tasks.rows = RoundUp(tasks.rows / 2, kTilePanel);
-    } else if (tasks.panels > 2) {
-      tasks.panels = CeilDiv(tasks.panels, 2);
-    } else {
-      break;
-    }
-  }
+  constexpr int64_t kMinTasks = 8, kMinMultiplyAdds = int64_t{1} << 20;
+  TileTasks tasks = {.rows = 2 * kTilePanel, .panels = panels};
+  const auto few = [&] {
+    return CeilDiv(M, tasks.rows) * CeilDiv(panels, tasks.panels) < kMinTasks &&
+           tasks.rows * tasks.panels * kTilePanel * K >= 2 * kMinMultiplyAdds;
+  };
+  if (few()) tasks.rows = kTilePanel;
+  while (few() && tasks.panels > 1) tasks.panels = CeilDiv(tasks.panels, 2);
   return tasks;
 }
 }  // namespace
@@ -240,27 +239,40 @@ void MatmulEngine::RunOneDnn(const Problem& p) {
 
 void MatmulEngine::RunTiles(const Problem& p) {
   const MatmulArgs& args = p.args;
-  const TileProduct product = {.c = args.c.data,
-                               .a = RawData<uint16_t>(args.a),
-                               .b = RawData<uint16_t>(args.b),
-                               .bias = RawDataOrNull<float>(args.bias),
-                               .M = p.M,
-                               .N = p.N,
-                               .K = p.K,
-                               .lda = p.lda,
-                               .ldb = p.ldb,
-                               .ldc = p.ldc,
-                               .transpose_a = args.transpose_a,
-                               .transpose_b = args.transpose_b,
-                               .accumulate = args.accumulate,
-                               .c_is_bf16 = args.c.dtype == DType::kBF16};
-  const int64_t panel_elems = PackedPanelElems(p.K);
-  const int64_t all_panels = CeilDiv(p.N, kTilePanel);
+  TileProduct product = {.c = args.c.data,
+                         .a = RawData<uint16_t>(args.a),
+                         .b = RawData<uint16_t>(args.b),
+                         .bias = RawDataOrNull<float>(args.bias),
+                         .M = p.M,
+                         .N = p.N,
+                         .K = p.K,
+                         .lda = p.lda,
+                         .ldb = p.ldb,
+                         .ldc = p.ldc,
+                         .transpose_a = args.transpose_a,
+                         .transpose_b = args.transpose_b,
+                         .accumulate = args.accumulate,
+                         .c_is_bf16 = args.c.dtype == DType::kBF16};
+  const int64_t num_slices = product.c_is_bf16 ? 1 : std::max<int64_t>(1, CeilDiv(p.K, kSliceInner));
+  const int64_t slice_inner = RoundUp(CeilDiv(p.K, num_slices), kTileInner);
+  for (int64_t k = 0; k == 0 || k < p.K; k += slice_inner) {
+    product.K = std::min(slice_inner, p.K - k);
+    MultiplySlice(product);
+    product.a += args.transpose_a ? slice_inner * p.lda : slice_inner;
+    product.b += args.transpose_b ? slice_inner : slice_inner * p.ldb;
+    product.bias = nullptr;
+    product.accumulate = true;
+  }
+}
+
+void MatmulEngine::MultiplySlice(const TileProduct& product) {
+  const int64_t panel_elems = PackedPanelElems(product.K);
+  const int64_t all_panels = CeilDiv(product.N, kTilePanel);
   const int64_t panels_at_once =
-      std::min(all_panels, std::max<int64_t>(1, kMaxPackedElems / std::max<int64_t>(panel_elems, 1)));
-  const TileTasks tasks = PickTileTasks(p.M, panels_at_once, p.K);
+      std::min(all_panels, std::max(kMinPanelsAtOnce, kMaxPackedElems / std::max<int64_t>(panel_elems, 1)));
+  const TileTasks tasks = PickTileTasks(product.M, panels_at_once, product.K);
   uint16_t* packed_b = packed_b_.Reserve(panels_at_once * panel_elems);
-  const int64_t row_blocks = CeilDiv(p.M, tasks.rows);
+  const int64_t row_blocks = CeilDiv(product.M, tasks.rows);
   for (int64_t first = 0; first < all_panels; first += panels_at_once) {
     const int64_t num_panels = std::min(panels_at_once, all_panels - first);
     pool_.ParallelFor(num_panels, [&](int64_t panel) {
@@ -268,9 +280,8 @@ void MatmulEngine::RunTiles(const Problem& p) {
     });
     const int64_t panel_blocks = CeilDiv(num_panels, tasks.panels);
     pool_.ParallelFor(row_blocks * panel_blocks, [&](int64_t task, int worker) {
-      const int64_t row = task / panel_blocks * tasks.rows, rows = std::min(tasks.rows, p.M - row);
-      const int64_t panel = task % panel_blocks * tasks.panels;
-      tiles_->multiply(product, row, rows, (first + panel) * kTilePanel,
+      const int64_t row = task / panel_blocks * tasks.rows, panel = task % panel_blocks * tasks.panels;
+      tiles_->multiply(product, row, std::min(tasks.rows, product.M - row), (first + panel) * kTilePanel,
                        std::min(tasks.panels, num_panels - panel), packed_b + panel * panel_elems,
                        packed_a_[worker].Reserve(panel_elems));
     });
