@@ -50,6 +50,11 @@ TEST(Digest, EqualsItsFormulaComputedByHand) {
   EXPECT_EQ(DigestRange(x, DType::kF32, 7, 2), expected);
 }
 
+TEST(Digest, GivesTheExampleOfTheFormatDescription) {
+  const float x[] = {1, 2};
+  EXPECT_EQ(DigestRange(x, DType::kF32, 0, 2), 0x461b2c51e31e12cbu);
+}
+
 TEST(Digest, ChangesWithEveryBitOfEveryElement) {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF64, DType::kU8}) {
     std::vector<uint32_t> x = RandomElems(64, 3);
