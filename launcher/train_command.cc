@@ -36,8 +36,9 @@ absl::StatusOr<RunSpec> LoadRunEverywhere(const ConfigOptions& options, Communic
             absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
       }
     }
-    CAROUSEL_ASSIGN_OR_RETURN(RunSpec run,
-                              LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir}));
+    CAROUSEL_ASSIGN_OR_RETURN(
+        RunSpec run,
+        LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir, .for_training = true}));
     if (run.run_dir.empty()) {
       return absl::InvalidArgumentError(
           "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");

@@ -93,7 +93,14 @@ absl::Status TrainingRun::PrepareDirectory() {
   CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run_.run_dir));
   CAROUSEL_ASSIGN_OR_RETURN(lease_, RunLease::Acquire(run_.run_dir));
   CAROUSEL_RETURN_IF_ERROR(CheckEarlierConfig());
-  CAROUSEL_RETURN_IF_ERROR(SweepLeftovers(run_.run_dir));
+  return SweepLeftovers(run_.run_dir);
+}
+
+// Rank 0 only, once nothing can be refused any more: a start that failed leaves the directory as it was.
+absl::Status TrainingRun::OpenRecords() {
+  CAROUSEL_ASSIGN_OR_RETURN(metrics_, MetricsFile::Open(MetricsPath(run_.run_dir), state_.step));
+  console_ = std::make_unique<Console>(
+      std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
   return RecordStart(
       run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line));
 }
@@ -157,18 +164,6 @@ absl::Status TrainingRun::LoadOrInitialize() {
     trainer_->Initialize(run_.seed);
   }
   state_.seed = run_.seed;
-  absl::Status opened = absl::OkStatus();
-  if (IsMain()) {
-    absl::StatusOr<std::unique_ptr<MetricsFile>> metrics =
-        MetricsFile::Open(MetricsPath(run_.run_dir), state_.step);
-    if (metrics.ok()) {
-      metrics_ = std::move(*metrics);
-    } else {
-      opened = metrics.status();
-    }
-    console_ = std::make_unique<Console>(
-        std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
-  }
-  return Agree(opened);
+  return Agree(IsMain() ? OpenRecords() : absl::OkStatus());
 }
 }  // namespace carousel

@@ -52,6 +52,7 @@ class TrainingRun {
   absl::Status OpenData();
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
+  absl::Status OpenRecords();
 
   // The stages of one turn of the loop. step_seconds is this rank's; rank 0's counts.
   absl::Status AfterStep(const StepResult& result, double step_seconds);

@@ -42,7 +42,7 @@ done
 launch 2 killed >log_killed 2>&1 &
 launcher=$!
 for _ in $(seq 600); do
-  [ "$(grep -c '"step"' killed/metrics.jsonl 2>/dev/null || true)" -ge 7 ] && break
+  if [ -e killed/metrics.jsonl ] && [ "$(record killed | wc -l)" -ge 7 ]; then break; fi
   sleep 0.05
 done
 for process in /proc/[0-9]*; do
