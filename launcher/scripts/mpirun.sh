@@ -17,6 +17,7 @@ export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe:-1}
 export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
 # Ranks that wait give their core to those that compute.
 export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}
-# After a signal, ranks have this many seconds to finish what they are writing (Open MPI: one).
-export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout:-20}
+# After Ctrl-C or SIGTERM the ranks have this many seconds to save (Open MPI's default is one). Longer is no good: Open MPI 4.1
+# always waits it out twice, also when a rank has failed. To stop a large run safely, send SIGUSR2 to mpirun: it has no limit.
+export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout:-2}
 exec mpirun "$@"
