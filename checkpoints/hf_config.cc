@@ -175,8 +175,8 @@ int64_t FactorDim(FieldReader& fields, const char* name, int64_t dim, double fac
   }
   const int64_t result = static_cast<int64_t>(product);
   if (result % num_heads == 0) return result;
-  fields.Problem(name, absl::StrCat("it makes ", result, " columns, which ", num_heads,
-                                    " heads (num_heads) do not divide"));
+  fields.Problem("num_heads", absl::StrCat("it must divide the ", result, " columns that ", name, " = ",
+                                           factor, " makes of the width ", dim));
   return num_heads;
 }
 
@@ -268,7 +268,7 @@ absl::StatusOr<ModelFileConfig> ParseModelConfig(ConfigDialect dialect, const st
     fields.Known(fixed.name);
     if (object.contains(fixed.name) && object[fixed.name] != Json::parse(fixed.value)) {
       fields.Problem(fixed.name,
-                     absl::StrCat("it must be ", fixed.value, ": ", fixed.what, " is not in this version"));
+                     absl::StrCat("it must be ", fixed.value, " (", fixed.what, ": not in this version)"));
     }
   }
 

@@ -113,7 +113,7 @@ absl::StatusOr<HfExportResult> WriteDirectory(const std::string& dir, const Mode
                                               FileSystem& files) {
   HfExportResult result;
   const std::vector<FileTensor> tensors =
-      FileTensors(weights.params(), ConfigDialect::kTransformers, /*fused=*/false);
+      FileTensors(ModelParams(spec), ConfigDialect::kTransformers, /*fused=*/false);
   for (const FileTensor& tensor : tensors) result.total_bytes += NumElems(tensor) * SizeOf(options.dtype);
   const std::vector<Shard> shards = AssignShards(tensors, SizeOf(options.dtype), options.max_shard_bytes);
 

@@ -1,4 +1,5 @@
 // `carousel generate`: continue a text.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -6,6 +7,8 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "checkpoints/file_system.h"
+#include "checkpoints/safetensors.h"
 #include "core/base/status_macros.h"
 #include "core/model/generator.h"
 #include "core/text/tokenizer.h"
@@ -17,7 +20,7 @@
 namespace carousel {
 namespace {
 struct Options {
-  std::string model, prompt, dtype = "f32", backend = "cpu";
+  std::string model, prompt, prompt_logits, dtype = "f32", backend = "cpu";
   int64_t max_tokens = 256, threads = 0;
   double temperature = 0.8, top_p = 1;
   int64_t top_k = 0;
@@ -48,14 +51,43 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const ModelSource& source, const 
   return ids;
 }
 
+// Logits of every token of the prompt as a safetensors file: input_ids (T) and logits (T, V), for comparison
+// with other programs.
+absl::Status WriteLogits(const std::string& path, const std::vector<int32_t>& ids, int64_t vocab_size,
+                         const std::vector<float>& logits) {
+  PosixFileSystem files;
+  const int64_t T = static_cast<int64_t>(ids.size());
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path));
+  if (info.exists) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
+  CAROUSEL_ASSIGN_OR_RETURN(const SafetensorsLayout layout,
+                            PlanSafetensors({{"input_ids", SafetensorsDType::kI32, {T}},
+                                             {"logits", SafetensorsDType::kF32, {T, vocab_size}}},
+                                            {{"format", "pt"}}));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsWriter> writer,
+                            SafetensorsWriter::Create(path, layout, files));
+  for (const SafetensorsEntry& entry : layout.tensors) {
+    const void* data = entry.name == "logits" ? static_cast<const void*>(logits.data()) : ids.data();
+    CAROUSEL_RETURN_IF_ERROR(writer->Append(entry.name, data, entry.num_bytes()));
+  }
+  return writer->Finish();
+}
+
 absl::Status Generate(const Options& options) {
   CAROUSEL_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(options.model));
   CAROUSEL_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(options.prompt));
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, PromptIds(source, prompt));
   CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.backend, options.threads));
   const DType compute = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
-  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<BoundModel> model,
-                            LoadModel(source, *on.device, compute, 1, Generator::kPrefillTokens));
+  CAROUSEL_ASSIGN_OR_RETURN(
+      const std::unique_ptr<BoundModel> model,
+      LoadModel(source, *on.device, compute, 1,
+                options.prompt_logits.empty()
+                    ? Generator::kPrefillTokens
+                    : std::max(Generator::kPrefillTokens, static_cast<int64_t>(ids.size()))));
+  if (!options.prompt_logits.empty()) {
+    CAROUSEL_RETURN_IF_ERROR(
+        WriteLogits(options.prompt_logits, ids, source.spec.vocab_size, Logits(*model, ids)));
+  }
 
   GenerateArgs args = {.prompt = ids,
                        .max_new_tokens = options.max_tokens,
@@ -143,6 +175,11 @@ CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run) {
       ->capture_default_str()
       ->type_name("N")
       ->check(CLI::Range(int64_t{0}, int64_t{4096}));
+  command
+      ->add_option(
+          "--prompt_logits", options->prompt_logits,
+          "Also write the logits of every token of the prompt, in f32, for comparison with other programs")
+      ->type_name("FILE.safetensors");
   command->add_flag("--no_echo", options->no_echo, "Do not print the prompt before its continuation");
   command->footer(
       R"(The text goes to standard output as it is made, the speed to standard error. Memory does not grow with

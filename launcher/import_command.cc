@@ -26,11 +26,14 @@ absl::Status Import(const Options& options) {
                      "from its weights with checkpoint.initial_weights"));
   }
   const RunOverrides overrides{.sets = options.config.sets, .run_dir = options.out};
-  const absl::StatusOr<RunSpec> run =
-      options.config.config.empty() ? LoadRunFromText(ConfigForModel(source.spec, source.text_is_bytes.ok()),
-                                                      "the config of the model", overrides)
-                                    : LoadRun(options.config.config, overrides);
+  const bool has_config = !options.config.config.empty();
+  const std::string own_config = ConfigForModel(source.spec, source.text_is_bytes.ok());
+  absl::StatusOr<RunSpec> run = has_config
+                                    ? LoadRun(options.config.config, overrides)
+                                    : LoadRunFromText(own_config, "the config of the model", overrides);
   if (!run.ok()) return run.status();
+  // What the model does not say stays open in the file, so that it is derived from what is added to it.
+  if (!has_config && options.config.sets.empty()) run->resolved_text = own_config;
   CAROUSEL_RETURN_IF_ERROR(CheckSameModel(source.spec, *run));
   CAROUSEL_ASSIGN_OR_RETURN(
       const std::string checkpoint,
@@ -43,9 +46,9 @@ absl::Status Import(const Options& options) {
         std::string(source.text_is_bytes.message()).c_str());
   }
   const std::string config = absl::StrCat(options.out, "/config.textproto");
-  if (options.config.config.empty()) {
+  if (!has_config) {
     std::printf(
-        "next: copy %s, add data, optimizer and schedule, leave the model section as it is, then\n"
+        "next: copy %s, add data, schedule and steps, keep the model section, then\n"
         "  carousel train --config COPY --run_dir %s --accept_change\n",
         config.c_str(), options.out.c_str());
   } else {

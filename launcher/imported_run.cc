@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
+#include "checkpoints/hf_names.h"
 #include "core/base/status_macros.h"
 #include "launcher/run_directory.h"
 
@@ -24,11 +25,12 @@ struct ImportedState {
   std::vector<StateSlice> slices;
 };
 
-absl::Status ReadState(const WeightSource& source, DType dtype, ImportedState* state) {
+absl::Status ReadState(const WeightSource& source, const std::vector<Param>& params, DType dtype,
+                       ImportedState* state) {
   int64_t largest = 0;
-  for (const Param& param : source.params()) largest = std::max(largest, param.num_elems);
+  for (const Param& param : params) largest = std::max(largest, param.num_elems);
   state->zeros.resize(static_cast<size_t>(largest * SizeOf(dtype)));
-  for (const Param& param : source.params()) {
+  for (const Param& param : params) {
     state->weights.emplace_back(static_cast<size_t>(param.num_elems * SizeOf(dtype)));
     CAROUSEL_RETURN_IF_ERROR(
         source.Read(param.name, 0, param.num_elems, dtype, state->weights.back().data()));
@@ -47,10 +49,11 @@ absl::Status ReadState(const WeightSource& source, DType dtype, ImportedState* s
 }
 
 // Every bit of the weights in the checkpoint against the source.
-absl::Status CompareWeights(const WeightSource& source, const std::string& checkpoint, DType dtype) {
+absl::Status CompareWeights(const WeightSource& source, const std::vector<Param>& params,
+                            const std::string& checkpoint, DType dtype) {
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> written, OpenCheckpointWeights(checkpoint));
   std::vector<std::byte> a(static_cast<size_t>(kPieceElems * SizeOf(dtype))), b(a.size());
-  for (const Param& param : source.params()) {
+  for (const Param& param : params) {
     for (int64_t begin = 0; begin < param.num_elems; begin += kPieceElems) {
       const int64_t count = std::min(kPieceElems, param.num_elems - begin);
       CAROUSEL_RETURN_IF_ERROR(source.Read(param.name, begin, count, dtype, a.data()));
@@ -113,9 +116,10 @@ absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const 
   CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run.run_dir));
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(run.run_dir));
   const DType dtype = WideOf(run.compute);
+  const std::vector<Param> params = ModelParams(run.model);
   {
     ImportedState state;
-    CAROUSEL_RETURN_IF_ERROR(ReadState(weights, dtype, &state));
+    CAROUSEL_RETURN_IF_ERROR(ReadState(weights, params, dtype, &state));
     SaveRequest request;
     request.run_dir = run.run_dir;
     request.run_id = "imported";
@@ -133,7 +137,7 @@ absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const 
   if (!report.problems.empty()) {
     return absl::DataLossError(absl::StrCat(checkpoint, ": ", absl::StrJoin(report.problems, "\n  ")));
   }
-  CAROUSEL_RETURN_IF_ERROR(CompareWeights(weights, checkpoint, dtype));
+  CAROUSEL_RETURN_IF_ERROR(CompareWeights(weights, params, checkpoint, dtype));
   return checkpoint;
 }
 }  // namespace carousel

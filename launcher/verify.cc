@@ -121,37 +121,53 @@ absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump) {
   }
 }
 
-absl::StatusOr<DType> DefaultDType(const ReferenceDump& dump) {
-  CAROUSEL_ASSIGN_OR_RETURN(const DType dtype, DTypeOfDump(dump));
-  return dump.Has("losses") ? DType::kF64 : dtype;
-}
+namespace {
+enum class DumpKind : uint8_t { kMlstmCell, kLargeModel, kLargeCurve };
 
-absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions& options, Device& device) {
+absl::StatusOr<DumpKind> KindOf(const ReferenceDump& dump) {
   const std::string cell = dump.Field("cell", ""), family = dump.Field("family", "");
   if (!cell.empty() && !family.empty()) {
     return dump.Invalid("the metadata names both a \"cell\" and a \"family\"");
   }
-  if (cell == "mlstm") return VerifyMlstmCell(dump, options, device);
+  if (cell == "mlstm") return DumpKind::kMlstmCell;
+  if (family == "xlstm_large") return dump.Has("losses") ? DumpKind::kLargeCurve : DumpKind::kLargeModel;
   if (cell == "slstm") {
     return dump.Invalid(
-        "metadata field \"cell\" is \"slstm\": sLSTM cells are not in this version; \"mlstm\" is");
-  }
-  if (family == "xlstm_large") {
-    return dump.Has("losses") ? VerifyLargeCurve(dump, options, device)
-                              : VerifyLargeModel(dump, options, device);
+        "metadata field \"cell\" is \"slstm\": sLSTM cells are not in this version; mlstm is");
   }
   if (family == "xlstm_v1") {
     return dump.Invalid(
-        "metadata field \"family\" is \"xlstm_v1\": the paper's family is not in this version; "
-        "\"xlstm_large\" is");
+        "metadata field \"family\" is \"xlstm_v1\": the family of the first paper is not in this version; "
+        "xlstm_large is");
   }
-  if (!cell.empty())
+  if (!cell.empty()) {
     return dump.Invalid(absl::StrCat("metadata field \"cell\" is \"", cell, "\"; it must be mlstm"));
+  }
   if (!family.empty()) {
     return dump.Invalid(
         absl::StrCat("metadata field \"family\" is \"", family, "\"; it must be xlstm_large"));
   }
   return dump.Invalid(
       "not a reference dump: the metadata has neither \"cell\" (mlstm) nor \"family\" (xlstm_large)");
+}
+}  // namespace
+
+absl::StatusOr<DType> DefaultDType(const ReferenceDump& dump) {
+  CAROUSEL_ASSIGN_OR_RETURN(const DumpKind kind, KindOf(dump));
+  CAROUSEL_ASSIGN_OR_RETURN(const DType dtype, DTypeOfDump(dump));
+  return kind == DumpKind::kLargeCurve ? DType::kF64 : dtype;
+}
+
+absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions& options, Device& device) {
+  CAROUSEL_ASSIGN_OR_RETURN(const DumpKind kind, KindOf(dump));
+  switch (kind) {
+    case DumpKind::kMlstmCell:
+      return VerifyMlstmCell(dump, options, device);
+    case DumpKind::kLargeModel:
+      return VerifyLargeModel(dump, options, device);
+    case DumpKind::kLargeCurve:
+      return VerifyLargeCurve(dump, options, device);
+  }
+  return absl::InternalError("unknown kind of dump");
 }
 }  // namespace carousel
