@@ -8,14 +8,30 @@
 
 namespace carousel::cpu {
 namespace {
-// How long a thread polls before it sleeps in the kernel: about as long as waking it would take (tens of
-// microseconds). Longer polling would take cores from other ranks when ranks times threads exceeds the cores.
-constexpr int kPolls = 600;
+// A thread that waits polls for about the time that waking it would take (tens of microseconds), then for
+// about ten times as long offers its core to others between polls, then sleeps in the kernel. So threads stay
+// awake from op to op of a training step, and cost little where ranks times threads exceeds the cores.
+constexpr int kPolls = 500;
+constexpr int kYields = 500;
 
 inline void Pause() {
 #if defined(__x86_64__) || defined(__i386__)
   _mm_pause();
 #endif
+}
+
+// Polls condition() for a while. Whether it came true.
+template <class Condition>
+bool PollFor(Condition&& condition) {
+  for (int poll = 0; poll < kPolls; ++poll) {
+    if (condition()) return true;
+    Pause();
+  }
+  for (int poll = 0; poll < kYields; ++poll) {
+    if (condition()) return true;
+    std::this_thread::yield();
+  }
+  return condition();
 }
 
 // OpenMP inside a task has one thread. The setting belongs to the calling thread; its old value comes back at
@@ -84,14 +100,10 @@ void ThreadPool::Run(int64_t num_tasks, TaskFunction function, void* body) {
     wake_.notify_all();
     Work(0);
     const uint32_t all = static_cast<uint32_t>(num_tasks);
-    uint32_t done = num_done_.load(std::memory_order_acquire);
-    for (int poll = 0; done != all && poll < kPolls; ++poll) {
-      Pause();
-      done = num_done_.load(std::memory_order_acquire);
-    }
-    while (done != all) {
-      num_done_.wait(done, std::memory_order_acquire);
-      done = num_done_.load(std::memory_order_acquire);
+    uint32_t done = 0;
+    const auto all_done = [&] { return (done = num_done_.load(std::memory_order_acquire)) == all; };
+    if (!PollFor(all_done)) {
+      while (!all_done()) num_done_.wait(done, std::memory_order_acquire);
     }
   }
   busy_.store(false, std::memory_order_release);
@@ -102,12 +114,7 @@ void ThreadPool::WorkerMain(int worker) {
   while (!stop_.load(std::memory_order_relaxed)) {
     const uint32_t seen = wake_.load();
     Work(worker);
-    bool changed = false;
-    for (int poll = 0; !changed && poll < kPolls; ++poll) {
-      Pause();
-      changed = wake_.load(std::memory_order_acquire) != seen;
-    }
-    if (!changed) wake_.wait(seen);
+    if (!PollFor([&] { return wake_.load(std::memory_order_acquire) != seen; })) wake_.wait(seen);
   }
 }
 }  // namespace carousel::cpu
