@@ -1,4 +1,5 @@
 // Dumps of training: 'tokens' (steps, B, T+1) are trained on with AdamW as the metadata's "optimizer" says.
+#include <algorithm>
 #include <cmath>
 #include <regex>
 
@@ -25,7 +26,7 @@ CurveBounds BoundsOf(DType dtype) {
   // losses 3e-5, gradient norms 3e-3.
   if (dtype != DType::kBF16) return {.losses = 1e-4, .grad_norms = 2e-2, .final_weights = 5e-3};
   // Measured with bf16 arithmetic and f32 master weights on 40 steps of small models.
-  return {.losses = 5e-2, .grad_norms = 1.5, .final_weights = 3e-1};
+  return {.losses = 5e-2, .grad_norms = 1.5e-1, .final_weights = 3e-1};
 }
 
 // The number behind the first match of `pattern` (one group); an error that says what is missing if there is
@@ -198,7 +199,17 @@ absl::StatusOr<DumpReport> VerifyLargeCurve(const ReferenceDump& dump, const Ver
   }
   rows.push_back({"losses (largest of all steps)", worst, bounds.losses});
   rows.push_back({"losses", RelativeError(our_losses, losses), bounds.losses});
-  rows.push_back({"grad_norms", RelativeError(our_norms, grad_norms), bounds.grad_norms});
+  if (options.dtype == DType::kBF16) {
+    // A single jump of the norm, a step earlier or later, would decide about the whole curve: the median step
+    // counts.
+    std::vector<double> errors;
+    for (size_t i = 0; i < grad_norms.size(); ++i)
+      errors.push_back(RelativeError({our_norms[i]}, {grad_norms[i]}));
+    std::nth_element(errors.begin(), errors.begin() + errors.size() / 2, errors.end());
+    rows.push_back({"grad_norms (median of all steps)", errors[errors.size() / 2], bounds.grad_norms});
+  } else {
+    rows.push_back({"grad_norms", RelativeError(our_norms, grad_norms), bounds.grad_norms});
+  }
   for (const FileTensor& tensor : large.tensors) {
     CAROUSEL_ASSIGN_OR_RETURN(const std::vector<double> expected,
                               dump.Doubles("final." + tensor.name, tensor.shape));
