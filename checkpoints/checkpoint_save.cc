@@ -235,7 +235,13 @@ absl::Status Save::CompareWithExisting() {
 }
 
 absl::Status Save::WriteShard(const PlannedFile& file, pb::RankReport* report) const {
-  CAROUSEL_ASSIGN_OR_RETURN(ShardWriter writer, ShardWriter::Create(files_, temporary_dir_, file.name));
+  absl::StatusOr<ShardWriter> created = ShardWriter::Create(files_, temporary_dir_, file.name);
+  if (absl::IsNotFound(created.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(created.status().message(), "; run_dir must be on a file system that all ranks share"));
+  }
+  CAROUSEL_RETURN_IF_ERROR(created.status());
+  ShardWriter& writer = *created;
   CAROUSEL_RETURN_IF_ERROR(writer.Append(file.prefix.data(), static_cast<int64_t>(file.prefix.size())));
   for (const PlannedBox& box : file.boxes) {
     const StateSlice& slice = request_.slices[static_cast<size_t>(box.slice)];

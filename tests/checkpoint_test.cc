@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <numeric>
@@ -413,8 +414,8 @@ TEST(CheckpointTensors, ReadsWholeTensorsAndRanges) {
                                        {slice.count - 1, int64_t{1}}}) {
       std::vector<char> bytes(static_cast<size_t>(count * elem));
       ASSERT_TRUE(tensors->Read(*tensor, begin, count, bytes.data()).ok());
-      EXPECT_EQ(std::memcmp(bytes.data(), static_cast<const char*>(slice.data) + begin * elem, bytes.size()),
-                0);
+      EXPECT_TRUE(
+          std::equal(bytes.begin(), bytes.end(), static_cast<const char*>(slice.data) + begin * elem));
     }
   }
   EXPECT_EQ(tensors->Find("embedding.weight2", StateKind::kWeight), nullptr);
