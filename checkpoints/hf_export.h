@@ -18,11 +18,11 @@ struct HfExportOptions {
   DType dtype = DType::kF32;                // kF32 or kBF16
   int64_t max_shard_bytes = 5'000'000'000;  // of tensor data; a larger tensor gets its own shard
   bool overwrite = false;                   // replace out_dir if it exists
-  SpecialTokens tokens;
+  SpecialTokens tokens = {};
   struct File {
     std::string name, content;
   };
-  std::vector<File> extra_files;  // plain file names
+  std::vector<File> extra_files = {};  // plain file names
 };
 
 struct HfExportResult {

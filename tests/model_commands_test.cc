@@ -1,0 +1,144 @@
+// export, import, generate and verify as a user runs them.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "configs/load.h"
+#include "launcher/imported_run.h"
+#include "tests/hf_testing.h"
+#include "tests/temp_dir.h"
+
+namespace carousel {
+namespace {
+using testing::ExportableSpec;
+using testing::MemoryWeights;
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out, err;
+};
+
+// A run with random weights, made once, and the program.
+class ModelCommands : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    temp_ = new TempDir;
+    const auto run =
+        LoadRunFromText(ConfigForModel(ExportableSpec(), true), "test", {.sets = {}, .run_dir = Path("run")});
+    ASSERT_TRUE(run.ok()) << run.status();
+    const auto checkpoint = WriteImportedRun(MemoryWeights(ExportableSpec()), *run, "test");
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  }
+  static void TearDownTestSuite() { delete temp_; }
+
+  static std::string Path(const std::string& name) { return temp_->path() + "/" + name; }
+  static std::string Read(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  // `arguments` as in a shell.
+  static Outcome Run(const std::string& arguments) {
+    const std::string out = Path("stdout"), err = Path("stderr");
+    const int status =
+        std::system((std::string(CAROUSEL_PROGRAM) + " " + arguments + " >" + out + " 2>" + err).c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read(out), Read(err)};
+  }
+
+ private:
+  static TempDir* temp_;
+};
+TempDir* ModelCommands::temp_ = nullptr;
+
+TEST_F(ModelCommands, GreedyTextIsTheSameFromRunAndExport) {
+  const std::string prompt = " --prompt 'It is a truth universally' --temperature 0 --max_tokens 40";
+  const Outcome exported = Run("export --format hf --model " + Path("run") + " --out " + Path("a"));
+  ASSERT_EQ(exported.exit_code, 0) << exported.err;
+  EXPECT_NE(exported.out.find("max |delta logit| = 0 "), std::string::npos) << exported.out;
+  for (const char* file : {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+                           "tokenizer_config.json", "special_tokens_map.json", "README.md"}) {
+    EXPECT_TRUE(std::filesystem::exists(Path("a") + "/" + file)) << file;
+  }
+  const Outcome run = Run("generate --model " + Path("run") + prompt);
+  const Outcome hf = Run("generate --model " + Path("a") + prompt);
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out, hf.out);
+  EXPECT_EQ(run.out.rfind("It is a truth universally", 0), 0u);
+  EXPECT_NE(run.err.find("tokens/s"), std::string::npos);
+  const Outcome back = Run("import --model " + Path("a") + " --out " + Path("b"));
+  ASSERT_EQ(back.exit_code, 0) << back.err;
+  EXPECT_EQ(Run("generate --model " + Path("b") + prompt).out, run.out);
+  EXPECT_EQ(Run("import --model " + Path("a") + " --out " + Path("b")).exit_code, 1);  // it is a run now
+}
+
+TEST_F(ModelCommands, GeneratedTextDependsOnTheSeedAndIsValidUtf8) {
+  const auto sample = [&](int seed) {
+    const Outcome outcome =
+        Run("generate --model " + Path("run") +
+            " --prompt 'caf\xc3\xa9' --temperature 2 --max_tokens 200 --seed " + std::to_string(seed));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return outcome.out;
+  };
+  const std::string text = sample(1);
+  EXPECT_EQ(text, sample(1));
+  EXPECT_NE(text, sample(2));
+  for (size_t i = 0; i < text.size();) {
+    const unsigned char c = static_cast<unsigned char>(text[i]);
+    const size_t length = c < 0x80 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
+    ASSERT_TRUE(c < 0x80 || c >= 0xC2) << "stray byte at " << i;
+    ASSERT_LE(i + length, text.size());
+    for (size_t j = 1; j < length; ++j) ASSERT_EQ(static_cast<unsigned char>(text[i + j]) & 0xC0, 0x80);
+    i += length;
+  }
+}
+
+TEST_F(ModelCommands, TheNumberOfThreadsDoesNotChangeTheText) {
+  const std::string arguments =
+      "generate --model " + Path("run") + " --prompt abc --max_tokens 60 --threads ";
+  EXPECT_EQ(Run(arguments + "1").out, Run(arguments + "3").out);
+}
+
+TEST_F(ModelCommands, ThePromptMayComeFromStandardInput) {
+  std::ofstream(Path("prompt")) << std::string(1000, 'x') << " and on";
+  const Outcome file = Run("generate --model " + Path("run") +
+                           " --prompt - --temperature 0 --max_tokens 5 --no_echo <" + Path("prompt"));
+  EXPECT_EQ(file.exit_code, 0) << file.err;
+  EXPECT_LE(file.out.size(), 16u);
+  EXPECT_NE(file.err.find("1008"), std::string::npos) << file.err;  // with the token that starts a text
+}
+
+TEST_F(ModelCommands, ErrorsNameWhatIsWrongAndExitWithoutZero) {
+  const Outcome missing = Run("generate --model " + Path("none") + " --prompt a");
+  EXPECT_EQ(missing.exit_code, 1);
+  EXPECT_NE(missing.err.find(Path("none")), std::string::npos) << missing.err;
+  const Outcome dtype = Run("generate --model " + Path("run") + " --dtype f8");
+  EXPECT_EQ(dtype.exit_code, 2);
+  const Outcome no_out = Run("export --model " + Path("run"));
+  EXPECT_EQ(no_out.exit_code, 2);
+  EXPECT_NE(no_out.err.find("--out"), std::string::npos) << no_out.err;
+  const Outcome run_as_hf = Run("import --model " + Path("run") + " --out " + Path("c"));
+  EXPECT_EQ(run_as_hf.exit_code, 2) << run_as_hf.err;
+  const Outcome unwritable = Run("export --model " + Path("run") + " --out /proc/model");
+  EXPECT_EQ(unwritable.exit_code, 1);
+  EXPECT_NE(unwritable.err.find("/proc/model"), std::string::npos) << unwritable.err;
+}
+
+TEST_F(ModelCommands, VerifyPrintsATableAndItsExitCodeIsTheVerdict) {
+  const std::string golden = std::string(CAROUSEL_SOURCE_DIR) + "/tests/golden/";
+  const Outcome good = Run("verify --dtype f64 " + golden + "mlstm_with_state.safetensors");
+  EXPECT_EQ(good.exit_code, 0) << good.err;
+  for (const char* tensor : {"h ", "loss", "grad.q", "grad.m0"}) {
+    EXPECT_NE(good.out.find(tensor), std::string::npos) << tensor;
+  }
+  // One byte of the last tensor, and the same file cut short.
+  std::string bytes = Read(golden + "large_fused.safetensors");
+  std::ofstream(Path("cut.safetensors"), std::ios::binary) << bytes.substr(0, bytes.size() - 1);
+  const Outcome cut = Run("verify " + Path("cut.safetensors"));
+  EXPECT_EQ(cut.exit_code, 2) << cut.err;
+  EXPECT_NE(cut.err.find("cut.safetensors"), std::string::npos);
+  EXPECT_NE(Run("verify " + Path("absent.safetensors")).exit_code, 0);
+}
+}  // namespace
+}  // namespace carousel
