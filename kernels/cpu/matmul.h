@@ -1,7 +1,7 @@
 // MatmulEngine: c = op(a) op(b) (+ c) (+ bias) for f32 and bf16, sums in f32.
 //
-// The output is cut into tiles that depend on the shape alone. One thread computes a tile, slices of K one after the
-// other, so the bits do not depend on the number of threads. Who multiplies:
+// The output is cut into tiles that depend on the shape alone. One thread computes a tile, slices of K one
+// after the other, so the bits do not depend on the number of threads. Who multiplies:
 //   f32                                  oneDNN's sgemm
 //   bf16, processor with AMX             simd/matmul_tiles.h; oneDNN for a few rows (generation)
 //   bf16, processor with AVX-512 BF16    oneDNN's matmul primitive
