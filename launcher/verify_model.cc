@@ -24,9 +24,10 @@ struct ModelBounds {
 ModelBounds BoundsOf(DType dtype) {
   // f64 is compared with numbers that were computed in f32 (norms are, also in f64 models). The public
   // implementation itself, in f64 against its own f32 dumps, shows logits 1.1e-6 and gradients 6e-6, but 3e-2
-  // in the bias of the input gate where it is 5e-8 of the whole.
+  // in the bias of the input gate where it is 5e-8 of the whole. In most dumps f32 and f64 differ by 1e-6
+  // here, so the resolution raises nothing; factor: it is one draw of rounding errors, the dump is another.
   if (dtype != DType::kBF16) {
-    return {.logits = 2e-5, .loss = 1e-5, .gradient = 2e-4, .small_gradient = 1e-4, .factor = 4, .cap = 50};
+    return {.logits = 2e-5, .loss = 1e-5, .gradient = 2e-4, .small_gradient = 1e-4, .factor = 16, .cap = 50};
   }
   // Every weight and activation is rounded to 2^-9. The public implementation itself, in bf16 against its own
   // f32 dumps, shows logits 1.3e-2 to 3.1e-2 and gradients 2e-2 to 0.15 (0.3 for gradients of less than 0.01
