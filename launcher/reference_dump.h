@@ -1,5 +1,5 @@
 // A reference dump: one safetensors file with the numbers of one computation of the public implementation.
-// Its metadata says what it is; its tensors are inputs and results. FORMAT: tests/golden/README.md.
+// Its metadata says what it is; its tensors are inputs and results. The format: tests/golden/README.md.
 #pragma once
 #include <map>
 #include <string>
