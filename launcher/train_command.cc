@@ -1,5 +1,8 @@
 // `carousel train`: starts a run, or goes on with the one that the run directory holds.
+#include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -52,11 +55,23 @@ absl::StatusOr<RunSpec> LoadRunEverywhere(const ConfigOptions& options, Communic
   return world.rank() == 0 ? run : LoadRunFromText(text, "config of rank 0", {});
 }
 
+// How this process was started, for the run's records.
+std::string CommandLine() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  while (!text.empty() && text.back() == '\0') text.pop_back();
+  std::replace(text.begin(), text.end(), '\0', ' ');
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
 absl::Status Train(const TrainCommandOptions& options, Environment& environment) {
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run, LoadRunEverywhere(options.config, environment.world()));
   InstallStopSignals();
+  TrainOptions train = options.train;
+  train.command_line = CommandLine();
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
-                            TrainingRun::Create(run, options.train, environment));
+                            TrainingRun::Create(run, train, environment));
   return training->Train();
 }
 

@@ -116,10 +116,14 @@ absl::Status TrainingRun::CheckEarlierConfig() {
   CAROUSEL_ASSIGN_OR_RETURN(
       const RunSpec earlier,
       LoadRun(ConfigPath(run_.run_dir), RunOverrides{.sets = {}, .run_dir = run_.run_dir}));
+  // An imported run has trained nothing yet: it becomes what the config says, if the model is the same.
+  const absl::StatusOr<CheckpointInfo> newest = OpenCheckpoint(checkpoints.back());
+  const bool untrained = newest.ok() && newest->state.step == 0;
+  const bool accept = options_.accept_change || untrained;
   std::vector<std::string> refused;
   for (const ConfigDifference& difference : ConfigDifferences(earlier, run_)) {
-    if (!difference.acceptable || !options_.accept_change) refused.push_back("  " + difference.text);
-    if (difference.acceptable && options_.accept_change) {
+    if (!difference.acceptable || !accept) refused.push_back("  " + difference.text);
+    if (difference.acceptable && accept && !untrained) {
       CAROUSEL_LOG(WARNING) << "config changed: " << difference.text;
     }
   }
