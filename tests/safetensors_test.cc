@@ -38,10 +38,11 @@ void WriteBytes(const std::string& path, const std::string& bytes) {
 }
 
 TEST(SafetensorsHeader, ReadsTensorsMetadataScalarsAndEmptyTensorsInFileOrder) {
-  const auto header = Parse(
-      R"({"b":{"dtype":"F32","shape":[],"data_offsets":[6,10]},"__metadata__":{"k":"v","":""},)"
-      R"("a":{"dtype":"BF16","shape":[3,1],"data_offsets":[0,6]},"e":{"dtype":"I64","shape":[4,0],"data_offsets":[10,10]}}  )",
-      10);
+  const auto header =
+      Parse(R"({"b":{"dtype":"F32","shape":[],"data_offsets":[6,10]},"__metadata__":{"k":"v","":""},)"
+            R"("a":{"dtype":"BF16","shape":[3,1],"data_offsets":[0,6]},"e":{"dtype":"I64",)"
+            R"("shape":[4,0],"data_offsets":[10,10]}}  )",
+            10);
   ASSERT_TRUE(header.ok()) << header.status();
   ASSERT_EQ(header->tensors.size(), 3u);
   EXPECT_EQ(header->tensors[0].name, "a");
@@ -231,10 +232,14 @@ TEST(SafetensorsReader, ConvertsEveryNumericTypeAtAnyAlignment) {
   const TempDir dir;
   // One odd byte first, so that nothing is aligned: the header need not pad.
   const std::string json =
-      R"({"bool":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]},"f64":{"dtype":"F64","shape":[1],"data_offsets":[1,9]},)"
-      R"("bf16":{"dtype":"BF16","shape":[1],"data_offsets":[9,11]},"f16":{"dtype":"F16","shape":[1],"data_offsets":[11,13]},)"
-      R"("i16":{"dtype":"I16","shape":[1],"data_offsets":[13,15]},"u32":{"dtype":"U32","shape":[1],"data_offsets":[15,19]},)"
-      R"("u64":{"dtype":"U64","shape":[1],"data_offsets":[19,27]},"i8":{"dtype":"I8","shape":[1],"data_offsets":[27,28]},)"
+      R"({"bool":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]},"f64":{"dtype":"F64",)"
+      R"("shape":[1],"data_offsets":[1,9]},)"
+      R"("bf16":{"dtype":"BF16","shape":[1],"data_offsets":[9,11]},"f16":{"dtype":"F16",)"
+      R"("shape":[1],"data_offsets":[11,13]},)"
+      R"("i16":{"dtype":"I16","shape":[1],"data_offsets":[13,15]},"u32":{"dtype":"U32",)"
+      R"("shape":[1],"data_offsets":[15,19]},)"
+      R"("u64":{"dtype":"U64","shape":[1],"data_offsets":[19,27]},"i8":{"dtype":"I8",)"
+      R"("shape":[1],"data_offsets":[27,28]},)"
       R"("f8":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[28,29]}})";
   std::string data(1, '\1');
   const auto append = [&](auto value) { data.append(reinterpret_cast<const char*>(&value), sizeof(value)); };
