@@ -200,7 +200,7 @@ absl::Status Save::CompareWithExisting() {
       if (piece.rank == rank_) digests[t] += of_slices[static_cast<size_t>(piece.slice)];
     }
   }
-  SumOverRanks(request_.communicator, &digests);
+  if (request_.communicator != nullptr) SumOverRanks(*request_.communicator, &digests);
   absl::Status status;
   if (rank_ == 0) {
     const std::string dir = JoinPath(StoreDir(request_.run_dir), name_);

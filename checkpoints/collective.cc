@@ -22,20 +22,6 @@ std::string BytesOfRank0(Communicator* communicator, const std::string& mine) {
   return BroadcastBytes(*communicator, mine, 0);
 }
 
-void SumOverRanks(Communicator* communicator, std::vector<uint64_t>* values) {
-  if (SizeOfWorld(communicator) == 1 || values->empty()) return;
-  // In halves, because a signed sum must not overflow.
-  std::vector<int64_t> halves;
-  for (const uint64_t v : *values) {
-    halves.push_back(static_cast<int64_t>(v & 0xffffffffu));
-    halves.push_back(static_cast<int64_t>(v >> 32));
-  }
-  communicator->AllReduceSum(Tensor(halves.data(), DType::kI64, {static_cast<int64_t>(halves.size())}));
-  for (size_t i = 0; i < values->size(); ++i) {
-    (*values)[i] = static_cast<uint64_t>(halves[2 * i]) + (static_cast<uint64_t>(halves[2 * i + 1]) << 32);
-  }
-}
-
 absl::Status CombineStatuses(const std::vector<absl::Status>& statuses) {
   absl::StatusCode code = absl::StatusCode::kOk;
   std::vector<std::string> messages;                    // in the order of their first rank

@@ -1,6 +1,5 @@
 // What saving and loading say to the other ranks. A null communicator is a world of one rank.
 #pragma once
-#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -16,8 +15,6 @@ int SizeOfWorld(Communicator* communicator);
 std::vector<std::string> GatherBytes(Communicator* communicator, const std::string& mine);
 // Collective. Rank 0's bytes.
 std::string BytesOfRank0(Communicator* communicator, const std::string& mine);
-// Collective. values[i] = sum over ranks of values[i], mod 2^64. The same length everywhere.
-void SumOverRanks(Communicator* communicator, std::vector<uint64_t>* values);
 
 // One status for all, from every rank's: OK if all are; else the code of the first rank that failed and the
 // messages of all that did, each once. Ranks are named if there are several.

@@ -31,4 +31,25 @@ std::string BroadcastBytes(Communicator& communicator, const std::string& bytes,
   if (length > 0) communicator.Broadcast(Tensor(result.data(), DType::kU8, {length}), root);
   return result;
 }
+
+void SumOverRanks(Communicator& communicator, std::vector<uint64_t>* values) {
+  if (communicator.size() == 1 || values->empty()) return;
+  // In halves, because a signed sum must not overflow.
+  std::vector<int64_t> halves;
+  halves.reserve(2 * values->size());
+  for (const uint64_t v : *values) {
+    halves.push_back(static_cast<int64_t>(v & 0xffffffffu));
+    halves.push_back(static_cast<int64_t>(v >> 32));
+  }
+  communicator.AllReduceSum(Tensor(halves.data(), DType::kI64, {static_cast<int64_t>(halves.size())}));
+  for (size_t i = 0; i < values->size(); ++i) {
+    (*values)[i] = static_cast<uint64_t>(halves[2 * i]) + (static_cast<uint64_t>(halves[2 * i + 1]) << 32);
+  }
+}
+
+uint64_t SumOverRanks(Communicator& communicator, uint64_t mine) {
+  std::vector<uint64_t> values = {mine};
+  SumOverRanks(communicator, &values);
+  return values[0];
+}
 }  // namespace carousel

@@ -43,4 +43,10 @@ class Communicator {
 std::vector<std::string> AllGatherBytes(Communicator& communicator, const std::string& mine);
 // The root's bytes on every rank.
 std::string BroadcastBytes(Communicator& communicator, const std::string& bytes, int root);
+
+// Collective. values[i] = sum over ranks of values[i], mod 2^64: exact and the same for every number of
+// ranks. The same length everywhere.
+void SumOverRanks(Communicator& communicator, std::vector<uint64_t>* values);
+// The sum of one value each, mod 2^64.
+uint64_t SumOverRanks(Communicator& communicator, uint64_t mine);
 }  // namespace carousel
