@@ -1,7 +1,7 @@
 #include "checkpoints/boxes.h"
 
 #include <algorithm>
-#include <numeric>
+#include <span>
 
 #include "core/base/check.h"
 
@@ -43,6 +43,38 @@ std::vector<int64_t> Strides(const std::vector<int64_t>& shape) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
   return strides;
+}
+
+// sign * (1 on the box, 0 elsewhere) from index `begin` of the dim above on.
+struct Term {
+  int64_t begin;
+  const Box* box;
+  int64_t sign;
+};
+
+// Whether the sum of the terms, as functions on shape[level..], is 0 everywhere. It is if it does not change
+// anywhere along dim `level` (starting from 0 before index 0), and the change at an index is a sum of terms
+// of the dims below: + those that begin there, - those that end there. A change at the end of the dim is
+// outside. A term splits in two at most, so this takes O(2^dims * n log n).
+bool SumIsZero(const std::vector<int64_t>& shape, size_t level, std::span<const Term> terms) {
+  if (level == shape.size()) {
+    int64_t sum = 0;
+    for (const Term& term : terms) sum += term.sign;
+    return sum == 0;
+  }
+  std::vector<Term> changes;
+  changes.reserve(2 * terms.size());
+  for (const Term& term : terms) {
+    const int64_t begin = term.box->offset[level], end = begin + term.box->size[level];
+    changes.push_back({begin, term.box, term.sign});
+    if (end < shape[level]) changes.push_back({end, term.box, -term.sign});
+  }
+  std::sort(changes.begin(), changes.end(), [](const Term& a, const Term& b) { return a.begin < b.begin; });
+  for (size_t first = 0, last = 0; first < changes.size(); first = last) {
+    while (last < changes.size() && changes[last].begin == changes[first].begin) ++last;
+    if (!SumIsZero(shape, level + 1, std::span(changes).subspan(first, last - first))) return false;
+  }
+  return true;
 }
 }  // namespace
 
@@ -108,27 +140,12 @@ bool BoxFits(const std::vector<int64_t>& shape, const Box& box) {
 }
 
 bool BoxesTile(const std::vector<int64_t>& shape, const std::vector<Box>& boxes) {
-  int64_t left = NumElems(shape);
-  for (const Box& box : boxes) {
-    if (box.num_elems() > left) return false;  // so that the sum cannot overflow
-    left -= box.num_elems();
-  }
-  if (left != 0) return false;
-  if (shape.empty()) return true;
-  // As many elements as there are, so it remains that no two boxes meet: only boxes that share an index of
-  // the first dim can.
-  std::vector<const Box*> sorted;
-  for (const Box& box : boxes) sorted.push_back(&box);
-  std::sort(sorted.begin(), sorted.end(),
-            [](const Box* a, const Box* b) { return a->offset[0] < b->offset[0]; });
-  Box common;
-  for (size_t i = 0; i < sorted.size(); ++i) {
-    const int64_t end = sorted[i]->offset[0] + sorted[i]->size[0];
-    for (size_t j = i + 1; j < sorted.size() && sorted[j]->offset[0] < end; ++j) {
-      if (Intersect(*sorted[i], *sorted[j], &common)) return false;
-    }
-  }
-  return true;
+  if (NumElems(shape) <= 0) return NumElems(shape) == 0 && boxes.empty();
+  // They tile the shape if they cover each element as often as the shape itself does.
+  const Box whole = {std::vector<int64_t>(shape.size(), 0), shape};
+  std::vector<Term> terms = {{0, &whole, -1}};
+  for (const Box& box : boxes) terms.push_back({0, &box, 1});
+  return SumIsZero(shape, 0, terms);
 }
 
 void ForEachRun(const std::vector<int64_t>& shape, const Box& box, const Box& part,

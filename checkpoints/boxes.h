@@ -32,7 +32,8 @@ bool Intersect(const Box& a, const Box& b, Box* common);
 // Whether the box has elements and all of them lie within the shape. Trusts nothing.
 bool BoxFits(const std::vector<int64_t>& shape, const Box& box);
 
-// Whether boxes that all fit cover every element of the shape exactly once.
+// Whether boxes that all fit cover every element of the shape exactly once. O(2^dims * n log n) for n boxes,
+// wherever they lie.
 bool BoxesTile(const std::vector<int64_t>& shape, const std::vector<Box>& boxes);
 
 // Calls fn(elem, box_elem, count) for each run of elements of `part` that is contiguous both in the tensor

@@ -15,8 +15,8 @@ namespace carousel {
 
 constexpr int64_t kManifestFormat = 1;
 constexpr int64_t kBlockBytes = int64_t{16} << 20;
-constexpr int64_t kMaxManifestBytes = int64_t{1} << 30;
-constexpr int64_t kMaxDims = 32;
+constexpr int64_t kMaxManifestBytes = int64_t{256} << 20;  // millions of boxes
+constexpr int64_t kMaxDims = 8;                            // BoxesTile takes 2^dims time
 
 constexpr char kManifestMagic[] = "XLCKPT01";
 constexpr char kStateMagic[] = "XLSTAT01";

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstddef>
 #include <random>
 
 namespace carousel {
@@ -147,6 +149,95 @@ TEST(Boxes, TilingIsExactlyOnceEach) {
     std::vector<Box> boxes = BoxesOfRange(shape, 0, cut);
     for (const Box& box : BoxesOfRange(shape, cut, 24 - cut)) boxes.push_back(box);
     EXPECT_TRUE(BoxesTile(shape, boxes)) << cut;
+  }
+}
+
+TEST(Boxes, TilingsThatNoStraightCutSplitsAreFound) {
+  const std::vector<Box> pinwheel = {
+      {{0, 0}, {1, 2}}, {{0, 2}, {2, 1}}, {{2, 1}, {1, 2}}, {{1, 0}, {2, 1}}, {{1, 1}, {1, 1}}};
+  EXPECT_TRUE(BoxesTile({3, 3}, pinwheel));
+  for (size_t skip = 0; skip < pinwheel.size(); ++skip) {
+    std::vector<Box> boxes = pinwheel;
+    boxes.erase(boxes.begin() + static_cast<std::ptrdiff_t>(skip));
+    EXPECT_FALSE(BoxesTile({3, 3}, boxes)) << skip;
+    boxes.push_back(pinwheel[(skip + 1) % pinwheel.size()]);
+    EXPECT_FALSE(BoxesTile({3, 3}, boxes)) << skip;
+  }
+}
+
+// Random cuts of random shapes, then one box is moved, doubled, dropped or changed in size: counting every
+// element decides what is right.
+TEST(Boxes, TilingAgreesWithCountingElements) {
+  std::mt19937_64 random(3);
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  int tilings = 0, others = 0;
+  for (int trial = 0; trial < 4000; ++trial) {
+    Shape shape(1 + random() % 4);
+    for (int64_t& d : shape) d = 1 + below(4);
+    std::vector<Box> boxes = {{Shape(shape.size(), 0), shape}};
+    for (int64_t cuts = below(8); cuts > 0; --cuts) {
+      Box& first = boxes[random() % boxes.size()];
+      const size_t d = random() % shape.size();
+      if (first.size[d] == 1) continue;
+      Box second = first;
+      first.size[d] = 1 + below(first.size[d] - 1);
+      second.offset[d] += first.size[d];
+      second.size[d] -= first.size[d];
+      boxes.push_back(second);
+    }
+    std::shuffle(boxes.begin(), boxes.end(), random);
+    Box& changed = boxes[random() % boxes.size()];
+    const size_t d = random() % shape.size();
+    switch (below(6)) {
+      case 0:
+        changed.offset[d] = below(shape[d] - changed.size[d] + 1);
+        break;
+      case 1:
+        changed.size[d] = 1 + below(shape[d] - changed.offset[d]);
+        break;
+      case 2:
+        changed = Box(boxes[random() % boxes.size()]);
+        break;
+      case 3:
+        boxes.pop_back();
+        break;
+      default:
+        break;
+    }
+    std::vector<int> count(static_cast<size_t>(NumElems(shape)), 0);
+    for (const Box& box : boxes) {
+      ASSERT_TRUE(BoxFits(shape, box));
+      for (const int64_t e : ElemsOf(shape, box)) ++count[static_cast<size_t>(e)];
+    }
+    const bool once = std::all_of(count.begin(), count.end(), [](int c) { return c == 1; });
+    ASSERT_EQ(BoxesTile(shape, boxes), once) << trial;
+    (once ? tilings : others) += 1;
+  }
+  EXPECT_GT(tilings, 500);
+  EXPECT_GT(others, 500);
+}
+
+// A file may hold any boxes: no arrangement may take time of the order of their number squared.
+TEST(Boxes, TilingOfManyBoxesIsFastWhereverTheyLie) {
+  constexpr int64_t kBoxes = 200000;
+  for (const size_t dim : {0u, 1u, 2u}) {
+    Shape shape = {1, 1, 1};
+    shape[dim] = kBoxes;
+    std::vector<Box> boxes;
+    for (int64_t i = 0; i < kBoxes; ++i) {
+      boxes.push_back({{0, 0, 0}, {1, 1, 1}});
+      boxes.back().offset[dim] = i * 7919 % kBoxes;  // in no order
+    }
+    const auto start = std::chrono::steady_clock::now();
+    EXPECT_TRUE(BoxesTile(shape, boxes));
+    const std::vector<Box> hole(boxes.begin() + 1, boxes.end());
+    EXPECT_FALSE(BoxesTile(shape, hole));
+    boxes[kBoxes / 2] = boxes[kBoxes / 3];  // the right number of elements, but one twice and one never
+    EXPECT_FALSE(BoxesTile(shape, boxes));
+    boxes[kBoxes / 2] = {{0, 0, 0}, shape};
+    EXPECT_FALSE(BoxesTile(shape, boxes));
+    // The square of the number would take minutes.
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
   }
 }
 
