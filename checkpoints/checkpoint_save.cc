@@ -18,6 +18,7 @@
 #include "checkpoints/shard_writer.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
+#include "core/train/agreement.h"
 
 namespace carousel {
 namespace pb = checkpoint;
@@ -313,11 +314,17 @@ absl::Status Save::Commit() {
   // What is written can be read: boxes tile, sizes fit.
   const absl::Status readable = ParseManifest(payload, "the new manifest").status();
   if (!readable.ok()) return absl::InternalError(std::string(readable.message()));
+  const std::string framed = Frame(kManifestMagic, payload);
+  if (static_cast<int64_t>(framed.size()) > kMaxManifestBytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("the new manifest has ", framed.size(),
+                                                     " bytes; at most ", kMaxManifestBytes,
+                                                     " can be read: use fewer ranks or tensors"));
+  }
   CAROUSEL_RETURN_IF_ERROR(
       WriteFile(files_, JoinPath(tmp, kManifestJsonFile), ManifestJson(manifest_, request_.state)));
 
   // The manifest is the last file, and the directory's final name makes it a checkpoint.
-  CAROUSEL_RETURN_IF_ERROR(ReplaceFile(files_, JoinPath(tmp, kManifestFile), Frame(kManifestMagic, payload)));
+  CAROUSEL_RETURN_IF_ERROR(ReplaceFile(files_, JoinPath(tmp, kManifestFile), framed));
   const std::string store = StoreDir(request_.run_dir);
   CAROUSEL_RETURN_IF_ERROR(files_.Rename(tmp, JoinPath(store, name_)));
   committed_ = true;

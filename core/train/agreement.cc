@@ -1,0 +1,57 @@
+#include "core/train/agreement.h"
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/base/check.h"
+
+namespace carousel {
+namespace {
+
+// The code (int32 of this machine: ranks share an architecture), then the message.
+std::string Serialize(const absl::Status& status) {
+  const int32_t code = status.raw_code();
+  std::string bytes(sizeof(code), '\0');
+  std::memcpy(bytes.data(), &code, sizeof(code));
+  return absl::StrCat(bytes, status.message());
+}
+
+absl::Status Parse(const std::string& bytes) {
+  int32_t code;
+  CAROUSEL_CHECK(bytes.size() >= sizeof(code));
+  std::memcpy(&code, bytes.data(), sizeof(code));
+  return absl::Status(static_cast<absl::StatusCode>(code), bytes.substr(sizeof(code)));
+}
+}  // namespace
+
+absl::Status CombineStatuses(const std::vector<absl::Status>& statuses) {
+  absl::StatusCode code = absl::StatusCode::kOk;
+  std::vector<std::string> messages;                    // in the order of their first rank
+  std::map<std::string, std::vector<size_t>> ranks_of;  // message -> ranks
+  for (size_t rank = 0; rank < statuses.size(); ++rank) {
+    if (statuses[rank].ok()) continue;
+    if (code == absl::StatusCode::kOk) code = statuses[rank].code();
+    const std::string message(statuses[rank].message());
+    if (ranks_of[message].empty()) messages.push_back(message);
+    ranks_of[message].push_back(rank);
+  }
+  if (code == absl::StatusCode::kOk) return absl::OkStatus();
+  for (std::string& message : messages) {
+    const std::vector<size_t>& ranks = ranks_of[message];
+    if (ranks.size() == statuses.size()) continue;  // all of them
+    message = absl::StrCat("[rank ", absl::StrJoin(ranks, ", "), "] ", message);
+  }
+  return absl::Status(code, absl::StrJoin(messages, "\n"));
+}
+
+absl::Status AgreeOnStatus(Communicator& world, const absl::Status& mine) {
+  if (world.size() == 1) return mine;
+  std::vector<absl::Status> statuses;
+  for (const std::string& bytes : AllGatherBytes(world, Serialize(mine))) statuses.push_back(Parse(bytes));
+  return CombineStatuses(statuses);
+}
+}  // namespace carousel
