@@ -226,6 +226,35 @@ TEST_F(Loader, EvaluatesTheFixedWindowsInOrderAndPadsTheLastBatch) {
   }
 }
 
+TEST_F(Loader, EvaluationPadsWithAValidIdWhereNoIdEndsADocument) {
+  BatchShape shape = Shape(4);
+  shape.eod_id = -1;
+  auto source = EvaluationSource::Create(*dataset_, shape, 10);
+  ASSERT_TRUE(source.ok()) << source.status();
+  Batch batch;
+  source->Get(0, 2, &batch);
+  for (const int32_t id : batch.inputs) EXPECT_TRUE(id >= 0 && id < 258) << id;
+  EXPECT_EQ(batch.num_targets(), 2 * kT);
+}
+
+TEST_F(Loader, GoesOnWithTheNextSampleAfterTheBatchSizeChanged) {
+  // 5 steps of 2 micro-batches, then steps of 4: sample 5 * 2 * kB is next.
+  const Sampler sampler = MakeSampler();
+  TrainLoader loader(*dataset_, MakeSampler(),
+                     {.shape = Shape(),
+                      .micro_batches_per_step = 4,
+                      .micro_begin = 0,
+                      .micro_end = 4,
+                      .first_sample = 5 * 2 * kB - 5 * 4 * kB});
+  Batch batch;
+  for (int64_t micro = 0; micro < 4; ++micro) {
+    loader.Get(5, micro, &batch);
+    std::vector<Window> windows;
+    for (int64_t b = 0; b < kB; ++b) windows.push_back(sampler.At((10 + micro) * kB + b));
+    ExpectWindows(batch, windows);
+  }
+}
+
 TEST_F(Loader, EvaluationRefusesAListItCannotMake) {
   BatchShape shape = Shape();
   shape.T = 100'000;

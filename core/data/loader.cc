@@ -92,7 +92,9 @@ TrainLoader::Place TrainLoader::Next(Place place) const {
 void TrainLoader::Fill(Place place, Filled* filled) const {
   const BatchShape& shape = options_.shape;
   SizeBatch(shape, &filled->batch);
-  const int64_t first = (place.step * options_.micro_batches_per_step + place.micro) * shape.B;
+  const int64_t first =
+      options_.first_sample + (place.step * options_.micro_batches_per_step + place.micro) * shape.B;
+  CAROUSEL_CHECK_GE(first, int64_t{0});
   std::vector<int32_t> tokens;
   bool any_reset = false;
   for (int64_t b = 0; b < shape.B; ++b) {
@@ -164,7 +166,8 @@ void EvaluationSource::Get(int64_t /*step*/, int64_t micro, Batch* batch) {
   for (int64_t b = 0; b < count; ++b) {
     any_reset |= FillRow(dataset_, shape_, windows_[static_cast<size_t>(begin + b)], b, &tokens, batch);
   }
-  std::fill(batch->inputs.begin() + count * shape_.T, batch->inputs.end(), shape_.eod_id);
+  std::fill(batch->inputs.begin() + count * shape_.T, batch->inputs.end(),
+            std::max(shape_.eod_id, 0));  // any valid id: its target is none
   std::fill(batch->targets.begin() + count * shape_.T, batch->targets.end(), -1);
   if (!any_reset) batch->resets.clear();
 }

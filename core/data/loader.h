@@ -28,15 +28,19 @@ struct BatchShape {
 // data.
 uint64_t BatchDigest(const Batch& batch, int64_t first_sample);
 
-// Training: micro-batch m of step s holds samples [(s M + m) B, (s M + m + 1) B) of the sampler, where M is
-// the number of micro-batches per step over all ranks. A thread prepares the micro-batch that this rank will
-// ask for next while the caller computes. Any other one may be asked for too: it is made on the spot.
+// Training: micro-batch m of step s holds samples first_sample + [(s M + m) B, (s M + m + 1) B) of the
+// sampler, where M is the number of micro-batches per step over all ranks. A thread prepares the micro-batch
+// that this rank will ask for next while the caller computes. Any other one may be asked for too: it is made
+// on the spot.
 class TrainLoader final : public BatchSource {
  public:
   struct Options {
     BatchShape shape;
     int64_t micro_batches_per_step = 1;      // M, over all ranks
     int64_t micro_begin = 0, micro_end = 1;  // this rank's part of [0, M): what to prefetch
+    // Not 0 if earlier steps had another batch size: (sequences consumed so far) - (steps done so far) M B,
+    // so that no sample is skipped or seen twice. May be negative.
+    int64_t first_sample = 0;
   };
   // `dataset` must outlive the loader; `sampler` must have been made from it with T = shape.T.
   TrainLoader(const Dataset& dataset, Sampler sampler, const Options& options);
@@ -79,7 +83,7 @@ class TrainLoader final : public BatchSource {
 };
 
 // Validation: the fixed list of SpreadWindows, in order, B at a time; the rest of the last batch is EOD with
-// targets -1. Get ignores `step`; 0 <= micro < num_batches().
+// targets -1 (id 0 if eod_id is negative). Get ignores `step`; 0 <= micro < num_batches().
 class EvaluationSource final : public BatchSource {
  public:
   // `dataset` must outlive the source.
