@@ -218,7 +218,7 @@ void ExpectRecordedCurve(DType compute, int64_t micro_batches_per_step) {
 
   int64_t num_norms_apart = 0;
   for (int64_t step = 0; step < source.num_steps(); ++step) {
-    const StepResult result = trainer.Step(step, source, lrs[static_cast<size_t>(step)]);
+    const StepResult result = trainer.Step(step, source, {.lr = lrs[static_cast<size_t>(step)]});
     EXPECT_NEAR(result.loss / losses[static_cast<size_t>(step)], 1, 1e-4) << "step " << step;
     const double norm_error = std::abs(result.grad_norm / norms[static_cast<size_t>(step)] - 1);
     EXPECT_LT(norm_error, 3e-2) << "step " << step;

@@ -102,7 +102,8 @@ Arena Trainer::Plan(const TrainSpec& spec, Device& device, const Mesh& mesh, Par
 
 void Trainer::Initialize(uint64_t seed) { impl_->params.Initialize(impl_->device, seed); }
 
-StepResult Trainer::Step(int64_t step, BatchSource& source, std::optional<double> lr) {
+StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& options) {
+  CAROUSEL_CHECK(options.num_skipped >= 0 && options.num_skipped <= step);
   Impl& t = *impl_;
   Ops& ops = t.device.ops();
   t.sums.Clear(ops);
@@ -124,7 +125,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, std::optional<double
   // The one reduction of scalars. Every rank gets the same totals and so decides alike.
   const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.data, num_targets);
   StepResult result;
-  result.lr = lr.has_value() ? *lr : LearningRate(t.spec.schedule, step);
+  result.lr = options.lr.has_value() ? *options.lr : LearningRate(t.spec.schedule, step);
   result.num_targets = totals.num_targets;
   if (totals.num_targets == 0) {
     result.skipped = true;
@@ -141,7 +142,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, std::optional<double
   // Gradients are sums over targets: divided once, by the global number, and clipped in the same factor.
   const double clip = t.spec.adamw.clip_norm;
   const double clip_scale = clip > 0 ? clip / std::max(clip, result.grad_norm) : 1;
-  UpdateShards(t.params, ops, t.spec.adamw, result.lr, mean * clip_scale, step + 1);
+  UpdateShards(t.params, ops, t.spec.adamw, result.lr, mean * clip_scale, step + 1 - options.num_skipped);
   t.sync->GatherWeights();
   return result;
 }

@@ -35,6 +35,12 @@ struct StepResult {
                          // or infinite), or there was no target
 };
 
+struct StepOptions {
+  std::optional<double> lr = {};  // instead of the schedule's rate
+  int64_t num_skipped =
+      0;  // steps before this one that made no update: Adam's bias correction counts updates
+};
+
 // Makes the ParamSync for a store once all parameters are registered (parallel/ implements; NoSync for a
 // single rank in tests). Its Bind places gradient buffers (category "gradients").
 class ParamSyncFactory {
@@ -59,8 +65,8 @@ class Trainer {
   ~Trainer();
 
   void Initialize(uint64_t seed);
-  // One step; `step` counts from 0 (the number of updates done before). lr: instead of the schedule's rate.
-  StepResult Step(int64_t step, BatchSource& source, std::optional<double> lr = {});
+  // One step; `step` counts from 0.
+  StepResult Step(int64_t step, BatchSource& source, const StepOptions& options = {});
   // Mean loss over all target tokens of the batches [0, num_batches) of step 0 of `source`, spread over the
   // data axis; same bits for every number of ranks. *num_targets (optional): how many.
   double Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets);
