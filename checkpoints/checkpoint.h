@@ -26,8 +26,9 @@ struct TrainState {
   int64_t consumed_sequences = 0;  // of the training data
   int64_t consumed_tokens = 0;
   uint64_t seed = 0;
-  int64_t skipped_steps = 0;  // steps without an update: the gradient was not finite
-  double wall_seconds = 0;    // spent training, over all attempts
+  int64_t skipped_steps = 0;      // steps without an update: the gradient was not finite
+  double wall_seconds = 0;        // spent training, over all attempts
+  uint64_t data_fingerprint = 0;  // of the training tokens (Dataset::Fingerprint); 0: unknown
 };
 
 // The right to write below run_dir, held until destroyed or until the process dies. One rank takes it.

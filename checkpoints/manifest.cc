@@ -219,6 +219,7 @@ pb::TrainState ToProto(const TrainState& state) {
   message.set_seed(state.seed);
   message.set_skipped_steps(state.skipped_steps);
   message.set_wall_seconds(state.wall_seconds);
+  message.set_data_fingerprint(state.data_fingerprint);
   return message;
 }
 
@@ -233,7 +234,8 @@ absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::str
                     .consumed_tokens = message.consumed_tokens(),
                     .seed = message.seed(),
                     .skipped_steps = message.skipped_steps(),
-                    .wall_seconds = message.wall_seconds()};
+                    .wall_seconds = message.wall_seconds(),
+                    .data_fingerprint = message.data_fingerprint()};
 }
 
 absl::StatusOr<std::string> ReadManifestPayload(FileSystem& files, const std::string& dir) {
@@ -261,7 +263,8 @@ std::string ManifestJson(const pb::Manifest& manifest, const TrainState& state) 
                    {"consumed_tokens", state.consumed_tokens},
                    {"seed", state.seed},
                    {"skipped_steps", state.skipped_steps},
-                   {"wall_seconds", state.wall_seconds}};
+                   {"wall_seconds", state.wall_seconds},
+                   {"data_fingerprint", state.data_fingerprint}};
   for (const pb::FileEntry& f : manifest.files()) {
     Json blocks = Json::array();
     for (const uint32_t crc : f.block_crc32c()) blocks.push_back(hex32(crc));

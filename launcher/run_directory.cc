@@ -105,6 +105,7 @@ std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const Ru
   compare("model.normalizer_gradient", number(m.normalizer_gradient), number(n.normalizer_gradient));
   acceptable = true;
   compare("data.sequence_length", earlier.sequence_length, now.sequence_length);
+  compare("data.tokenizer", number(earlier.tokenizer), number(now.tokenizer));
   compare("data.reset_at_document", number(earlier.reset_at_document), number(now.reset_at_document));
   compare("data.train: number of sources", earlier.train_data.size(), now.train_data.size());
   for (size_t i = 0; i < std::min(earlier.train_data.size(), now.train_data.size()); ++i) {

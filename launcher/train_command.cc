@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "configs/load.h"
 #include "core/base/status_macros.h"
-#include "launcher/agreement.h"
+#include "core/train/agreement.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/run_directory.h"
@@ -34,7 +34,8 @@ absl::StatusOr<RunSpec> LoadRunEverywhere(const ConfigOptions& options, Communic
             "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
       }
       config = ConfigPath(options.run_dir);
-      if (!std::filesystem::exists(config)) {
+      std::error_code unreadable;
+      if (!std::filesystem::exists(config, unreadable)) {
         return absl::NotFoundError(
             absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
       }
@@ -52,7 +53,9 @@ absl::StatusOr<RunSpec> LoadRunEverywhere(const ConfigOptions& options, Communic
   if (world.rank() == 0) run = load();
   CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, world.rank() == 0 ? run.status() : absl::OkStatus()));
   const std::string text = BroadcastBytes(world, world.rank() == 0 ? run->resolved_text : "", 0);
-  return world.rank() == 0 ? run : LoadRunFromText(text, "config of rank 0", {});
+  if (world.rank() != 0) run = LoadRunFromText(text, "config of rank 0", {});
+  CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, run.status()));
+  return run;
 }
 
 // How this process was started, for the run's records.

@@ -1,7 +1,6 @@
 // TrainingRun: the loop over steps and what happens between them.
 #include <sys/resource.h>
 
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -19,7 +18,8 @@
 namespace carousel {
 namespace {
 
-constexpr int64_t kMaxFailedSaves = 3;  // in a row, then the run stops
+constexpr int64_t kMaxFailedSaves = 3;    // in a row, then the run stops
+constexpr int64_t kMaxSkippedInRow = 20;  // likewise
 
 double Seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -39,15 +39,18 @@ absl::Status TrainingRun::Train() {
         NameOf(run_.compute), static_cast<double>(trainer_->arena().total_bytes()) / (1 << 20));
     if (state_.step >= run_.steps) CAROUSEL_LOG(INFO) << "all " << run_.steps << " steps are done already";
   }
+  last_turn_ = Seconds();
   Stop stop = state_.step < run_.steps ? StopReason() : Stop::kNo;
   while (state_.step < run_.steps && stop == Stop::kNo) {
     const double start = Seconds();
-    const StepResult result = trainer_->Step(state_.step, *loader_);
+    const StepResult result = trainer_->Step(state_.step, *loader_, {.num_skipped = state_.skipped_steps});
     CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
     stop = StopReason();
   }
-  if (evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
+  // Whoever sent a signal may not wait long: save first, and leave the evaluation to the run that goes on.
+  if (state_.step >= run_.steps) stop = Stop::kNo;
   if (saved_step_ != state_.step) CAROUSEL_RETURN_IF_ERROR(Save());
+  if (stop != Stop::kSignal && evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
   if (IsMain()) {
     const char* why = stop == Stop::kTokens   ? "token budget used up"
                       : stop == Stop::kTime   ? "time budget used up"
@@ -61,20 +64,16 @@ absl::Status TrainingRun::Train() {
 }
 
 absl::Status TrainingRun::AfterStep(const StepResult& result, double step_seconds) {
-  // Every rank keeps the clock of rank 0, because a checkpoint's state must be the same on all of them; and
-  // the tokens that all ranks saw become one number: runs with equal digests saw equal data.
-  int64_t shared[2] = {IsMain() ? std::bit_cast<int64_t>(step_seconds) : 0,
-                       static_cast<int64_t>(loader_->TakeDigest())};
-  environment_.world().AllReduceSum(Tensor(shared, DType::kI64, {2}));
-  step_seconds = std::bit_cast<double>(shared[0]);
-  const uint64_t digest = static_cast<uint64_t>(shared[1]);
-
+  // The tokens that all ranks saw as one number: runs with equal digests saw equal data.
+  const uint64_t digest = SumOverRanks(environment_.world(), loader_->TakeDigest());
   const int64_t tokens = run_.global_batch * run_.sequence_length;
   state_.step += 1;
   state_.consumed_sequences += run_.global_batch;
   state_.consumed_tokens += tokens;
-  state_.wall_seconds += step_seconds;
+  state_.wall_seconds += Seconds() - last_turn_;  // evaluations and saves since the last step included
+  last_turn_ = Seconds();
   state_.skipped_steps += result.skipped;
+  skipped_in_row_ = result.skipped ? skipped_in_row_ + 1 : 0;
 
   if (IsMain()) {
     if (result.skipped) {
@@ -97,6 +96,13 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
                     .lr = result.lr,
                     .tokens = tokens,
                     .seconds = step_seconds});
+  }
+  if (skipped_in_row_ >= kMaxSkippedInRow) {
+    // Not saved: keeping the last checkpoints could cost the good ones.
+    return absl::DataLossError(
+        absl::StrCat("the loss or the gradient was not finite in ", skipped_in_row_,
+                     " steps in a row, the last finite step is ", state_.step - skipped_in_row_,
+                     "; go on from an earlier checkpoint with a lower schedule.peak_lr or clip_norm"));
   }
   if (evaluation_.has_value() && state_.step % run_.eval_every_steps == 0) Evaluate();
   if (run_.sample.every_steps > 0 && state_.step % run_.sample.every_steps == 0) Sample();

@@ -8,8 +8,8 @@
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "core/text/tokenizer.h"
+#include "core/train/agreement.h"
 #include "kernels/make_device.h"
-#include "launcher/agreement.h"
 #include "launcher/model_source.h"
 #include "launcher/run_directory.h"
 #include "launcher/train_setup.h"
@@ -64,28 +64,57 @@ absl::Status TrainingRun::OpenData() {
         "\"PREFIX\" } to data");
   }
   CAROUSEL_ASSIGN_OR_RETURN(train_data_, Dataset::Open(Sources(run_.train_data), checks));
-  const BatchShape shape{
-      .B = run_.micro_batch,
-      .T = run_.sequence_length,
-      .eod_id = is_bytes ? bytes.eod_id() : -1,  // without a tokenizer no id starts a document
-
-      .reset_at_document = run_.reset_at_document};
-  CAROUSEL_ASSIGN_OR_RETURN(Sampler sampler,
+  batch_shape_ = {.B = run_.micro_batch,
+                  .T = run_.sequence_length,
+                  .eod_id = is_bytes ? bytes.eod_id() : -1,  // without a tokenizer no id starts a document
+                  .reset_at_document = run_.reset_at_document};
+  CAROUSEL_ASSIGN_OR_RETURN(sampler_,
                             Sampler::Create(train_data_->SamplerSources(), run_.sequence_length, run_.seed));
-  const int64_t M = run_.micro_batches_per_step();
-  const int64_t P = mesh_.data.size;
-  loader_ = std::make_unique<TrainLoader>(*train_data_, std::move(sampler),
-                                          TrainLoader::Options{.shape = shape,
-                                                               .micro_batches_per_step = M,
-                                                               .micro_begin = mesh_.data.index * M / P,
-                                                               .micro_end = (mesh_.data.index + 1) * M / P});
   if (!run_.validation_data.empty() && run_.eval_every_steps > 0) {
     CAROUSEL_ASSIGN_OR_RETURN(validation_data_, Dataset::Open(Sources(run_.validation_data), checks));
-    CAROUSEL_ASSIGN_OR_RETURN(EvaluationSource evaluation,
-                              EvaluationSource::Create(*validation_data_, shape, run_.eval_num_windows));
+    CAROUSEL_ASSIGN_OR_RETURN(
+        EvaluationSource evaluation,
+        EvaluationSource::Create(*validation_data_, batch_shape_, run_.eval_num_windows));
     evaluation_.emplace(std::move(evaluation));
   }
+  data_fingerprint_ = train_data_->Fingerprint();
   return absl::OkStatus();
+}
+
+// The tokens must be the same on all ranks, and those that the checkpoint was trained on.
+absl::Status TrainingRun::CheckLoadedData() {
+  const std::string mine = absl::StrCat(absl::Hex(data_fingerprint_));
+  const std::vector<std::string> all = AllGatherBytes(environment_.world(), mine);
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    if (all[rank] == all[0]) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("ranks 0 and ", rank,
+                     " read different training tokens under the same paths; copy the "
+                     "same token files to every machine"));
+  }
+  if (state_.data_fingerprint == 0 || state_.data_fingerprint == data_fingerprint_) return absl::OkStatus();
+  if (options_.accept_change) {
+    if (IsMain()) CAROUSEL_LOG(WARNING) << "the training tokens are not those the run was trained on so far";
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      "the token files of data.train are not those the run was trained on so far (rebuilt, or others under "
+      "the same "
+      "path); put the old ones back, or pass --accept_change");
+}
+
+// Sample n of the run stays sample n, also if earlier steps had another batch size.
+void TrainingRun::MakeLoader() {
+  const int64_t M = run_.micro_batches_per_step();
+  const int64_t P = mesh_.data.size;
+  loader_ = std::make_unique<TrainLoader>(
+      *train_data_, std::move(*sampler_),
+      TrainLoader::Options{.shape = batch_shape_,
+                           .micro_batches_per_step = M,
+                           .micro_begin = mesh_.data.index * M / P,
+                           .micro_end = (mesh_.data.index + 1) * M / P,
+                           .first_sample = state_.consumed_sequences - state_.step * run_.global_batch});
+  sampler_.reset();
 }
 
 // Rank 0 only.
@@ -113,9 +142,14 @@ absl::Status TrainingRun::CheckEarlierConfig() {
         absl::StrCat("--fresh, but ", run_.run_dir, " holds ", checkpoints.size(),
                      " checkpoints; choose another --run_dir, or move them away"));
   }
-  CAROUSEL_ASSIGN_OR_RETURN(
-      const RunSpec earlier,
-      LoadRun(ConfigPath(run_.run_dir), RunOverrides{.sets = {}, .run_dir = run_.run_dir}));
+  // What the newest checkpoint was made with; if it is too damaged to say, what the run was started with
+  // last.
+  const absl::StatusOr<std::string> saved = ReadCheckpointConfig(checkpoints.back());
+  const RunOverrides here{.run_dir = run_.run_dir};
+  CAROUSEL_ASSIGN_OR_RETURN(const RunSpec earlier,
+                            saved.ok()
+                                ? LoadRunFromText(*saved, checkpoints.back() + "/config.textproto", here)
+                                : LoadRun(ConfigPath(run_.run_dir), here));
   // An imported run has trained nothing yet: it becomes what the config says, if the model is the same.
   const absl::StatusOr<CheckpointInfo> newest = OpenCheckpoint(checkpoints.back());
   const bool untrained = newest.ok() && newest->state.step == 0;
@@ -167,7 +201,10 @@ absl::Status TrainingRun::LoadOrInitialize() {
   } else {
     trainer_->Initialize(run_.seed);
   }
+  CAROUSEL_RETURN_IF_ERROR(CheckLoadedData());
   state_.seed = run_.seed;
+  state_.data_fingerprint = data_fingerprint_;
+  MakeLoader();
   return Agree(IsMain() ? OpenRecords() : absl::OkStatus());
 }
 }  // namespace carousel

@@ -52,9 +52,11 @@ class TrainingRun {
   absl::Status OpenData();
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
+  absl::Status CheckLoadedData();
+  void MakeLoader();
   absl::Status OpenRecords();
 
-  // The stages of one turn of the loop. step_seconds is this rank's; rank 0's counts.
+  // The stages of one turn of the loop.
   absl::Status AfterStep(const StepResult& result, double step_seconds);
   void Evaluate();
   void Sample();
@@ -68,6 +70,9 @@ class TrainingRun {
   std::unique_ptr<RunLease> lease_;  // rank 0
   std::unique_ptr<Device> device_;
   std::optional<Dataset> train_data_, validation_data_;
+  uint64_t data_fingerprint_ = 0;
+  std::optional<Sampler> sampler_;  // until the loader is made
+  BatchShape batch_shape_;
   std::unique_ptr<TrainLoader> loader_;
   std::optional<EvaluationSource> evaluation_;
   DataParallelSyncFactory sync_factory_;
@@ -78,6 +83,8 @@ class TrainingRun {
   TrainState state_;
   int64_t saved_step_ = -1;  // step of the newest checkpoint; -1: none
   int64_t evaluated_step_ = -1;
+  double last_turn_ = 0;  // clock of rank 0 when wall_seconds was last brought up to date
+  int64_t skipped_in_row_ = 0;
   int64_t failed_saves_ = 0;  // in a row
 };
 }  // namespace carousel

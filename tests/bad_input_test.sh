@@ -65,6 +65,15 @@ cp -r run good
 expect "another model in the same directory" "num_blocks: 1 in the run, 2 now" train --run_dir run --set model.num_blocks=2
 expect "--fresh on an existing run" "fresh" train --run_dir run --fresh
 
+# Other tokens under the same path.
+cp -r run rebuilt
+"$carousel" data synth --output other.txt --bytes 60000 --seed 5 >/dev/null
+cp tokens_train.bin keep.bin; cp tokens_train.idx keep.idx; cp tokens_train.meta keep.meta
+"$carousel" data build --input other.txt --output tokens --validation_fraction 0.1 --force >/dev/null
+expect "rebuilt training data" "not those the run was trained on" train --run_dir rebuilt
+for e in bin idx meta; do mv "keep.$e" "tokens_train.$e"; done
+must train --run_dir rebuilt
+
 # A damaged checkpoint: refused by name; taken back to the one before if asked.
 newest=$(ls -d run/checkpoints/step-* | sort | tail -n 1)
 shard=$(ls "$newest"/model-*.safetensors | head -n 1)

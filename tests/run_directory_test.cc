@@ -55,6 +55,9 @@ TEST(ConfigDifferences, SeeAnotherDataSource) {
   now = SomeRun();
   now.train_data[0].path = "c";
   EXPECT_EQ(ConfigDifferences(SomeRun(), now).size(), 1u);
+  now = SomeRun();
+  now.tokenizer = TokenizerKind::kNone;
+  EXPECT_EQ(ConfigDifferences(SomeRun(), now).size(), 1u);
 }
 
 TEST(RunDirectory, IsMadeWithItsParentsAndHoldsTheConfig) {
