@@ -18,7 +18,7 @@ class MlstmBackwardHead {
       const MlstmChunk c = Chunk(index);
       const bool has_state = index > 0 || head_.initial.C != nullptr;
       Load(c);
-      Weights(c, has_state ? n(index) : nullptr);
+      Weights(c, has_state ? C(index) : nullptr, has_state ? n(index) : nullptr);
       Queries(c, has_state ? C(index) : nullptr, n(index));
       KeysAndValues(c, has_dC);
       GateGradients(c, has_dC ? C(index + 1) : nullptr, n(index + 1));
@@ -62,7 +62,7 @@ class MlstmBackwardHead {
     }
   }
 
-  // Gates, q, k, v, du (in x.u) and dh.h (in x.rho).
+  // Gates, q, k, v and du (in x.u).
   void Load(const MlstmChunk& c) {
     Gates(c);
     q_ = CopyRows<T>(x_.q, head_.q, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
@@ -72,36 +72,30 @@ class MlstmBackwardHead {
     for (int64_t i = 0; i < c.len; ++i) {
       const int64_t t = c.t0 + i;
       const T* const dh = static_cast<const T*>(head_.dh.data) + t * head_.dh.stride;
-      const T* const h = static_cast<const T*>(head_.h.data) + t * head_.h.stride;
       float* const du = x_.u + i * Vp;
       x_.inverse[i] = dims_.normalize ? 1.0f / (head_.denominator[t] + dims_.eps) : 1.0f;
-      VecF dot{};
       int64_t e = 0;
-      for (; e + kLanes <= V; e += kLanes) {
-        const VecF dh_e = SimdLoad(dh + e);
-        dot += dh_e * SimdLoad(h + e);
-        Store(du + e, dh_e * x_.inverse[i]);
-      }
+      for (; e + kLanes <= V; e += kLanes) Store(du + e, SimdLoad(dh + e) * x_.inverse[i]);
       if (e < V) {
-        const VecF dh_e = LoadPart(dh + e, V - e);
-        dot += dh_e * LoadPart(h + e, V - e);
-        Store(du + e, dh_e * x_.inverse[i]);
+        Store(du + e, LoadPart(dh + e, V - e) * x_.inverse[i]);
         e += kLanes;
       }
       for (; e < Vp; e += kLanes) Store(du + e, VecF{});
-      Store(x_.partial + i * kLanes, dot);
     }
     FillZero(x_.u + c.len * Vp, (c.rows - c.len) * Vp);
-    FillZero(x_.partial + c.len * kLanes, (c.rows - c.len) * kLanes);
-    SumRows(x_.rho, x_.partial, c.rows);
   }
   template <class E>
   CAROUSEL_INLINE VecF SimdLoad(const E* p) {
     return CAROUSEL_SIMD_NS::Load(p);
   }
 
-  // S, a, rho and G = D (du.v + rho); G is scaled by s.
-  void Weights(const MlstmChunk& c, const float* n) {
+  // S, a, rho and G = D (du.v + rho); G is scaled by s. dq = s alpha (du C^T), the part of Queries that rho
+  // needs.
+  //
+  // rho has dh.h = du.u, u the numerator, which is taken from the very products that G holds and not from the
+  // h that the forward rounded: where one pair dominates, du.v + rho cancels, and does so exactly only if
+  // both come from the same numbers.
+  void Weights(const MlstmChunk& c, const float* C, const float* n) {
     const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
     engine_.Multiply(x_.S, c.rows, c.rows, false, engine_.PackLeft(q_, c.rows, Kp, x_.pack_LK[0]),
                      engine_.PackRightTransposed(k_, c.rows, Kp, x_.pack_LK[1]), Kp, Causal::kLowerOutput);
@@ -110,11 +104,30 @@ class MlstmBackwardHead {
       PrefetchRow<T, 1>(head_.dk, c.t0 + i, dims_.K);
       if (c.t0 == 0) return;
       PrefetchRow<T>(head_.dh, c.t0 - dims_.L + i, dims_.V);
-      PrefetchRow<T>(head_.h, c.t0 - dims_.L + i, dims_.V);
     });
     engine_.Multiply(x_.G, c.rows, c.rows, false, engine_.PackLeft(x_.u, c.rows, Vp, x_.pack_LV[0]),
                      engine_.PackRightTransposed(v_, c.rows, Vp, x_.pack_LV[1]), Vp, Causal::kLowerOutput);
+    if (C != nullptr) {
+      engine_.Multiply(
+          x_.dq, c.rows, Kp, false,
+          engine_.PackLeft(x_.u, c.rows, Vp, x_.pack_LV[0], {.row = x_.alpha, .constant = dims_.scale}),
+          engine_.PackRightTransposed(C, Kp, Vp, x_.pack_KV), Vp);
+    }
     const bool exact = dims_.normalize && dims_.exact_normalizer_gradient;
+    if (exact) {
+      for (int64_t i = 0; i < c.len; ++i) {
+        VecF dot{};
+        for (int64_t j = 0; j <= i; j += kLanes)  // S is zero after the diagonal
+          dot += SimdLoad(x_.S + i * c.rows + j) * SimdLoad(x_.G + i * c.rows + j);
+        if (C != nullptr) {
+          for (int64_t d = i * Kp; d < (i + 1) * Kp; d += kLanes)
+            dot += SimdLoad(q_ + d) * SimdLoad(x_.dq + d);
+        }
+        Store(x_.partial + i * kLanes, dot);
+      }
+      FillZero(x_.partial + c.len * kLanes, (c.rows - c.len) * kLanes);
+      SumRows(x_.rho, x_.partial, c.rows);
+    }
     FillZero(x_.decay_row, c.rows);
     for (int64_t i = 0; i < c.len; ++i) {
       PrefetchRow<T, 1>(head_.dv, c.t0 + i, dims_.V);
@@ -134,18 +147,12 @@ class MlstmBackwardHead {
     FillZero(x_.rho + c.len, c.rows - c.len);
   }
 
-  // dq = s (G k + alpha (du C^T + rho n)), with s already in G
+  // dq = s (G k + alpha (du C^T + rho n)), with s already in G and the part with C already in dq
   void Queries(const MlstmChunk& c, const float* C, const float* n) {
-    const int64_t Kp = dims_.Kp, Vp = dims_.Vp;
-    engine_.Multiply(x_.dq, c.rows, Kp, false,
+    const int64_t Kp = dims_.Kp;
+    engine_.Multiply(x_.dq, c.rows, Kp, C != nullptr,
                      engine_.PackLeft(x_.G, c.rows, c.rows, x_.pack_LL, {}, Causal::kInnerUpToRow),
                      engine_.PackRight(k_, c.rows, Kp, x_.pack_LK[0]), c.rows, Causal::kInnerUpToRow);
-    if (C != nullptr) {
-      engine_.Multiply(
-          x_.dq, c.rows, Kp, true,
-          engine_.PackLeft(x_.u, c.rows, Vp, x_.pack_LV[0], {.row = x_.alpha, .constant = dims_.scale}),
-          engine_.PackRightTransposed(C, Kp, Vp, x_.pack_KV), Vp);
-    }
     for (int64_t i = 0; i < c.len; ++i) {
       float* const dq = x_.dq + i * Kp;
       const float through_n = dims_.scale * x_.alpha[i] * x_.rho[i];
