@@ -34,19 +34,17 @@ double RelativeError(const std::vector<double>& a, const std::vector<double>& b,
 
 namespace {
 std::string Marks(const Comparison& row) {
-  return !row.cancels && !row.raised ? "" : absl::StrCat(" ", row.cancels ? "*" : "", row.raised ? "+" : "");
+  return !row.cancels && !row.explained ? ""
+                                        : absl::StrCat(" ", row.cancels ? "*" : "", row.explained ? "+" : "");
 }
 }  // namespace
 
-void RaiseBounds(const std::map<std::string, double>& resolution, double factor, double cap,
-                 std::vector<Comparison>* rows) {
+void ExplainFailures(const std::map<std::string, double>& resolution, double factor, double cap,
+                     std::vector<Comparison>* rows) {
   for (Comparison& row : *rows) {
     const auto found = resolution.find(row.name);
     if (row.ok() || found == resolution.end()) continue;
-    const double bound = std::min(factor * found->second, cap * row.bound);
-    if (bound <= row.bound) continue;
-    row.bound = bound;
-    row.raised = true;
+    row.explained = row.error <= std::min(factor * found->second, cap * row.bound);
   }
 }
 
@@ -75,7 +73,7 @@ std::string DumpReport::ToText() const {
     for (const Comparison& row : section.rows) width = std::max(width, row.name.size() + Marks(row).size());
   }
   std::string text = title + "\n";
-  bool any_cancels = false, any_raised = false;
+  bool any_cancels = false, any_explained = false;
   size_t num_rows = 0, num_failed = 0;
   for (const Section& section : sections) {
     if (!section.heading.empty()) absl::StrAppend(&text, section.heading, ":\n");
@@ -83,7 +81,7 @@ std::string DumpReport::ToText() const {
                           "bound");
     for (const Comparison& row : section.rows) {
       any_cancels |= row.cancels;
-      any_raised |= row.raised;
+      any_explained |= row.explained;
       num_failed += !row.ok();
       ++num_rows;
       absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %s\n", static_cast<int>(width),
@@ -91,7 +89,7 @@ std::string DumpReport::ToText() const {
     }
   }
   if (any_cancels) absl::StrAppend(&text, "* ", cancels_note, "\n");
-  if (any_raised) absl::StrAppend(&text, "+ ", raised_note, "\n");
+  if (any_explained) absl::StrAppend(&text, "+ ", explained_note, "\n");
   if (num_failed == 0) {
     absl::StrAppend(&text, "all ", num_rows, " tensors are within their bounds\n");
   } else {

@@ -17,7 +17,7 @@ struct Comparison {
   double error = 0;  // not finite if anything computed is not
   double bound = 0;
   bool cancels = false;
-  bool raised = false;  // the bound is above the stated one, for the reason in raised_note
+  bool explained = false;  // it fails, for the likely reason in explained_note
   bool ok() const { return error <= bound; }
 };
 
@@ -28,8 +28,8 @@ struct DumpReport {
     std::vector<Comparison> rows;
   };
   std::vector<Section> sections;
-  std::string cancels_note;  // what the mark of rows with `cancels` means
-  std::string raised_note;   // why bounds were raised
+  std::string cancels_note;    // what the mark of rows with `cancels` means
+  std::string explained_note;  // what the mark of rows with `explained` means
   bool ok() const;
   std::string ToText() const;
   // For tests: the row of that name in the last section that has it; null if there is none.
@@ -41,10 +41,11 @@ struct DumpReport {
 double RelativeError(const std::vector<double>& a, const std::vector<double>& b, double floor = 0);
 double Norm(const std::vector<double>& a);
 
-// Raises the bounds of rows that fail to `factor` times what `resolution` says of a row of that name, at most
-// to `cap` times the bound: what the arithmetic can resolve in this dump.
-void RaiseBounds(const std::map<std::string, double>& resolution, double factor, double cap,
-                 std::vector<Comparison>* rows);
+// Marks rows that fail by no more than `factor` times what `resolution` says of a row of that name (what the
+// arithmetic can resolve in this dump) and by less than `cap` times the bound. They remain failures: bounds
+// never move.
+void ExplainFailures(const std::map<std::string, double>& resolution, double factor, double cap,
+                     std::vector<Comparison>* rows);
 
 struct VerifyOptions {
   DType dtype = DType::kF64;

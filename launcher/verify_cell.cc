@@ -386,7 +386,9 @@ absl::StatusOr<DumpReport> VerifyMlstmCell(const ReferenceDump& dump, const Veri
       "a small difference of large parts: the error is relative to these (a gradient: the part that holds "
       "the "
       "normaliser constant; the loss: the root of the sum of squared terms)";
-  report.raised_note = "bound raised to what rounding q, k, v and dh to bf16 changes, in f64";
+  report.explained_note =
+      "still a failure: as large as what rounding q, k, v and dh to bf16 changes, in f64 (this dump is "
+      "ill-conditioned)";
   // Against the dump.
   const bool is_bf16 = options.dtype == DType::kBF16;
   const DType dtype = is_bf16 ? DType::kF64 : options.dtype;
@@ -413,8 +415,9 @@ absl::StatusOr<DumpReport> VerifyMlstmCell(const ReferenceDump& dump, const Veri
   }
   std::vector<Comparison> rows =
       Compare(exact_results, ResultsOfRun(rounded, run_bf16, exponent), scales, BoundsOf(DType::kBF16));
-  RaiseBounds(InputRounding(exact_results, ResultsOfRun(in, run, exponent), scales, BoundsOf(DType::kBF16)),
-              /*factor=*/1, /*cap=*/1e3, &rows);
+  ExplainFailures(
+      InputRounding(exact_results, ResultsOfRun(in, run, exponent), scales, BoundsOf(DType::kBF16)),
+      /*factor=*/1, /*cap=*/1e3, &rows);
   report.sections.push_back({"bf16 against f64 on the same bf16 inputs", std::move(rows)});
   return report;
 }
