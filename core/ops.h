@@ -88,6 +88,32 @@ struct RmsNormBackwardArgs {
   Tensor rstd;            // (N) wide
 };
 
+// ---- layer norm over the model width, with the residual addition before it: s = x + delta;
+// y = (s - mean) * rstd * scale (+ bias);  rstd = 1/sqrt(var(s) + eps), biased variance. Ba et al. 2016.
+// The scale is `weight`, or 1 + weight if residual_weight (then zero weights are the identity).
+struct LayerNormForwardArgs {
+  Tensor y;           // (N, D) compute
+  Tensor mean, rstd;  // (N) wide, kept for backward
+  Tensor sum = {};    // (N, D) wide: s; required if delta is given
+  Tensor x;           // (N, D) wide
+  Tensor delta = {};  // (N, D) compute, optional
+  Tensor weight;      // (D) wide
+  Tensor bias = {};   // (D) wide, optional
+  bool residual_weight = false;
+  double eps;
+};
+struct LayerNormBackwardArgs {
+  Tensor dx;              // (N, D) wide out: gradient of s (+ dresidual); may alias dresidual
+  Tensor dweight;         // (D) wide +=
+  Tensor dbias = {};      // (D) wide +=, optional
+  Tensor dy;              // (N, D) compute
+  Tensor dresidual = {};  // (N, D) wide, optional: gradient that reaches s by another way, added
+  Tensor x;               // (N, D) wide: s of the forward
+  Tensor weight;          // (D) wide
+  Tensor mean, rstd;      // (N) wide
+  bool residual_weight = false;
+};
+
 // ---- gate soft cap: y = cap * tanh(x / cap)
 // ---------------------------------------------------------------------------------
 struct SoftCapForwardArgs {
@@ -125,18 +151,18 @@ struct MlstmState {
   Tensor C, n, m;  // all three defined, or none
 };
 struct MlstmForwardArgs {
-  Tensor h;              // (N, NH*DHV) compute, strided
-  Tensor denominator;    // (N, NH) wide out, kept for backward: max(|a_t|, exp(-m_t)) without eps (1 if no
-                         // division)
-  Tensor m;              // (N, NH) wide out, kept for backward: the stabiliser m_t
-  MlstmState last = {};  // optional out: state after token T-1; may alias `initial`
-  Tensor q;              // (N, NH*DHQK) compute, strided; unscaled: the op multiplies by DHQK^-0.5
-  Tensor k;              // (N, NH*DHQK) compute, strided
-  Tensor v;              // (N, NH*DHV) compute, strided
-  Tensor i_pre;          // (N, NH) wide, strided: input gate pre-activation (after the soft cap)
-  Tensor f_pre;          // (N, NH) wide, strided: forget gate pre-activation
-  Tensor reset = {};     // (N) u8, optional: 1 = a document starts at this token, the state before it is
-                      // forgotten exactly (as if a new sequence began: C = 0, n = 0, m = 0)
+  Tensor h;                 // (N, NH*DHV) compute, strided
+  Tensor denominator;       // (N, NH) wide out, kept for backward: max(|a_t|, exp(-m_t)) without eps (1 if no
+                            // division)
+  Tensor m;                 // (N, NH) wide out, kept for backward: the stabiliser m_t
+  MlstmState last = {};     // optional out: state after token T-1; may alias `initial`
+  Tensor q;                 // (N, NH*DHQK) compute, strided; unscaled: the op multiplies by DHQK^-0.5
+  Tensor k;                 // (N, NH*DHQK) compute, strided
+  Tensor v;                 // (N, NH*DHV) compute, strided
+  Tensor i_pre;             // (N, NH) wide, strided: input gate pre-activation (after the soft cap)
+  Tensor f_pre;             // (N, NH) wide, strided: forget gate pre-activation
+  Tensor reset = {};        // (N) u8, optional: 1 = a document starts at this token, the state before it is
+                            // forgotten exactly (as if a new sequence began: C = 0, n = 0, m = 0)
   MlstmState initial = {};  // optional; default C = 0, n = 0, m = 0
   Tensor workspace;         // u8, at least MlstmWorkspaceBytes(shape, compute)
   MlstmShape shape;
@@ -159,41 +185,159 @@ struct MlstmBackwardArgs {
   NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
 };
 
-// ---- per-head layer norm and output gate
-// -------------------------------------------------------------------------------------- y = sigmoid(o_pre) *
-// (((h - mean) * rstd) * weight (+ bias)), mean and biased variance over one head's DHV columns.
+// ---- per-head layer norm, learnable skip and output gate
+//   xhat = (h - mean) * rstd, mean and biased variance over one head's DHV columns
+//   z = xhat * scale (+ bias) (+ skip_weight * skip);   y = act(o_pre) * z, or y = z without o_pre
+// The scale is `weight`, 1 + weight if residual_weight, or 1 without a weight.
+enum class OutputGate : uint8_t { kSigmoid, kSilu };
 struct HeadNormGateForwardArgs {
-  Tensor y;          // (N, NH*DHV) compute
-  Tensor mean;       // (N, NH) wide, kept
-  Tensor rstd;       // (N, NH) wide, kept
-  Tensor h;          // (N, NH*DHV) compute
-  Tensor o_pre;      // (N, NH*DHV) compute, strided
-  Tensor weight;     // (NH*DHV) wide
-  Tensor bias = {};  // (NH*DHV) wide, optional
+  Tensor y;                 // (N, NH*DHV) compute
+  Tensor mean;              // (N, NH) wide, kept
+  Tensor rstd;              // (N, NH) wide, kept
+  Tensor h;                 // (N, NH*DHV) compute
+  Tensor o_pre = {};        // (N, NH*DHV) compute, strided, optional
+  Tensor weight = {};       // (NH*DHV) wide, optional
+  Tensor bias = {};         // (NH*DHV) wide, optional
+  Tensor skip = {};         // (N, NH*DHV) compute, strided, optional
+  Tensor skip_weight = {};  // (NH*DHV) wide; given if and only if skip is
   int64_t NH;
   double eps;
+  OutputGate gate = OutputGate::kSigmoid;
+  bool residual_weight = false;
 };
 struct HeadNormGateBackwardArgs {
-  Tensor dh;                                       // (N, NH*DHV) compute out
-  Tensor do_pre;                                   // (N, NH*DHV) compute out, strided
-  Tensor dweight;                                  // (NH*DHV) wide +=
-  Tensor dbias = {};                               // (NH*DHV) wide +=, optional
-  Tensor dy;                                       // (N, NH*DHV) compute
-  Tensor h, o_pre, weight, bias = {}, mean, rstd;  // as forward
+  Tensor dh;                 // (N, NH*DHV) compute out
+  Tensor do_pre = {};        // (N, NH*DHV) compute out, strided; given if and only if o_pre is
+  Tensor dskip = {};         // (N, NH*DHV) compute out, strided; given if and only if skip is
+  Tensor dweight = {};       // (NH*DHV) wide +=; given if and only if weight is
+  Tensor dbias = {};         // (NH*DHV) wide +=, optional
+  Tensor dskip_weight = {};  // (NH*DHV) wide +=; given if and only if skip is
+  Tensor dy;                 // (N, NH*DHV) compute
+  Tensor h, o_pre = {}, weight = {}, bias = {}, skip = {}, skip_weight = {}, mean, rstd;  // as forward
   int64_t NH;
+  OutputGate gate = OutputGate::kSigmoid;
+  bool residual_weight = false;
 };
 
-// ---- gated feed-forward: y = silu(gate) * up
-// --------------------------------------------------------------------------------
-struct SwiGluForwardArgs {
+// ---- dropout (Srivastava et al. 2014): y = x * keep / (1 - rate). keep is a pure function of (key, row * W
+// + column), a counter-based draw, so the backward pass is the same call on gradients and a recomputed
+// forward drops the same elements.
+struct DropoutArgs {
+  Tensor y;     // (N, W) compute or wide out, strided; may be x
+  Tensor x;     // (N, W) same dtype, strided
+  double rate;  // [0, 1)
+  uint64_t key;
+};
+
+// ---- gated feed-forward: y = act(gate) * up (arXiv:2002.05202); GELU is the exact one, x Phi(x)
+enum class GluActivation : uint8_t { kSilu, kGelu };
+struct GluForwardArgs {
   Tensor y;     // (N, F) compute
   Tensor gate;  // (N, F) compute, strided
   Tensor up;    // (N, F) compute, strided
+  GluActivation activation = GluActivation::kSilu;
 };
-struct SwiGluBackwardArgs {
+struct GluBackwardArgs {
   Tensor dgate, dup;  // (N, F) compute out, strided; may alias gate, up
   Tensor dy;          // (N, F) compute
   Tensor gate, up;
+  GluActivation activation = GluActivation::kSilu;
+};
+
+// ---- block-diagonal linear map: columns [b*in, (b+1)*in) of x give columns [b*out, (b+1)*out) of y,
+// y_b = x_b W_b^T (+ bias). W = num_blocks matrices (out, in), one below the other.
+struct BlockLinearForwardArgs {
+  Tensor y;          // (N, num_blocks*out) compute or wide, strided
+  Tensor x;          // (N, num_blocks*in) compute, strided
+  Tensor weight;     // (num_blocks*out, in) compute
+  Tensor bias = {};  // (num_blocks*out) wide, optional
+  int64_t num_blocks;
+};
+struct BlockLinearBackwardArgs {
+  Tensor dx;          // (N, num_blocks*in) compute out, strided
+  Tensor dweight;     // (num_blocks*out, in) wide +=
+  Tensor dbias = {};  // (num_blocks*out) wide +=, optional
+  Tensor dy;          // (N, num_blocks*out) compute, strided
+  Tensor x, weight;   // as forward
+  int64_t num_blocks;
+  bool accumulate_dx = false;  // dx +=
+};
+
+// ---- causal depthwise convolution over time, then optionally SiLU
+//   p_t = bias + sum_{j=0..K-1} weight[:, j] * x_{t-K+1+j};   y_t = silu(p_t) or p_t
+// Taps that lie before the start of t's document, or before the sequence when there is no initial state, are
+// 0. weight[:, K-1] multiplies the current token.
+struct CausalConvShape {
+  int64_t B, T, C, K;  // K >= 1
+};
+// State: (B, K-1, C) wide: the last K-1 inputs, oldest first; zeros where there was none (since a reset).
+struct CausalConvForwardArgs {
+  Tensor y;             // (N, C) compute, strided
+  Tensor last = {};     // state, optional out; may alias `initial`
+  Tensor x;             // (N, C) compute, strided
+  Tensor weight;        // (C, K) compute
+  Tensor bias = {};     // (C) wide, optional
+  Tensor reset = {};    // (N) u8, optional: 1 = a document starts at this token
+  Tensor initial = {};  // state, optional; default 0
+  CausalConvShape shape;
+  bool silu = true;
+};
+struct CausalConvBackwardArgs {
+  Tensor dx;                                              // (N, C) compute out, strided
+  Tensor dweight;                                         // (C, K) wide +=
+  Tensor dbias = {};                                      // (C) wide +=, optional
+  Tensor dinitial = {};                                   // state, optional out
+  Tensor dy;                                              // (N, C) compute, strided
+  Tensor dlast = {};                                      // state, optional: gradient of `last`
+  Tensor x, weight, bias = {}, reset = {}, initial = {};  // as forward
+  CausalConvShape shape;
+  bool silu = true;
+  bool accumulate_dx = false;  // dx +=
+};
+
+// ---- sLSTM cell (arXiv:2405.04517), head-wise recurrence. Gate order i, f, z, o; per element of a head:
+//   raw^g_t = wx^g_t + R^g y_{t-1} + b^g;   lambda = m_{t-1} + logsigmoid(raw^f_t)
+//   m_t = raw^i_t if n_{t-1} == 0 (fresh), else max(raw^i_t, lambda)
+//   i = exp(raw^i - m_t), f = exp(lambda - m_t), both at most 1; z = tanh(raw^z), o = sigmoid(raw^o)
+//   c_t = f c_{t-1} + i z;   n_t = f n_{t-1} + i;   y_t = o c_t / n_t
+// The recurrent operands (y_{t-1}, R) are of the compute dtype, everything else is wide.
+struct SlstmShape {
+  int64_t B, T, NH, D;  // D: width of a head
+};
+// State: each (B, NH*D) wide, contiguous. All zero is the start: n == 0 marks a fresh element.
+struct SlstmState {
+  Tensor y, c, n, m;  // all four defined, or none
+};
+struct SlstmForwardArgs {
+  Tensor y;              // (N, NH*D) compute out, contiguous
+  Tensor gates;          // (N, 4*NH*D) wide out, kept for backward (contents: the backend's own); may be wx
+  Tensor c, n, m;        // (N, NH*D) wide out, kept for backward: the states after each token
+  SlstmState last = {};  // optional out; may alias `initial`
+  Tensor wx;             // (N, 4*NH*D) wide: [gate][head][D]
+  Tensor recurrent;      // (4*NH*D, D) compute: R, row [gate][head][out], column [in]
+  Tensor bias;           // (4*NH*D) wide: [gate][head][D]
+  Tensor reset = {};     // (N) u8, optional: 1 = a document starts here: (y, c, n, m) before it are 0
+  SlstmState initial = {};
+  Tensor workspace;  // u8, at least SlstmWorkspaceBytes(shape, compute)
+  SlstmShape shape;
+};
+// The stabiliser m is a constant (the result does not depend on it).
+struct SlstmBackwardArgs {
+  Tensor dwx;                // (N, 4*NH*D) compute out, contiguous
+  Tensor drecurrent;         // (4*NH*D, D) wide +=
+  Tensor dbias;              // (4*NH*D) wide +=
+  SlstmState dinitial = {};  // optional out; m: <c0, dc0> + <n0, dn0> per element. y before the clip
+  Tensor dy;                 // (N, NH*D) compute, contiguous
+  SlstmState dlast = {};     // optional: gradients of last.y, c, n; its m is ignored (may be undefined). y is
+                             // clipped as any gradient that comes back through the recurrence
+  Tensor y, gates, c, n, m;  // the forward's
+  Tensor recurrent, reset = {};  // as forward
+  SlstmState initial = {};
+  Tensor workspace;
+  SlstmShape shape;
+  double gradient_clip = 0;  // > 0: every element of R^T draw (+ dlast.y) is clamped to [-clip, clip]
+  bool gradient_cut =
+      false;  // that gradient is dropped: no gradient through R y_{t-1} (dR is still computed)
 };
 
 // ---- loss over one chunk of tokens
@@ -205,6 +349,8 @@ struct CrossEntropyArgs {
   Tensor dlogits = {};  // (n, V) compute out, optional; zero rows where the target is negative
   Tensor logits;        // (n, V) wide
   Tensor targets;       // (n) i32; negative = no target
+  Tensor correct = {};  // (n) u8 out, optional: 1 where the target has the largest logit (ties: the lowest id
+                        // wins), 0 elsewhere and where there is no target
   double soft_cap;
 };
 
@@ -249,6 +395,8 @@ class Ops {
   virtual void EmbeddingBackward(const EmbeddingBackwardArgs&) = 0;
   virtual void RmsNormForward(const RmsNormForwardArgs&) = 0;
   virtual void RmsNormBackward(const RmsNormBackwardArgs&) = 0;
+  virtual void LayerNormForward(const LayerNormForwardArgs&) = 0;
+  virtual void LayerNormBackward(const LayerNormBackwardArgs&) = 0;
   virtual void SoftCapForward(const SoftCapForwardArgs&) = 0;
   virtual void SoftCapBackward(const SoftCapBackwardArgs&) = 0;
   // Bytes of scratch that MlstmForward and MlstmBackward need. A pure function of its arguments.
@@ -258,8 +406,17 @@ class Ops {
   virtual void MlstmBackward(const MlstmBackwardArgs&) = 0;
   virtual void HeadNormGateForward(const HeadNormGateForwardArgs&) = 0;
   virtual void HeadNormGateBackward(const HeadNormGateBackwardArgs&) = 0;
-  virtual void SwiGluForward(const SwiGluForwardArgs&) = 0;
-  virtual void SwiGluBackward(const SwiGluBackwardArgs&) = 0;
+  virtual void Dropout(const DropoutArgs&) = 0;
+  virtual void GluForward(const GluForwardArgs&) = 0;
+  virtual void GluBackward(const GluBackwardArgs&) = 0;
+  virtual void BlockLinearForward(const BlockLinearForwardArgs&) = 0;
+  virtual void BlockLinearBackward(const BlockLinearBackwardArgs&) = 0;
+  virtual void CausalConvForward(const CausalConvForwardArgs&) = 0;
+  virtual void CausalConvBackward(const CausalConvBackwardArgs&) = 0;
+  // Bytes of scratch that SlstmForward and SlstmBackward need. A pure function of its arguments.
+  virtual int64_t SlstmWorkspaceBytes(const SlstmShape&, DType compute) const = 0;
+  virtual void SlstmForward(const SlstmForwardArgs&) = 0;  // T == 1 with states is the generation step
+  virtual void SlstmBackward(const SlstmBackwardArgs&) = 0;
   virtual void CrossEntropy(const CrossEntropyArgs&) = 0;
   virtual void AdamW(const AdamWArgs&) = 0;
   virtual void SquaredNorm(const SquaredNormArgs&) = 0;

@@ -27,8 +27,20 @@ class MatmulRecorder::RecordingOps final : public Ops {
   void MlstmBackward(const MlstmBackwardArgs& a) override { ops_.MlstmBackward(a); }
   void HeadNormGateForward(const HeadNormGateForwardArgs& a) override { ops_.HeadNormGateForward(a); }
   void HeadNormGateBackward(const HeadNormGateBackwardArgs& a) override { ops_.HeadNormGateBackward(a); }
-  void SwiGluForward(const SwiGluForwardArgs& a) override { ops_.SwiGluForward(a); }
-  void SwiGluBackward(const SwiGluBackwardArgs& a) override { ops_.SwiGluBackward(a); }
+  void LayerNormForward(const LayerNormForwardArgs& a) override { ops_.LayerNormForward(a); }
+  void LayerNormBackward(const LayerNormBackwardArgs& a) override { ops_.LayerNormBackward(a); }
+  void Dropout(const DropoutArgs& a) override { ops_.Dropout(a); }
+  void BlockLinearForward(const BlockLinearForwardArgs& a) override { ops_.BlockLinearForward(a); }
+  void BlockLinearBackward(const BlockLinearBackwardArgs& a) override { ops_.BlockLinearBackward(a); }
+  void CausalConvForward(const CausalConvForwardArgs& a) override { ops_.CausalConvForward(a); }
+  void CausalConvBackward(const CausalConvBackwardArgs& a) override { ops_.CausalConvBackward(a); }
+  int64_t SlstmWorkspaceBytes(const SlstmShape& shape, DType compute) const override {
+    return ops_.SlstmWorkspaceBytes(shape, compute);
+  }
+  void SlstmForward(const SlstmForwardArgs& a) override { ops_.SlstmForward(a); }
+  void SlstmBackward(const SlstmBackwardArgs& a) override { ops_.SlstmBackward(a); }
+  void GluForward(const GluForwardArgs& a) override { ops_.GluForward(a); }
+  void GluBackward(const GluBackwardArgs& a) override { ops_.GluBackward(a); }
   void CrossEntropy(const CrossEntropyArgs& a) override { ops_.CrossEntropy(a); }
   void AdamW(const AdamWArgs& a) override { ops_.AdamW(a); }
   void SquaredNorm(const SquaredNormArgs& a) override { ops_.SquaredNorm(a); }

@@ -266,7 +266,7 @@ TEST(CpuOpsDeathTest, RefuseWrongShapesDtypesAndValues) {
   EXPECT_DEATH(ops.Matmul({.c = View(f, 3, 3), .a = f34, .b = g34}), "shape of a.b");
   EXPECT_DEATH(ops.Matmul({.c = View(f, 3, 3), .a = h34, .b = g43}), "dtype of a.b is f32, must be bf16");
   EXPECT_DEATH(ops.Add({.y = f34, .a = f34, .b = View(g).Rows(0, 4)}), "CHECK failed");
-  EXPECT_DEATH(ops.SwiGluForward({.y = f34, .gate = g43, .up = g34}), "shape of a.gate");
+  EXPECT_DEATH(ops.GluForward({.y = f34, .gate = g43, .up = g34}), "shape of a.gate");
   EXPECT_DEATH(ops.EmbeddingForward(
                    {.y = View(f, 6, 2).Rows(0, 2), .weight = View(g, 3, 4).Columns(0, 2), .ids = View(ids)}),
                "must be contiguous");

@@ -145,7 +145,7 @@ inline OpCase SwiGluForwardCase(const std::string& name, int64_t N, int64_t F, i
                       {.name = "up", .dims = {N, F}, .gap = gap == 0 ? 0 : gap + 2}},
           .run =
               [](Ops& ops, const Tensors& t) {
-                ops.SwiGluForward({.y = t.at("y"), .gate = t.at("gate"), .up = t.at("up")});
+                ops.GluForward({.y = t.at("y"), .gate = t.at("gate"), .up = t.at("up")});
               },
           .expected = [](Values& v) { v["y"] = SwiGlu(v); },
           .wide_error = 8};
@@ -169,7 +169,7 @@ inline OpCase SwiGluBackwardCase(const std::string& name, int64_t N, int64_t F, 
                                 .same_memory_as = in_place ? "up" : ""}},
                    .run =
                        [](Ops& ops, const Tensors& t) {
-                         ops.SwiGluBackward({.dgate = t.at("dgate"),
+                         ops.GluBackward({.dgate = t.at("dgate"),
                                              .dup = t.at("dup"),
                                              .dy = t.at("dy"),
                                              .gate = t.at("gate"),

@@ -47,7 +47,7 @@ void Ffn::Forward(const LayerContext& ctx, const Memory& memory, Tensor y, Tenso
                   .b = ctx.params.FusedWeight(gate_up_, 2),
                   .bias = gate_up_bias_ >= 0 ? ctx.params.FusedWeight(gate_up_bias_, 2) : Tensor(),
                   .transpose_b = true});
-  ctx.ops.SwiGluForward({.y = act, .gate = gate_up.Columns(0, F_), .up = gate_up.Columns(F_, F_)});
+  ctx.ops.GluForward({.y = act, .gate = gate_up.Columns(0, F_), .up = gate_up.Columns(F_, F_)});
   if (!y.defined()) return;
   // Row-split.
   ctx.ops.Matmul({.c = y,
@@ -70,7 +70,7 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
 
   // act = silu(gate) * up: the gradients take the place of gate and up.
   const Tensor gate = gate_up.Columns(0, F_), up = gate_up.Columns(F_, F_);
-  ctx.ops.SwiGluBackward({.dgate = gate, .dup = up, .dy = dact, .gate = gate, .up = up});
+  ctx.ops.GluBackward({.dgate = gate, .dup = up, .dy = dact, .gate = gate, .up = up});
   const Tensor dgate_up = gate_up;
 
   // [gate|up] = x W^T + b

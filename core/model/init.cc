@@ -22,12 +22,13 @@ void FourNormals(uint64_t seed, uint64_t stream, uint64_t index, double out[4]) 
   }
 }
 
-void FillNormal(uint64_t seed, uint64_t stream, double deviation, int64_t begin, int64_t count, double* out) {
+void FillNormal(uint64_t seed, uint64_t stream, double mean, double deviation, int64_t begin, int64_t count,
+                double* out) {
   double four[4];
   for (int64_t j = 0; j < count; ++j) {
     const int64_t element = begin + j;
     if (j == 0 || element % 4 == 0) FourNormals(seed, stream, static_cast<uint64_t>(element / 4), four);
-    out[j] = deviation * four[element % 4];
+    out[j] = mean + deviation * four[element % 4];
   }
 }
 }  // namespace
@@ -36,9 +37,14 @@ void InitialValues(const Param& param, uint64_t seed, int64_t begin, int64_t cou
   CAROUSEL_CHECK(begin >= 0 && count >= 0 && begin + count <= param.num_elems);
   const ParamInit& init = param.init;
   if (init.rule == InitRule::kNormal) {
-    return FillNormal(seed, StreamOf(param.name), init.a, begin, count, out);
+    return FillNormal(seed, StreamOf(param.name), init.b, init.a, begin, count, out);
   }
+  const int64_t period = init.period > 0 ? init.period : param.num_elems;
   for (int64_t j = 0; j < count; ++j) {
+    const int64_t element = begin + j;
+    // 0 at the first element of a period, 1 at the last.
+    const double place =
+        period == 1 ? 0 : static_cast<double>(element % period) / static_cast<double>(period - 1);
     switch (init.rule) {
       case InitRule::kZero:
         out[j] = 0;
@@ -49,10 +55,14 @@ void InitialValues(const Param& param, uint64_t seed, int64_t begin, int64_t cou
       case InitRule::kConstant:
         out[j] = init.a;
         break;
+      case InitRule::kUniform:
+        out[j] = init.a * (2 * RandomUniform(seed, StreamOf(param.name), static_cast<uint64_t>(element)) - 1);
+        break;
       case InitRule::kLinspace:
-        out[j] = param.num_elems == 1 ? init.a
-                                      : init.a + (init.b - init.a) * static_cast<double>(begin + j) /
-                                                     static_cast<double>(param.num_elems - 1);
+        out[j] = init.a + (init.b - init.a) * place;
+        break;
+      case InitRule::kForgetPowerLaw:
+        out[j] = 5 - 12 * std::pow(place, init.a);
         break;
       case InitRule::kNormal:
         break;  // above

@@ -21,8 +21,9 @@ class LanguageModel {
   LanguageModel(const ModelSpec& spec, ParamStore& params, bool decay_embedding);
 
   // Places activations for at most B*T tokens in sequences of at most T. train: also what backward needs.
-  // `ops` gives workspace sizes.
-  void Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train);
+  // `ops` gives workspace sizes. longest_T > T: passes without gradients may have sequences up to this long,
+  // max(B*T, longest_T) tokens in all.
+  void Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t longest_T = 0);
   int64_t bound_B() const { return B_; }
   int64_t bound_T() const { return T_; }
 
@@ -30,21 +31,25 @@ class LanguageModel {
     Tensor ids;            // (B*T) i32, 0 <= id < vocab_size
     Tensor targets = {};   // (B*T) i32; negative = none. Needed where a loss is computed
     Tensor resets = {};    // (B*T) u8, optional
-    int64_t B = 0, T = 0;  // 0: as bound. B*T must not exceed what was bound, T not the bound T
+    int64_t B = 0, T = 0;  // 0: as bound. B*T must not exceed what was bound, T not the longest bound T
+    // The key of this pass's dropout masks: a function of seed, step and micro-batch, so that masks depend on
+    // neither rank nor world size. None: dropout is off.
+    std::optional<uint64_t> dropout_key = {};
   };
   // Forward and backward of one micro-batch. loss_sum: (kExactSumElems) i64 +=. Gradients of the sum of the
   // losses are accumulated in the store; `sync` is told as groups become ready (null: one rank, weights in
   // place, gradient buffers set by the caller). REQUIRES: bound with train.
   void ForwardBackward(Ops& ops, ParamSync* sync, const Input& input, Tensor loss_sum);
-  // The loss alone; bound either way.
-  void ForwardLoss(Ops& ops, ParamSync* sync, const Input& input, Tensor loss_sum);
+  // The loss alone; bound either way. correct: (B*T) u8 out, optional: 1 where the target has the largest
+  // logit.
+  void ForwardLoss(Ops& ops, ParamSync* sync, const Input& input, Tensor loss_sum, Tensor correct = {});
   // Logits after the soft cap of every token: (B*T, V) wide. For small checks and golden tests only.
   void ForwardLogits(Ops& ops, const Input& input, Tensor logits);
   // Generation: continues from `states` (one per block, updated in place) and gives the soft-capped logits of
   // the last token of each sequence, (B, V) wide.
-  void ForwardStep(Ops& ops, const Input& input, const std::vector<MlstmState>& states, Tensor last_logits);
+  void ForwardStep(Ops& ops, const Input& input, const std::vector<LayerState>& states, Tensor last_logits);
   // States for B sequences, zero is the start state. Category "states".
-  std::vector<MlstmState> BindStates(Arena& arena, int64_t B) const;
+  std::vector<LayerState> BindStates(Arena& arena, int64_t B) const;
 
   const ModelSpec& spec() const { return spec_; }
 

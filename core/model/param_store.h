@@ -22,12 +22,16 @@
 
 namespace carousel {
 
-enum class InitRule : uint8_t { kZero, kOne, kConstant, kNormal, kLinspace };
+enum class InitRule : uint8_t { kZero, kOne, kConstant, kNormal, kUniform, kLinspace, kForgetPowerLaw };
 
 struct ParamInit {
   InitRule rule = InitRule::kZero;
-  double a = 0;  // kConstant: the value; kNormal: the standard deviation; kLinspace: the first value
-  double b = 0;  // kLinspace: the last value (one element: a)
+  // kConstant: the value; kNormal: the standard deviation; kUniform: the bound, values lie in [-a, a);
+  // kLinspace: the first value; kForgetPowerLaw: the exponent e of 5 - 12 (j / (period-1))^e
+  double a = 0;
+  double b = 0;        // kLinspace: the last value (one element: a); kNormal: the mean
+  int64_t period = 0;  // kLinspace, kForgetPowerLaw: elements until the values repeat, j = element mod
+                       // period; 0: the whole parameter
 };
 
 struct Param {

@@ -191,11 +191,11 @@ class Bench {
     const Tensor gate_up = New(compute_, {N_, 2 * F_}), act = New(compute_, {N_, F_});
     const Tensor gate = gate_up.Columns(0, F_), up = gate_up.Columns(F_, F_);
     Time("swiglu", blocks_, 0, Rows(0, 3 * F_),
-         [&] { device_.ops().SwiGluForward({.y = act, .gate = gate, .up = up}); });
+         [&] { device_.ops().GluForward({.y = act, .gate = gate, .up = up}); });
     // not in place, so that repeats see the same values
     const Tensor dgate_up = New(compute_, {N_, 2 * F_});
     Time("swiglu backward", blocks_, 0, Rows(0, 5 * F_), [&] {
-      device_.ops().SwiGluBackward({.dgate = dgate_up.Columns(0, F_),
+      device_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
                                     .dup = dgate_up.Columns(F_, F_),
                                     .dy = act,
                                     .gate = gate,

@@ -26,6 +26,8 @@ class CpuOps final : public Ops {
   void EmbeddingBackward(const EmbeddingBackwardArgs& a) override;
   void RmsNormForward(const RmsNormForwardArgs& a) override;
   void RmsNormBackward(const RmsNormBackwardArgs& a) override;
+  void LayerNormForward(const LayerNormForwardArgs& a) override;
+  void LayerNormBackward(const LayerNormBackwardArgs& a) override;
   void SoftCapForward(const SoftCapForwardArgs& a) override;
   void SoftCapBackward(const SoftCapBackwardArgs& a) override;
   int64_t MlstmWorkspaceBytes(const MlstmShape& shape, DType compute) const override;
@@ -33,8 +35,16 @@ class CpuOps final : public Ops {
   void MlstmBackward(const MlstmBackwardArgs& a) override;
   void HeadNormGateForward(const HeadNormGateForwardArgs& a) override;
   void HeadNormGateBackward(const HeadNormGateBackwardArgs& a) override;
-  void SwiGluForward(const SwiGluForwardArgs& a) override;
-  void SwiGluBackward(const SwiGluBackwardArgs& a) override;
+  void Dropout(const DropoutArgs& a) override;
+  void GluForward(const GluForwardArgs& a) override;
+  void GluBackward(const GluBackwardArgs& a) override;
+  void BlockLinearForward(const BlockLinearForwardArgs& a) override;
+  void BlockLinearBackward(const BlockLinearBackwardArgs& a) override;
+  void CausalConvForward(const CausalConvForwardArgs& a) override;
+  void CausalConvBackward(const CausalConvBackwardArgs& a) override;
+  int64_t SlstmWorkspaceBytes(const SlstmShape& shape, DType compute) const override;
+  void SlstmForward(const SlstmForwardArgs& a) override;
+  void SlstmBackward(const SlstmBackwardArgs& a) override;
   void CrossEntropy(const CrossEntropyArgs& a) override;
   void AdamW(const AdamWArgs& a) override;
   void SquaredNorm(const SquaredNormArgs& a) override;
@@ -74,9 +84,9 @@ class CpuOps final : public Ops {
   template <class T>
   void FastHeadNormGateBackward(const HeadNormGateBackwardArgs& a);
   template <class T>
-  void FastSwiGluForward(const SwiGluForwardArgs& a);
+  void FastGluForward(const GluForwardArgs& a);
   template <class T>
-  void FastSwiGluBackward(const SwiGluBackwardArgs& a);
+  void FastGluBackward(const GluBackwardArgs& a);
   template <class T>
   void FastCrossEntropy(const CrossEntropyArgs& a);
   // y[c] += sum over rows of partial (rows, columns), the last step of a gradient of weights.

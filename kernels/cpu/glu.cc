@@ -15,7 +15,7 @@ W Sigmoid(W x) {
 }
 
 template <class T>
-void Forward(const SwiGluForwardArgs& a, ThreadPool& pool) {
+void Forward(const GluForwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
   const int64_t N = a.y.dim[0], F = a.y.dim[1];
   pool.ParallelForBlocks(N, RowsPerTask(F), [&](int64_t begin, int64_t end) {
@@ -29,7 +29,7 @@ void Forward(const SwiGluForwardArgs& a, ThreadPool& pool) {
 }
 
 template <class T>
-void Backward(const SwiGluBackwardArgs& a, ThreadPool& pool) {
+void Backward(const GluBackwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
   const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
   pool.ParallelForBlocks(N, RowsPerTask(F), [&](int64_t begin, int64_t end) {
@@ -46,7 +46,7 @@ void Backward(const SwiGluBackwardArgs& a, ThreadPool& pool) {
 }  // namespace
 
 template <class T>
-void CpuOps::FastSwiGluForward(const SwiGluForwardArgs& a) {
+void CpuOps::FastGluForward(const GluForwardArgs& a) {
   const SwiGluForwardRows<T> rows = {.y = RawData<T>(a.y),
                                      .gate = RawData<T>(a.gate),
                                      .up = RawData<T>(a.up),
@@ -59,7 +59,7 @@ void CpuOps::FastSwiGluForward(const SwiGluForwardArgs& a) {
 }
 
 template <class T>
-void CpuOps::FastSwiGluBackward(const SwiGluBackwardArgs& a) {
+void CpuOps::FastGluBackward(const GluBackwardArgs& a) {
   const SwiGluBackwardRows<T> rows = {.dgate = RawData<T>(a.dgate),
                                       .dup = RawData<T>(a.dup),
                                       .dy = RawData<T>(a.dy),
@@ -75,7 +75,7 @@ void CpuOps::FastSwiGluBackward(const SwiGluBackwardArgs& a) {
   });
 }
 
-void CpuOps::SwiGluForward(const SwiGluForwardArgs& a) {
+void CpuOps::GluForward(const GluForwardArgs& a) {
   const DType compute = a.y.dtype;
   CAROUSEL_CHECK_EQ(static_cast<int>(a.y.rank), 2);
   const int64_t N = a.y.dim[0], F = a.y.dim[1];
@@ -85,13 +85,13 @@ void CpuOps::SwiGluForward(const SwiGluForwardArgs& a) {
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
-    FastSwiGluForward<float>(a);
+    FastGluForward<float>(a);
   } else {
-    FastSwiGluForward<uint16_t>(a);
+    FastGluForward<uint16_t>(a);
   }
 }
 
-void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& a) {
+void CpuOps::GluBackward(const GluBackwardArgs& a) {
   const DType compute = a.dy.dtype;
   CAROUSEL_CHECK_EQ(static_cast<int>(a.dy.rank), 2);
   const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
@@ -103,9 +103,9 @@ void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& a) {
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
-    FastSwiGluBackward<float>(a);
+    FastGluBackward<float>(a);
   } else {
-    FastSwiGluBackward<uint16_t>(a);
+    FastGluBackward<uint16_t>(a);
   }
 }
 }  // namespace carousel::cpu
