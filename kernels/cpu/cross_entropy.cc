@@ -1,6 +1,7 @@
 // z = cap tanh(logits / cap), or z = logits; loss = logsumexp(z) - z[target];
 // dlogits = (softmax(z) - one_hot(target)) dz/dlogits. Rows with a negative target have loss 0 and gradient
-// 0.
+// 0. A target is correct by the logits themselves, because different ones may have equal z far beyond the
+// cap.
 #include <cmath>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -8,6 +9,16 @@
 
 namespace carousel::cpu {
 namespace {
+
+// Whether argmax of a row is `target` (>= 0), the lowest id among equals. False if any logit is NaN.
+template <class W>
+bool TargetIsLargest(const W* logits, int64_t V, int64_t target) {
+  bool largest = true;
+  for (int64_t c = 0; c < V; ++c) {
+    largest &= c < target ? logits[c] < logits[target] : logits[c] <= logits[target];
+  }
+  return largest;
+}
 
 template <class T>
 void Loss(const CrossEntropyArgs& a, ThreadPool& pool) {
@@ -27,6 +38,9 @@ void Loss(const CrossEntropyArgs& a, ThreadPool& pool) {
         for (int64_t c = 0; c < V; ++c) sum += std::exp(z(c) - max);
       }
       a.loss.as<W>()[r] = target < 0 ? W{0} : std::log(sum) + (max - z(target));
+      if (a.correct.defined()) {
+        a.correct.as<uint8_t>()[r] = target >= 0 && TargetIsLargest(logits, V, target);
+      }
       if (!a.dlogits.defined()) continue;
       T* dlogits = Row<T>(a.dlogits, r);
       for (int64_t c = 0; c < V; ++c) {
@@ -68,8 +82,9 @@ void CpuOps::CrossEntropy(const CrossEntropyArgs& a) {
   CAROUSEL_CHECK_OPTIONAL(a.dlogits, compute, {n, V});
   CAROUSEL_CHECK_TENSOR(a.logits, WideOf(compute), {n, V});
   CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
+  CAROUSEL_CHECK_OPTIONAL(a.correct, DType::kU8, {n});
   for (int64_t r = 0; r < n; ++r) CAROUSEL_CHECK_LT(static_cast<int64_t>(a.targets.as<int32_t>()[r]), V);
-  if (!Fast(compute)) {
+  if (!Fast(compute) || a.correct.defined()) {
     DispatchFloat(compute, [&]<class T>() { Loss<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastCrossEntropy<float>(a);

@@ -1,5 +1,7 @@
-// y = silu(gate) up, silu(x) = x sigmoid(x). Shazeer 2020, arXiv:2002.05202.
-// Backward: dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)), s = sigmoid(gate).
+// y = act(gate) up. Shazeer 2020, arXiv:2002.05202. Backward: dup = dy act(gate); dgate = dy up act'(gate).
+// SiLU: act(x) = x s, act'(x) = s (1 + x (1 - s)), s = sigmoid(x).
+// GELU: act(x) = x P(x), act'(x) = P(x) + x p(x), P and p the distribution and density of the standard normal
+// (Hendrycks & Gimpel 2016, arXiv:1606.08415).
 #include <cmath>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -13,6 +15,28 @@ W Sigmoid(W x) {
   const W e = std::exp(-std::abs(x));
   return x < 0 ? e / (1 + e) : 1 / (1 + e);
 }
+// P(x) = erfc(-x / sqrt(2)) / 2: the complement keeps its relative precision far below zero.
+template <class W>
+W NormalDistribution(W x) {
+  return std::erfc(x * static_cast<W>(-0.70710678118654752440)) / 2;
+}
+template <class W>
+W NormalDensity(W x) {
+  return std::exp(-x * x / 2) * static_cast<W>(0.39894228040143267794);
+}
+template <class W>
+struct ValueAndSlope {
+  W value, slope;
+};
+template <class W>
+ValueAndSlope<W> Activate(GluActivation activation, W x) {
+  if (activation == GluActivation::kGelu) {
+    const W p = NormalDistribution(x);
+    return {x * p, p + x * NormalDensity(x)};
+  }
+  const W s = Sigmoid(x);
+  return {x * s, s * (1 + x * (1 - s))};
+}
 
 template <class T>
 void Forward(const GluForwardArgs& a, ThreadPool& pool) {
@@ -22,7 +46,7 @@ void Forward(const GluForwardArgs& a, ThreadPool& pool) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t c = 0; c < F; ++c) {
         const W g = static_cast<W>(Row<T>(a.gate, r)[c]), u = static_cast<W>(Row<T>(a.up, r)[c]);
-        Row<T>(a.y, r)[c] = static_cast<T>(g * Sigmoid(g) * u);
+        Row<T>(a.y, r)[c] = static_cast<T>(Activate(a.activation, g).value * u);
       }
     }
   });
@@ -36,9 +60,10 @@ void Backward(const GluBackwardArgs& a, ThreadPool& pool) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t c = 0; c < F; ++c) {
         const W g = static_cast<W>(Row<T>(a.gate, r)[c]), u = static_cast<W>(Row<T>(a.up, r)[c]);
-        const W dy = static_cast<W>(Row<T>(a.dy, r)[c]), s = Sigmoid(g);
-        Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * s * (1 + g * (1 - s)));
-        Row<T>(a.dup, r)[c] = static_cast<T>(dy * g * s);
+        const W dy = static_cast<W>(Row<T>(a.dy, r)[c]);
+        const ValueAndSlope<W> act = Activate(a.activation, g);
+        Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * act.slope);
+        Row<T>(a.dup, r)[c] = static_cast<T>(dy * act.value);
       }
     }
   });
@@ -82,7 +107,7 @@ void CpuOps::GluForward(const GluForwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.y, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
-  if (!Fast(compute)) {
+  if (!Fast(compute) || a.activation == GluActivation::kGelu) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastGluForward<float>(a);
@@ -100,7 +125,7 @@ void CpuOps::GluBackward(const GluBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
-  if (!Fast(compute)) {
+  if (!Fast(compute) || a.activation == GluActivation::kGelu) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastGluBackward<float>(a);

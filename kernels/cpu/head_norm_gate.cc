@@ -1,6 +1,7 @@
-// y = sigmoid(o_pre) z, z = xhat weight (+ bias), xhat = (h - mean) rstd over one head's columns (layer norm
-// per head). Backward: g = dy sigmoid(o_pre); do_pre = dy z sigmoid'(o_pre); dh = rstd (w g - mean(w g) -
-// xhat mean(w g xhat)).
+// y = act(o_pre) z, or z; z = xhat scale (+ bias) (+ skip_weight skip); xhat = (h - mean) rstd over one
+// head's columns (layer norm per head). The scale is weight, 1 + weight or 1. Backward, with g = dy
+// act(o_pre) the gradient of z: do_pre = dy z act'(o_pre); dskip = g skip_weight; dh = rstd (scale g -
+// mean(scale g) - xhat mean(scale g xhat)).
 #include <cmath>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -13,6 +14,31 @@ template <class W>
 W Sigmoid(W x) {
   const W e = std::exp(-std::abs(x));
   return x < 0 ? e / (1 + e) : 1 / (1 + e);
+}
+// act(x), and its derivative.
+template <class W>
+W Act(OutputGate gate, W x) {
+  return gate == OutputGate::kSigmoid ? Sigmoid(x) : x * Sigmoid(x);
+}
+template <class W>
+W ActSlope(OutputGate gate, W x) {
+  const W s = Sigmoid(x);
+  return gate == OutputGate::kSigmoid ? s * (1 - s) : s * (1 + x * (1 - s));
+}
+// What stands at column c of a vector of parameters, `otherwise` where there is none.
+template <class W>
+W At(const Tensor& t, int64_t c, W otherwise) {
+  return t.defined() ? t.as<W>()[c] : otherwise;
+}
+template <class W, class Args>
+W Scale(const Args& a, int64_t c) {
+  return a.residual_weight ? 1 + At<W>(a.weight, c, 0) : At<W>(a.weight, c, 1);
+}
+// skip_weight * skip, 0 without
+template <class T, class Args>
+Wide<T> Skip(const Args& a, int64_t r, int64_t c) {
+  using W = Wide<T>;
+  return a.skip.defined() ? a.skip_weight.template as<W>()[c] * static_cast<W>(Row<T>(a.skip, r)[c]) : W{0};
 }
 
 template <class T>
@@ -34,8 +60,9 @@ void Forward(const HeadNormGateForwardArgs& a, ThreadPool& pool) {
         Row<W>(a.rstd, r)[head] = rstd;
         for (int64_t c = head * DHV; c < (head + 1) * DHV; ++c) {
           const W xhat = (static_cast<W>(Row<T>(a.h, r)[c]) - mean) * rstd;
-          const W z = xhat * a.weight.as<W>()[c] + (a.bias.defined() ? a.bias.as<W>()[c] : W{0});
-          Row<T>(a.y, r)[c] = static_cast<T>(Sigmoid(static_cast<W>(Row<T>(a.o_pre, r)[c])) * z);
+          const W z = xhat * Scale<W>(a, c) + At<W>(a.bias, c, 0) + Skip<T>(a, r, c);
+          Row<T>(a.y, r)[c] =
+              static_cast<T>(a.o_pre.defined() ? Act(a.gate, static_cast<W>(Row<T>(a.o_pre, r)[c])) * z : z);
         }
       }
     }
@@ -46,22 +73,24 @@ template <class T>
 void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
   const int64_t N = a.h.dim[0], width = a.h.dim[1], NH = a.NH, DHV = width / NH;
-  const W* weight = a.weight.as<W>();
   const auto xhat = [&](int64_t r, int64_t c) {
     return (static_cast<W>(Row<T>(a.h, r)[c]) - Row<W>(a.mean, r)[c / DHV]) * Row<W>(a.rstd, r)[c / DHV];
   };
   const auto g = [&](int64_t r, int64_t c) {
-    return static_cast<W>(Row<T>(a.dy, r)[c]) * Sigmoid(static_cast<W>(Row<T>(a.o_pre, r)[c]));
+    const W dy = static_cast<W>(Row<T>(a.dy, r)[c]);
+    return a.o_pre.defined() ? dy * Act(a.gate, static_cast<W>(Row<T>(a.o_pre, r)[c])) : dy;
   };
   pool.ParallelForBlocks(width, 16, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      W dweight = 0, dbias = 0;
+      W dweight = 0, dbias = 0, dskip_weight = 0;
       for (int64_t r = 0; r < N; ++r) {
         dweight += g(r, c) * xhat(r, c);
         dbias += g(r, c);
+        if (a.skip.defined()) dskip_weight += g(r, c) * static_cast<W>(Row<T>(a.skip, r)[c]);
       }
-      a.dweight.as<W>()[c] += dweight;
+      if (a.dweight.defined()) a.dweight.as<W>()[c] += dweight;
       if (a.dbias.defined()) a.dbias.as<W>()[c] += dbias;
+      if (a.skip.defined()) a.dskip_weight.as<W>()[c] += dskip_weight;
     }
   });
   pool.ParallelForBlocks(N, RowsPerTask(width), [&](int64_t begin, int64_t end) {
@@ -70,21 +99,46 @@ void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
         const int64_t first = head * DHV, last = first + DHV;
         W mean = 0, mean_xhat = 0;
         for (int64_t c = first; c < last; ++c) {
-          mean += weight[c] * g(r, c);
-          mean_xhat += weight[c] * g(r, c) * xhat(r, c);
+          mean += Scale<W>(a, c) * g(r, c);
+          mean_xhat += Scale<W>(a, c) * g(r, c) * xhat(r, c);
         }
         mean /= static_cast<W>(DHV);
         mean_xhat /= static_cast<W>(DHV);
         for (int64_t c = first; c < last; ++c) {
-          const W o = Sigmoid(static_cast<W>(Row<T>(a.o_pre, r)[c]));
-          const W z = xhat(r, c) * weight[c] + (a.bias.defined() ? a.bias.as<W>()[c] : W{0});
-          Row<T>(a.do_pre, r)[c] = static_cast<T>(g(r, c) * (1 - o) * z);
+          // everything that column c needs before anything is written
+          const W z = xhat(r, c) * Scale<W>(a, c) + At<W>(a.bias, c, 0) + Skip<T>(a, r, c);
+          const W dz = g(r, c);
           Row<T>(a.dh, r)[c] =
-              static_cast<T>((weight[c] * g(r, c) - mean - xhat(r, c) * mean_xhat) * Row<W>(a.rstd, r)[head]);
+              static_cast<T>((Scale<W>(a, c) * dz - mean - xhat(r, c) * mean_xhat) * Row<W>(a.rstd, r)[head]);
+          if (a.skip.defined()) {
+            Row<T>(a.dskip, r)[c] = static_cast<T>(dz * a.skip_weight.as<W>()[c]);
+          }
+          if (a.o_pre.defined()) {
+            const W slope = ActSlope(a.gate, static_cast<W>(Row<T>(a.o_pre, r)[c]));
+            Row<T>(a.do_pre, r)[c] = static_cast<T>(static_cast<W>(Row<T>(a.dy, r)[c]) * z * slope);
+          }
         }
       }
     }
   });
+}
+
+// The optional tensors that forward and backward share.
+template <class Args>
+void CheckOptions(const Args& a, DType compute, int64_t N, int64_t width) {
+  const DType wide = WideOf(compute);
+  if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.weight, wide, {width});
+  CAROUSEL_CHECK_MSG(a.weight.defined() || !a.residual_weight, "residual_weight needs a weight");
+  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
+  CAROUSEL_CHECK_MSG(a.skip.defined() == a.skip_weight.defined(), "skip and skip_weight come together");
+  if (a.skip.defined()) CAROUSEL_CHECK_STRIDED(a.skip, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.skip_weight, wide, {width});
+}
+template <class Args>
+bool Extended(const Args& a) {
+  return !a.o_pre.defined() || a.skip.defined() || !a.weight.defined() || a.residual_weight ||
+         a.gate != OutputGate::kSigmoid;
 }
 }  // namespace
 
@@ -146,10 +200,8 @@ void CpuOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
   CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
-  CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
-  CAROUSEL_CHECK_TENSOR(a.weight, wide, {width});
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
-  if (!Fast(compute)) {
+  CheckOptions(a, compute, N, width);
+  if (!Fast(compute) || Extended(a)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastHeadNormGateForward<float>(a);
@@ -164,17 +216,21 @@ void CpuOps::HeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
   const int64_t N = a.h.dim[0], width = a.h.dim[1];
   CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
   CAROUSEL_CHECK_TENSOR(a.dh, compute, {N, width});
-  CAROUSEL_CHECK_STRIDED(a.do_pre, compute, {N, width});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {width});
+  CAROUSEL_CHECK_MSG(a.do_pre.defined() == a.o_pre.defined(), "do_pre is given if and only if o_pre is");
+  if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.do_pre, compute, {N, width});
+  CAROUSEL_CHECK_MSG(a.dskip.defined() == a.skip.defined() && a.dskip_weight.defined() == a.skip.defined(),
+                     "dskip and dskip_weight are given if and only if skip is");
+  if (a.skip.defined()) CAROUSEL_CHECK_STRIDED(a.dskip, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.dskip_weight, wide, {width});
+  CAROUSEL_CHECK_MSG(a.dweight.defined() == a.weight.defined(), "dweight is given if and only if weight is");
+  CAROUSEL_CHECK_OPTIONAL(a.dweight, wide, {width});
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {width});
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, width});
   CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
-  CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
-  CAROUSEL_CHECK_TENSOR(a.weight, wide, {width});
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
+  CheckOptions(a, compute, N, width);
   CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
-  if (!Fast(compute)) {
+  if (!Fast(compute) || Extended(a)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastHeadNormGateBackward<float>(a);
