@@ -1,0 +1,42 @@
+// config.json of an `xLSTMLMModel` (Python package `xlstm` 2.0.5), from and to a ModelSpec of the paper
+// family: the fields of its dataclass xLSTMLMModelConfig, nested as dataclasses.asdict gives them. A field
+// that is missing has the package's default; what the package itself overwrites (fields that begin with "_",
+// the inner embedding_dim, context_length, ...) is not read.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "checkpoints/xlstm_package_names.h"
+#include "core/model/spec.h"
+
+namespace carousel {
+
+struct PackageConfig {
+  ModelSpec spec;  // family kPaper
+  SlstmBackend backend = SlstmBackend::kCuda;
+  // Longest input of the package's model, because of a mask it allocates; this program has no such limit.
+  // <= 0: none was stated.
+  int64_t context_length = 0;
+  bool decay_embedding = false;  // weight_decay_on_embedding
+};
+
+// True if a config.json with this text is one of these: it has no "model_type", and "mlstm_block" or
+// "slstm_block".
+bool IsPackageConfig(const std::string& json_text);
+
+// Reads a config. `name` stands for the file in messages. InvalidArgument lists every problem at once: what
+// is not known, has another type, or asks for what this program cannot do.
+absl::StatusOr<PackageConfig> ParsePackageConfig(const std::string& json_text, const std::string& name);
+
+// OK if the package's model computes what a model of this architecture computes; otherwise FailedPrecondition
+// that names every setting it has not.
+absl::Status CheckExpressibleInPackage(const ModelSpec& spec);
+
+// The text of config.json: what dacite.from_dict(xLSTMLMModelConfig, ...) reads. Settings of training that
+// the package has not (dropout of the embedding at a rate of its own, a limit on the recurrent gradient, ...)
+// are left out: they do not change what a trained model computes. REQUIRES:
+// CheckExpressibleInPackage(config.spec).ok().
+std::string PackageConfigJson(const PackageConfig& config);
+}  // namespace carousel
