@@ -70,7 +70,7 @@ struct EmbeddingBackwardArgs {
 struct RmsNormForwardArgs {
   Tensor y;           // (N, D) compute
   Tensor rstd;        // (N) wide, kept for backward
-  Tensor sum = {};    // (N, D) wide: s; required if delta is given
+  Tensor sum = {};    // (N, D) wide: s; required if delta is given; may be x
   Tensor x;           // (N, D) wide
   Tensor delta = {};  // (N, D) compute, optional
   Tensor weight;      // (D) wide
@@ -94,7 +94,7 @@ struct RmsNormBackwardArgs {
 struct LayerNormForwardArgs {
   Tensor y;           // (N, D) compute
   Tensor mean, rstd;  // (N) wide, kept for backward
-  Tensor sum = {};    // (N, D) wide: s; required if delta is given
+  Tensor sum = {};    // (N, D) wide: s; required if delta is given; may be x
   Tensor x;           // (N, D) wide
   Tensor delta = {};  // (N, D) compute, optional
   Tensor weight;      // (D) wide

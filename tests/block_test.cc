@@ -11,14 +11,14 @@ using testing::TinySpec;
 // One block of a model. Its loss is sum(output * dy) with output = x2 + delta.
 struct Rig {
   Rig(Device& device_in, const ModelSpec& spec, Block::Mode mode_in, DType compute = DType::kF64)
-      : device(device_in), mode(mode_in), params(compute, 1, 0), block(spec, params, "block.", 0) {
+      : device(device_in), mode(mode_in), params(compute, 1, 0), block(spec, params, "block.", 0, 0) {
     const int64_t D = spec.embedding_dim, N = kB * kT;
     memory = std::make_unique<DeviceMemory>(device, [&](Arena& arena) {
       params.Bind(arena, false);
       params.BindGradients(arena);
       const ScratchScope scope(arena);
       delta = arena.Scratch(compute, {N, D});
-      bound = block.Bind(arena, device.ops(), kB, kT, mode);
+      bound = block.Bind(arena, device.ops(), {.B = kB, .T = kT}, mode);
       for (Tensor* t : {&x, &dy, &dx}) *t = arena.Persistent("test", WideOf(compute), {N, D});
       delta_in = arena.Persistent("test", compute, {N, D});
     });
@@ -107,11 +107,11 @@ TEST(Block, RecomputationFromItsInputGivesTheSameBits) {
 TEST(Block, RecomputedBlocksShareEverythingButTheirInput) {
   const auto device = CpuDevice();
   ParamStore params(DType::kF32, 1, 0);
-  const Block a(TinySpec(), params, "a.", 0), b(TinySpec(), params, "b.", 1);
+  const Block a(TinySpec(), params, "a.", 0, 0), b(TinySpec(), params, "b.", 1, 1);
   Block::Memory memory_a, memory_b;
   const DeviceMemory memory(*device, [&](Arena& arena) {
-    memory_a = a.Bind(arena, device->ops(), 2, 3, Block::Mode::kRecompute);
-    memory_b = b.Bind(arena, device->ops(), 2, 3, Block::Mode::kRecompute);
+    memory_a = a.Bind(arena, device->ops(), {.B = 2, .T = 3}, Block::Mode::kRecompute);
+    memory_b = b.Bind(arena, device->ops(), {.B = 2, .T = 3}, Block::Mode::kRecompute);
   });
   EXPECT_NE(memory_a.saved.x1.data, memory_b.saved.x1.data);
   EXPECT_EQ(memory_a.saved.x2.data, memory_b.saved.x2.data);

@@ -10,7 +10,7 @@ using testing::TinySpec;
 // A feed-forward layer with random weights and inputs.
 struct Rig {
   Rig(Device& device_in, const ModelSpec& spec, int64_t N_in, DType compute)
-      : device(device_in), N(N_in), params(compute, 1, 0), ffn(spec, params, "ffn.", 0) {
+      : device(device_in), N(N_in), params(compute, 1, 0), ffn(spec, params, "ffn.", 0, 0) {
     const int64_t D = spec.embedding_dim;
     memory = std::make_unique<DeviceMemory>(device, [&](Arena& arena) {
       params.Bind(arena, false);

@@ -214,7 +214,7 @@ TEST(LanguageModel, CarriedStatesGiveTheLogitsOfTheWholeSequence) {
 
   for (const std::vector<int64_t>& cuts :
        {std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, kT}, std::vector<int64_t>{0, 5, 6, kT}}) {
-    std::vector<MlstmState> states;
+    std::vector<LayerState> states;
     const DeviceMemory memory(*device, [&](Arena& arena) { states = bound->model().BindStates(arena, kB); });
     for (size_t c = 0; c + 1 < cuts.size(); ++c) {
       Batch piece;

@@ -23,7 +23,7 @@ struct Rig {
     memory = std::make_unique<DeviceMemory>(device, [&](Arena& arena) {
       params.Bind(arena, false);
       params.BindGradients(arena);
-      bound = layer.Bind(arena, device.ops(), compute, B, T, /*train=*/true);
+      bound = layer.Bind(arena, device.ops(), compute, {.B = B, .T = T}, /*train=*/true);
       for (Tensor* t : {&x, &y, &dx, &dy}) *t = arena.Persistent("test", compute, {N, D});
       resets = arena.Persistent("test", DType::kU8, {N});
     });

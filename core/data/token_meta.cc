@@ -12,7 +12,8 @@ namespace carousel {
 namespace {
 using Json = nlohmann::ordered_json;
 constexpr char kFormat[] = "carousel token file";
-constexpr int kVersion = 1;
+// Version 2 has a task, which a reader of version 1 would pass over: it would train on all tokens.
+constexpr int kPlainVersion = 1, kTaskVersion = 2;
 
 absl::Status FieldError(const std::string& path, const char* field, const std::string& wanted) {
   return absl::DataLossError(absl::StrCat(path, ": field \"", field, "\" must be ", wanted,
@@ -45,12 +46,51 @@ absl::StatusOr<uint32_t> HexField(const Json& json, const char* field, const std
   }
   return value;
 }
+
+absl::StatusOr<double> NumberField(const Json& json, const char* field, double max, const std::string& path) {
+  const auto found = json.find(field);
+  // The range is false for what is not a number.
+  if (found == json.end() || !found->is_number() || !(found->get<double>() >= 0) ||
+      !(found->get<double>() <= max)) {
+    return FieldError(path, field, absl::StrCat("a number from 0 to ", max));
+  }
+  return found->get<double>();
+}
+
+Json FormatTask(const TaskMeta& task) {
+  Json json;
+  json["name"] = task.name;
+  json["parameters"] = task.parameters;
+  json["num_problems"] = static_cast<uint64_t>(task.num_problems);
+  json["row_tokens"] = static_cast<uint64_t>(task.row_tokens);
+  json["chance"] = task.chance;
+  json["entropy_nats_per_token"] = task.entropy_nats_per_token;
+  if (task.labels_crc32c.has_value()) json["labels_crc32c"] = absl::StrFormat("%08x", *task.labels_crc32c);
+  return json;
+}
+
+absl::StatusOr<TaskMeta> ParseTask(const Json& json, const std::string& path) {
+  constexpr int64_t kMaxCount = std::numeric_limits<int64_t>::max();
+  constexpr double kMaxEntropy = 64;  // no vocabulary of 32-bit ids has more nats
+  TaskMeta task;
+  CAROUSEL_ASSIGN_OR_RETURN(task.name, StringField(json, "name", path));
+  CAROUSEL_ASSIGN_OR_RETURN(task.parameters, StringField(json, "parameters", path));
+  CAROUSEL_ASSIGN_OR_RETURN(task.num_problems, CountField(json, "num_problems", kMaxCount, path));
+  CAROUSEL_ASSIGN_OR_RETURN(task.row_tokens, CountField(json, "row_tokens", kMaxCount, path));
+  CAROUSEL_ASSIGN_OR_RETURN(task.chance, NumberField(json, "chance", 1, path));
+  CAROUSEL_ASSIGN_OR_RETURN(task.entropy_nats_per_token,
+                            NumberField(json, "entropy_nats_per_token", kMaxEntropy, path));
+  if (json.contains("labels_crc32c")) {
+    CAROUSEL_ASSIGN_OR_RETURN(task.labels_crc32c, HexField(json, "labels_crc32c", path));
+  }
+  return task;
+}
 }  // namespace
 
 std::string FormatTokenMeta(const TokenMeta& meta) {
   Json json;
   json["format"] = kFormat;
-  json["version"] = kVersion;
+  json["version"] = meta.task.has_value() ? kTaskVersion : kPlainVersion;
   json["tokenizer"] = meta.tokenizer;
   json["vocab_size"] = static_cast<uint64_t>(meta.vocab_size);
   json["eod_id"] = static_cast<uint64_t>(meta.eod_id);
@@ -59,6 +99,7 @@ std::string FormatTokenMeta(const TokenMeta& meta) {
   json["text_bytes"] = static_cast<uint64_t>(meta.text_bytes);
   json["bin_crc32c"] = absl::StrFormat("%08x", meta.bin_crc32c);
   json["idx_crc32c"] = absl::StrFormat("%08x", meta.idx_crc32c);
+  if (meta.task.has_value()) json["task"] = FormatTask(*meta.task);
   return json.dump(2, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace) + "\n";
 }
 
@@ -72,9 +113,10 @@ absl::StatusOr<TokenMeta> ParseTokenMeta(const std::string& text, const std::str
   CAROUSEL_ASSIGN_OR_RETURN(const std::string format, StringField(json, "format", path));
   if (format != kFormat) return FieldError(path, "format", absl::StrCat("\"", kFormat, "\""));
   CAROUSEL_ASSIGN_OR_RETURN(const int64_t version, CountField(json, "version", kMaxCount, path));
-  if (version != kVersion) {
-    return absl::UnimplementedError(
-        absl::StrCat(path, ": version ", version, " is not known to this program, which reads ", kVersion));
+  if (version != kPlainVersion && version != kTaskVersion) {
+    return absl::UnimplementedError(absl::StrCat(path, ": version ", version,
+                                                 " is not known to this program, which reads ", kPlainVersion,
+                                                 " and ", kTaskVersion));
   }
   TokenMeta meta;
   CAROUSEL_ASSIGN_OR_RETURN(meta.tokenizer, StringField(json, "tokenizer", path));
@@ -86,6 +128,13 @@ absl::StatusOr<TokenMeta> ParseTokenMeta(const std::string& text, const std::str
   CAROUSEL_ASSIGN_OR_RETURN(meta.text_bytes, CountField(json, "text_bytes", kMaxCount, path));
   CAROUSEL_ASSIGN_OR_RETURN(meta.bin_crc32c, HexField(json, "bin_crc32c", path));
   CAROUSEL_ASSIGN_OR_RETURN(meta.idx_crc32c, HexField(json, "idx_crc32c", path));
+  const auto task = json.find("task");
+  if ((task != json.end()) != (version == kTaskVersion) || (task != json.end() && !task->is_object())) {
+    return FieldError(path, "task", "an object in version 2 and absent in version 1");
+  }
+  if (version == kTaskVersion) {
+    CAROUSEL_ASSIGN_OR_RETURN(meta.task, ParseTask(*task, path));
+  }
   return meta;
 }
 }  // namespace carousel

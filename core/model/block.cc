@@ -2,87 +2,103 @@
 
 namespace carousel {
 
-Block::Norm Block::RegisterNorm(ParamStore& params, const std::string& name, int group) const {
-  const std::vector<int64_t> shape = {spec_.embedding_dim};
-  Norm norm;
-  norm.weight = params.Register(
-      {.name = name + ".weight", .shape = shape, .init = {.rule = InitRule::kOne}, .group = group});
-  if (spec_.use_bias) {
-    norm.bias = params.Register({.name = name + ".bias", .shape = shape, .group = group});
+Block::Mixer Block::MakeMixer(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group,
+                              int64_t block) {
+  if (spec.is_slstm(block)) return SlstmLayer(spec, params, prefix + "slstm_layer.", group, block);
+  if (spec.family == Family::kPaper) {
+    return MlstmPaperLayer(spec, params, prefix + "mlstm_layer.", group, block);
   }
-  return norm;
+  return MlstmLayer(spec, params, prefix + "mlstm_layer.", group);
 }
 
-Block::Block(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group)
-    : spec_(spec),
+Block::Block(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group, int64_t block)
+    : D_(spec.embedding_dim),
       compute_(params.compute()),
-      norm_mlstm_(RegisterNorm(params, prefix + "norm_mlstm", group)),
-      mixer_(spec, params, prefix + "mlstm_layer.", group),
-      norm_ffn_(RegisterNorm(params, prefix + "norm_ffn", group)),
-      ffn_(spec, params, prefix + "ffn.", group) {}
+      norm_(spec, params, prefix + (spec.is_slstm(block) ? "norm_slstm" : "norm_mlstm"), group),
+      mixer_(MakeMixer(spec, params, prefix, group, block)) {
+  if (!spec.has_ffn(block)) return;
+  norm_ffn_.emplace(spec, params, prefix + "norm_ffn", group);
+  ffn_.emplace(spec, params, prefix + "ffn.", group, block);
+}
 
-Block::Memory Block::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, Mode mode) const {
+Block::Memory Block::Bind(Arena& arena, const Ops& ops, const PassShape& shape, Mode mode) const {
   const DType wide = WideOf(compute_);
-  const int64_t N = B * T, D = spec_.embedding_dim;
+  const int64_t N = shape.N();
   const bool train = mode != Mode::kInference;
   Memory memory;
   Saved& s = memory.saved;
   if (mode == Mode::kInference) arena.BeginSharedSaved("blocks");
-  s.x1 = arena.Saved(wide, {N, D});
+  s.x1 = arena.Saved(wide, {N, D_});
   if (mode == Mode::kRecompute) arena.BeginSharedSaved("recomputed blocks");
-  s.u1 = arena.Saved(compute_, {N, D});
-  s.rstd1 = arena.Saved(wide, {N});
-  s.x2 = arena.Saved(wide, {N, D});
-  s.u2 = arena.Saved(compute_, {N, D});
-  s.rstd2 = arena.Saved(wide, {N});
+  s.u1 = arena.Saved(compute_, {N, D_});
+  s.norm1 = norm_.Bind(arena, N);
+  if (ffn_) {
+    s.x2 = arena.Saved(wide, {N, D_});
+    s.u2 = arena.Saved(compute_, {N, D_});
+    s.norm2 = norm_ffn_->Bind(arena, N);
+  }
 
   // The block's own scratch is in use while a layer runs: the layers' scratch lies above it.
   const ScratchScope scope(arena);
-  memory.scratch.delta = arena.Scratch(compute_, {N, D});
-  if (train && compute_ != wide) memory.scratch.dy = arena.Scratch(compute_, {N, D});
-  memory.mixer = mixer_.Bind(arena, ops, compute_, B, T, train);
-  memory.ffn = ffn_.Bind(arena, N, train);
+  memory.scratch.delta = arena.Scratch(compute_, {N, D_});
+  if (train && compute_ != wide) memory.scratch.dy = arena.Scratch(compute_, {N, D_});
+  std::visit([&](const auto& mixer) { memory.mixer = mixer.Bind(arena, ops, compute_, shape, train); },
+             mixer_);
+  if (ffn_) memory.ffn = ffn_->Bind(arena, N, train);
   if (mode != Mode::kSave) arena.EndSharedSaved();
   return memory;
 }
 
+LayerState Block::BindState(Arena& arena, int64_t B) const {
+  return std::visit([&](const auto& mixer) { return mixer.BindState(arena, WideOf(compute_), B); }, mixer_);
+}
+
+void Block::MixerForward(const LayerContext& ctx, const Memory& memory, Tensor y, Tensor x,
+                         const LayerState& initial, const LayerState& last) const {
+  std::visit(
+      [&]<class Layer>(const Layer& mixer) {
+        mixer.Forward(ctx, std::get<typename Layer::Memory>(memory.mixer),
+                      {.y = y, .x = x, .initial = initial, .last = last});
+      },
+      mixer_);
+}
+
+void Block::MixerBackward(const LayerContext& ctx, const Memory& memory, Tensor dx, Tensor dy,
+                          Tensor x) const {
+  std::visit(
+      [&]<class Layer>(const Layer& mixer) {
+        mixer.Backward(ctx, std::get<typename Layer::Memory>(memory.mixer), {.dx = dx, .dy = dy, .x = x});
+      },
+      mixer_);
+}
+
 void Block::Forward(const LayerContext& ctx, const Memory& memory, const ForwardArgs& a) const {
   const int64_t N = ctx.N();
-  const ParamStore& params = ctx.params;
   const Saved& s = memory.saved;
-  const Tensor x1 = s.x1.Rows(0, N), x2 = s.x2.Rows(0, N);
-  const Tensor u1 = s.u1.Rows(0, N), u2 = s.u2.Rows(0, N), delta = memory.scratch.delta.Rows(0, N);
+  const Tensor x1 = s.x1.Rows(0, N), u1 = s.u1.Rows(0, N), delta = memory.scratch.delta.Rows(0, N);
   CAROUSEL_CHECK_MSG(a.delta_in.defined() || a.x.data == x1.data, "the stream must be in x1 already");
 
   // x1 = x + delta_in;  u1 = norm(x1)
-  ctx.ops.RmsNormForward({.y = u1,
-                          .rstd = s.rstd1.Rows(0, N),
-                          .sum = a.delta_in.defined() ? x1 : Tensor(),
-                          .x = a.x,
-                          .delta = a.delta_in,
-                          .weight = params.Weight(norm_mlstm_.weight),
-                          .bias = norm_mlstm_.bias >= 0 ? params.Weight(norm_mlstm_.bias) : Tensor(),
-                          .eps = spec_.norm_eps});
-  mixer_.Forward(ctx, memory.mixer, {.y = delta, .x = u1, .initial = a.initial, .last = a.last});
+  norm_.Forward(ctx, s.norm1,
+                {.y = u1, .sum = a.delta_in.defined() ? x1 : Tensor(), .x = a.x, .delta = a.delta_in});
+  if (!ffn_) {
+    // A recomputing caller wants no result, only what Backward reads.
+    MixerForward(ctx, memory, a.delta_out.defined() ? a.delta_out : delta, u1, a.initial, a.last);
+    return;
+  }
+  MixerForward(ctx, memory, delta, u1, a.initial, a.last);
 
   // x2 = x1 + mixer;  u2 = norm(x2)
-  ctx.ops.RmsNormForward({.y = u2,
-                          .rstd = s.rstd2.Rows(0, N),
-                          .sum = x2,
-                          .x = x1,
-                          .delta = delta,
-                          .weight = params.Weight(norm_ffn_.weight),
-                          .bias = norm_ffn_.bias >= 0 ? params.Weight(norm_ffn_.bias) : Tensor(),
-                          .eps = spec_.norm_eps});
-  ffn_.Forward(ctx, memory.ffn, a.delta_out, u2);
+  const Tensor u2 = s.u2.Rows(0, N);
+  norm_ffn_->Forward(ctx, s.norm2, {.y = u2, .sum = s.x2.Rows(0, N), .x = x1, .delta = delta});
+  ffn_->Forward(ctx, memory.ffn, a.delta_out, u2);
 }
 
 void Block::Backward(const LayerContext& ctx, const Memory& memory, Mode mode, Tensor dx) const {
   CAROUSEL_CHECK_MSG(mode != Mode::kInference, "bound for inference");
   const int64_t N = ctx.N();
-  const ParamStore& params = ctx.params;
   const Saved& s = memory.saved;
-  const Tensor x1 = s.x1.Rows(0, N), x2 = s.x2.Rows(0, N);
+  const Tensor x1 = s.x1.Rows(0, N);
   if (mode == Mode::kRecompute) Forward(ctx, memory, {.delta_out = {}, .x = x1});
 
   // The stream's gradient as an operand of matmuls.
@@ -95,25 +111,13 @@ void Block::Backward(const LayerContext& ctx, const Memory& memory, Mode mode, T
   const Tensor du = memory.scratch.delta.Rows(0, N);
 
   // output = x2 + ffn(norm(x2))
-  ffn_.Backward(ctx, memory.ffn, {.dx = du, .dy = rounded(), .x = s.u2.Rows(0, N)});
-  ctx.ops.RmsNormBackward({.dx = dx,
-                           .dweight = params.Grad(norm_ffn_.weight),
-                           .dbias = norm_ffn_.bias >= 0 ? params.Grad(norm_ffn_.bias) : Tensor(),
-                           .dy = du,
-                           .dresidual = dx,
-                           .x = x2,
-                           .weight = params.Weight(norm_ffn_.weight),
-                           .rstd = s.rstd2.Rows(0, N)});
+  if (ffn_) {
+    ffn_->Backward(ctx, memory.ffn, {.dx = du, .dy = rounded(), .x = s.u2.Rows(0, N)});
+    norm_ffn_->Backward(ctx, s.norm2, {.dx = dx, .dy = du, .dresidual = dx, .x = s.x2.Rows(0, N)});
+  }
 
   // x2 = x1 + mixer(norm(x1))
-  mixer_.Backward(ctx, memory.mixer, {.dx = du, .dy = rounded(), .x = s.u1.Rows(0, N)});
-  ctx.ops.RmsNormBackward({.dx = dx,
-                           .dweight = params.Grad(norm_mlstm_.weight),
-                           .dbias = norm_mlstm_.bias >= 0 ? params.Grad(norm_mlstm_.bias) : Tensor(),
-                           .dy = du,
-                           .dresidual = dx,
-                           .x = x1,
-                           .weight = params.Weight(norm_mlstm_.weight),
-                           .rstd = s.rstd1.Rows(0, N)});
+  MixerBackward(ctx, memory, du, rounded(), s.u1.Rows(0, N));
+  norm_.Backward(ctx, s.norm1, {.dx = dx, .dy = du, .dresidual = dx, .x = x1});
 }
 }  // namespace carousel

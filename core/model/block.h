@@ -1,27 +1,35 @@
-// One residual block: x1 = block input;  x2 = x1 + mLSTM(norm_mlstm(x1));  output = x2 + FFN(norm_ffn(x2)).
+// One residual block: x2 = x1 + mixer(norm(x1));  output = x2 + FFN(norm_ffn(x2)), or x2 without a
+// feed-forward (mLSTM blocks of the paper family). The mixer is an mLSTM or an sLSTM, as the spec says for
+// this block.
 //
-// The residual stream is wide. Its additions happen inside the norms: a block hands on the pair (x2, delta)
-// with output = x2 + delta, and the next norm adds the two.
+// The residual stream is wide. Its additions happen inside the norms: a block hands on the pair (stream,
+// delta) with output = stream + delta, and the next norm adds the two.
 #pragma once
+#include <optional>
 #include <string>
+#include <variant>
 
 #include "core/model/ffn.h"
 #include "core/model/mlstm_layer.h"
+#include "core/model/mlstm_paper_layer.h"
+#include "core/model/norm_layer.h"
+#include "core/model/slstm_layer.h"
 
 namespace carousel {
 
 class Block {
  public:
-  // Registers "<prefix>norm_mlstm.weight", ... in `group`; prefix is "backbone.blocks.0." or alike.
-  Block(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group);
+  // Registers "<prefix>norm_mlstm.weight" (norm_slstm), ... in `group`; prefix is "backbone.blocks.0." or
+  // alike, `block` the block's index.
+  Block(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group, int64_t block);
 
   struct Saved {
-    Tensor x1;     // (N, D) wide: the block input. All that a recomputed block keeps
-    Tensor u1;     // (N, D) compute: norm_mlstm(x1)
-    Tensor rstd1;  // (N) wide
-    Tensor x2;     // (N, D) wide: x1 + mixer
-    Tensor u2;     // (N, D) compute: norm_ffn(x2)
-    Tensor rstd2;  // (N) wide
+    Tensor x1;               // (N, D) wide: the block input. All that a recomputed block keeps
+    Tensor u1;               // (N, D) compute: norm(x1)
+    NormLayer::Saved norm1;  // (N) wide
+    Tensor x2;               // (N, D) wide: x1 + mixer; this and what follows only with a feed-forward
+    Tensor u2;               // (N, D) compute: norm_ffn(x2)
+    NormLayer::Saved norm2;  // (N) wide
   };
   struct Scratch {
     Tensor delta;  // (N, D) compute: the mixer's output; in backward the gradient of u2, then of u1
@@ -30,36 +38,42 @@ class Block {
   struct Memory {
     Saved saved;
     Scratch scratch;
-    MlstmLayer::Memory mixer;
+    std::variant<MlstmLayer::Memory, MlstmPaperLayer::Memory, SlstmLayer::Memory> mixer;
     Ffn::Memory ffn;
   };
   enum class Mode : uint8_t { kInference, kSave, kRecompute };
   // kRecompute: all blocks but for x1 share one region. kInference: blocks share everything.
-  Memory Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, Mode mode) const;
+  Memory Bind(Arena& arena, const Ops& ops, const PassShape& shape, Mode mode) const;
+  // What the mixer carries along B sequences. Category "states".
+  LayerState BindState(Arena& arena, int64_t B) const;
 
   struct ForwardArgs {
-    Tensor delta_out;  // (N, D) compute out: the FFN's output; may alias delta_in
+    Tensor delta_out;  // (N, D) compute out: what is to be added to Stream(); may alias delta_in
     Tensor x;  // (N, D) wide: the stream so far; may be memory.saved.x1 itself if delta_in is not given
     Tensor delta_in = {};                // (N, D) compute, optional: what is still to be added to x
-    MlstmState initial = {}, last = {};  // optional, as MlstmLayer
+    LayerState initial = {}, last = {};  // optional, as the mixer's
   };
-  // After it, output = memory.saved.x2 + delta_out.
+  // After it, output = Stream(memory) + delta_out.
   void Forward(const LayerContext&, const Memory&, const ForwardArgs&) const;
+  // The stream after Forward, without delta_out: (bound N, D) wide.
+  Tensor Stream(const Memory& memory) const { return ffn_ ? memory.saved.x2 : memory.saved.x1; }
   // dx (N, D) wide: the gradient of the output comes in, the gradient of the block input goes out. Once per
   // Forward. kRecompute: runs Forward from x1 first.
   void Backward(const LayerContext&, const Memory&, Mode mode, Tensor dx) const;
 
  private:
-  struct Norm {
-    int weight = -1, bias = -1;
-  };
-  Norm RegisterNorm(ParamStore& params, const std::string& name, int group) const;
+  using Mixer = std::variant<MlstmLayer, MlstmPaperLayer, SlstmLayer>;
+  static Mixer MakeMixer(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group,
+                         int64_t block);
+  void MixerForward(const LayerContext&, const Memory&, Tensor y, Tensor x, const LayerState& initial,
+                    const LayerState& last) const;
+  void MixerBackward(const LayerContext&, const Memory&, Tensor dx, Tensor dy, Tensor x) const;
 
-  ModelSpec spec_;
+  int64_t D_;
   DType compute_;
-  Norm norm_mlstm_;
-  MlstmLayer mixer_;
-  Norm norm_ffn_;
-  Ffn ffn_;
+  NormLayer norm_;
+  Mixer mixer_;
+  std::optional<NormLayer> norm_ffn_;
+  std::optional<Ffn> ffn_;
 };
 }  // namespace carousel

@@ -1,17 +1,18 @@
 #include "core/model/ffn.h"
 
-#include <cmath>
+#include "core/model/layer_init.h"
 
 namespace carousel {
 
-Ffn::Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group)
-    : compute_(params.compute()), F_(spec.ffn_dim) {
+Ffn::Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group, int64_t block)
+    : compute_(params.compute()),
+      D_(spec.embedding_dim),
+      F_(spec.ffn_dim),
+      block_(block),
+      activation_(spec.family == Family::kPaper ? GluActivation::kGelu : GluActivation::kSilu),
+      dropout_(spec.ffn_dropout) {
   const int64_t D = spec.embedding_dim;
-  // small(D) for gate and up, wang for the way back to the stream; as in mlstm_layer.cc.
-  const ParamInit small = {.rule = InitRule::kNormal, .a = std::sqrt(2.0 / (5.0 * static_cast<double>(D)))};
-  const ParamInit wang = {
-      .rule = InitRule::kNormal,
-      .a = 2.0 / static_cast<double>(spec.num_blocks) / std::sqrt(static_cast<double>(D))};
+  const ParamInit small = SmallInit(D), wang = WangInit(D, spec.num_blocks);
   const auto matrix = [&](const char* name, int64_t out, int64_t in, const ParamInit& init) {
     return params.Register(
         {.name = prefix + name + ".weight", .shape = {out, in}, .decay = true, .init = init, .group = group});
@@ -21,12 +22,12 @@ Ffn::Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, i
   };
   gate_up_ = matrix("proj_up_gate", F_, D, small);
   matrix("proj_up", F_, D, small);
-  if (spec.use_bias) {
+  if (spec.has_ffn_bias()) {
     gate_up_bias_ = bias("proj_up_gate", F_);
     bias("proj_up", F_);
   }
   down_ = matrix("proj_down", D, F_, wang);
-  if (spec.use_bias) down_bias_ = bias("proj_down", D);
+  if (spec.has_ffn_bias()) down_bias_ = bias("proj_down", D);
 }
 
 Ffn::Memory Ffn::Bind(Arena& arena, int64_t num_tokens, bool train) const {
@@ -34,7 +35,10 @@ Ffn::Memory Ffn::Bind(Arena& arena, int64_t num_tokens, bool train) const {
   memory.saved = {.gate_up = arena.Saved(compute_, {num_tokens, 2 * F_}),
                   .act = arena.Saved(compute_, {num_tokens, F_})};
   const ScratchScope scope(arena);
-  if (train) memory.scratch.dact = arena.Scratch(compute_, {num_tokens, F_});
+  if (train) {
+    memory.scratch.dact = arena.Scratch(compute_, {num_tokens, F_});
+    if (dropout_ > 0) memory.scratch.dropped = arena.Scratch(compute_, {num_tokens, D_});
+  }
   return memory;
 }
 
@@ -47,7 +51,8 @@ void Ffn::Forward(const LayerContext& ctx, const Memory& memory, Tensor y, Tenso
                   .b = ctx.params.FusedWeight(gate_up_, 2),
                   .bias = gate_up_bias_ >= 0 ? ctx.params.FusedWeight(gate_up_bias_, 2) : Tensor(),
                   .transpose_b = true});
-  ctx.ops.GluForward({.y = act, .gate = gate_up.Columns(0, F_), .up = gate_up.Columns(F_, F_)});
+  ctx.ops.GluForward(
+      {.y = act, .gate = gate_up.Columns(0, F_), .up = gate_up.Columns(F_, F_), .activation = activation_});
   if (!y.defined()) return;
   // Row-split.
   ctx.ops.Matmul({.c = y,
@@ -55,6 +60,9 @@ void Ffn::Forward(const LayerContext& ctx, const Memory& memory, Tensor y, Tenso
                   .b = ctx.params.Weight(down_),
                   .bias = down_bias_ >= 0 ? ctx.params.Weight(down_bias_) : Tensor(),
                   .transpose_b = true});
+  if (dropout_ > 0 && ctx.dropout_key.has_value()) {
+    ctx.ops.Dropout({.y = y, .x = y, .rate = dropout_, .key = ctx.DropoutKey(2 + 2 * block_)});
+  }
 }
 
 void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const BackwardArgs& a) const {
@@ -63,14 +71,20 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
   const Tensor gate_up = memory.saved.gate_up.Rows(0, N), act = memory.saved.act.Rows(0, N);
   const Tensor dact = memory.scratch.dact.Rows(0, N);
 
-  // y = act W_down^T + b
-  ctx.ops.Matmul({.c = dact, .a = a.dy, .b = params.Weight(down_)});
-  ctx.ops.Matmul({.c = params.Grad(down_), .a = a.dy, .b = act, .transpose_a = true, .accumulate = true});
-  if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = a.dy});
+  // y = dropout(act W_down^T + b)
+  Tensor dy = a.dy;
+  if (dropout_ > 0 && ctx.dropout_key.has_value()) {
+    dy = memory.scratch.dropped.Rows(0, N);
+    ctx.ops.Dropout({.y = dy, .x = a.dy, .rate = dropout_, .key = ctx.DropoutKey(2 + 2 * block_)});
+  }
+  ctx.ops.Matmul({.c = dact, .a = dy, .b = params.Weight(down_)});
+  ctx.ops.Matmul({.c = params.Grad(down_), .a = dy, .b = act, .transpose_a = true, .accumulate = true});
+  if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
-  // act = silu(gate) * up: the gradients take the place of gate and up.
+  // act = activation(gate) * up: the gradients take the place of gate and up.
   const Tensor gate = gate_up.Columns(0, F_), up = gate_up.Columns(F_, F_);
-  ctx.ops.GluBackward({.dgate = gate, .dup = up, .dy = dact, .gate = gate, .up = up});
+  ctx.ops.GluBackward(
+      {.dgate = gate, .dup = up, .dy = dact, .gate = gate, .up = up, .activation = activation_});
   const Tensor dgate_up = gate_up;
 
   // [gate|up] = x W^T + b

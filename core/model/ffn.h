@@ -1,4 +1,5 @@
-// Gated feed-forward: y = (silu(x W_gate^T) * (x W_up^T)) W_down^T, each map with a bias if use_bias.
+// Gated feed-forward: y = dropout((act(x W_gate^T) * (x W_up^T)) W_down^T), each map with a bias if has_ffn_bias().
+// act is SiLU in the large family and GELU in the paper family.
 // Column-split (gate, up), then row-split (down).
 #pragma once
 #include <string>
@@ -10,15 +11,16 @@ namespace carousel {
 
 class Ffn {
  public:
-  // Registers the parameters prefix + "proj_up_gate.weight", ... in `group`.
-  Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group);
+  // Registers the parameters prefix + "proj_up_gate.weight", ... in `group`. `block` is the block's index.
+  Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, int group, int64_t block);
 
   struct Saved {
     Tensor gate_up;  // (N, 2*F) compute: gate and up side by side; Backward overwrites it with its gradient
     Tensor act;      // (N, F) compute: silu(gate) * up
   };
   struct Scratch {
-    Tensor dact;  // (N, F) compute
+    Tensor dact;     // (N, F) compute
+    Tensor dropped;  // (N, D) compute: gradient after dropout; undefined without dropout
   };
   struct Memory {
     Saved saved;
@@ -39,7 +41,9 @@ class Ffn {
 
  private:
   DType compute_;
-  int64_t F_;
+  int64_t D_, F_, block_;
+  GluActivation activation_;
+  double dropout_;
   int gate_up_ = -1, gate_up_bias_ = -1;  // first of proj_up_gate, proj_up
   int down_ = -1, down_bias_ = -1;
 };

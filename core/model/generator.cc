@@ -62,14 +62,14 @@ Generator::Generator(LanguageModel& model, Device& device)
     states_ = model_.BindStates(arena, /*B=*/1);
     ids_ = arena.Persistent("batch", DType::kI32, {piece_tokens_});
     resets_ = arena.Persistent("batch", DType::kU8, {piece_tokens_});
-    logits_ = arena.Persistent("batch", states_[0].m.dtype, {1, model_.spec().vocab_size});
+    logits_ = arena.Persistent("batch", states_[0].Tensors()[0].dtype, {1, model_.spec().vocab_size});
   });
   CAROUSEL_CHECK_MSG(memory_->ok(), "no memory for the states of one sequence");
 }
 
 void Generator::Reset() {
-  for (const MlstmState& state : states_) {
-    for (const Tensor& t : {state.C, state.n, state.m}) device_.ops().Fill({.y = t, .value = 0});
+  for (const LayerState& state : states_) {
+    for (const Tensor& t : state.Tensors()) device_.ops().Fill({.y = t, .value = 0});
   }
 }
 

@@ -1,4 +1,4 @@
-// Generator: text from a language model with constant memory. The prompt is read in pieces with the mLSTM
+// Generator: text from a language model with constant memory. The prompt is read in pieces with the
 // states carried between them, then every new token is one recurrent step.
 #pragma once
 #include <functional>
@@ -50,7 +50,7 @@ class Generator {
   LanguageModel& model_;
   Device& device_;
   int64_t piece_tokens_;
-  std::vector<MlstmState> states_;
+  std::vector<LayerState> states_;
   Tensor ids_;     // (piece_tokens) i32
   Tensor resets_;  // (piece_tokens) u8
   Tensor logits_;  // (1, V) wide

@@ -1,35 +1,45 @@
 #include "core/model/language_model.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
+
+#include "core/model/layer_init.h"
 
 namespace carousel {
 namespace {
 
-// A ParamSync that may be absent.
+// A ParamSync that may be absent. Groups without parameters are left out.
 struct OptionalSync {
   ParamSync* sync;
+  int num_groups;
+  bool Knows(int group) const { return sync != nullptr && group < num_groups; }
   void Prefetch(int group) const {
-    if (sync != nullptr) sync->Prefetch(group);
+    if (Knows(group)) sync->Prefetch(group);
   }
   void Acquire(int group) const {
-    if (sync != nullptr) sync->Acquire(group);
+    if (Knows(group)) sync->Acquire(group);
   }
   void Release(int group) const {
-    if (sync != nullptr) sync->Release(group);
+    if (Knows(group)) sync->Release(group);
   }
   void GradReady(int group) const {
-    if (sync != nullptr) sync->GradReady(group);
+    if (Knows(group)) sync->GradReady(group);
   }
 };
 
 void CheckSpec(const ModelSpec& s) {
   CAROUSEL_CHECK(s.vocab_size > 0 && s.embedding_dim > 0 && s.num_blocks > 0 && s.num_heads > 0);
-  CAROUSEL_CHECK(s.qk_dim > 0 && s.v_dim > 0 && s.ffn_dim > 0);
+  CAROUSEL_CHECK(s.qk_dim > 0 && s.v_dim > 0 && s.ffn_dim >= (s.family == Family::kLarge ? 1 : 0));
   CAROUSEL_CHECK_MSG(s.qk_dim % s.num_heads == 0 && s.v_dim % s.num_heads == 0,
                      "num_heads must divide qk_dim and v_dim");
   CAROUSEL_CHECK(s.chunk_length > 0 && s.loss_chunk_tokens > 0);
+  for (size_t j = 0; j < s.slstm_at.size(); ++j) {
+    CAROUSEL_CHECK(s.slstm_at[j] >= (j == 0 ? 0 : s.slstm_at[j - 1] + 1) && s.slstm_at[j] < s.num_blocks);
+  }
+  if (!s.slstm_at.empty()) {
+    CAROUSEL_CHECK_MSG(s.slstm_num_heads > 0 && s.embedding_dim % s.slstm_num_heads == 0,
+                       "slstm_num_heads must divide embedding_dim");
+  }
 }
 }  // namespace
 
@@ -37,25 +47,23 @@ LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool dec
     : spec_(spec), params_(params) {
   CheckSpec(spec);
   const int64_t V = spec.vocab_size, D = spec.embedding_dim;
-  const ParamInit small = {.rule = InitRule::kNormal, .a = std::sqrt(2.0 / (5.0 * static_cast<double>(D)))};
-  embedding_ = params.Register(
-      {.name = "embedding.weight", .shape = {V, D}, .decay = decay_embedding, .init = small, .group = 0});
+  embedding_ = params.Register({.name = "embedding.weight",
+                                .shape = {V, D},
+                                .decay = decay_embedding,
+                                .init = SmallInit(D),
+                                .group = 0});
   for (int64_t l = 0; l < spec.num_blocks; ++l) {
     blocks_.push_back(std::make_unique<Block>(spec, params, "backbone.blocks." + std::to_string(l) + ".",
-                                              static_cast<int>(l) + 1));
+                                              static_cast<int>(l) + 1, l));
   }
   const int head_group = static_cast<int>(spec.num_blocks) + 1;
-  if (spec.add_out_norm) {
-    out_norm_ = params.Register({.name = "backbone.out_norm.weight",
-                                 .shape = {D},
-                                 .init = {.rule = InitRule::kOne},
-                                 .group = head_group});
-    if (spec.use_bias) {
-      out_norm_bias_ = params.Register({.name = "backbone.out_norm.bias", .shape = {D}, .group = head_group});
-    }
-  }
-  head_weight_ = params.Register(
-      {.name = "lm_head.weight", .shape = {V, D}, .decay = true, .init = small, .group = head_group});
+  if (spec.add_out_norm) out_norm_.emplace(spec, params, "backbone.out_norm", head_group);
+  head_weight_ = spec.tie_embeddings ? embedding_
+                                     : params.Register({.name = "lm_head.weight",
+                                                        .shape = {V, D},
+                                                        .decay = true,
+                                                        .init = SmallInit(D),
+                                                        .group = head_group});
 }
 
 Block::Mode LanguageModel::mode() const {
@@ -63,18 +71,19 @@ Block::Mode LanguageModel::mode() const {
   return spec_.recompute == Recompute::kRecompute ? Block::Mode::kRecompute : Block::Mode::kSave;
 }
 
-void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train) {
+void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t longest_T) {
   CAROUSEL_CHECK(B > 0 && T > 0);
+  bound_ = {.B = B, .T = T, .longest_T = longest_T};
   const DType compute = params_.compute(), wide = params_.wide();
-  const int64_t N = B * T, D = spec_.embedding_dim, V = spec_.vocab_size;
+  const int64_t N = bound_.N(), D = spec_.embedding_dim, V = spec_.vocab_size;
   const int64_t chunk = std::min(spec_.loss_chunk_tokens, N);
   B_ = B;
   T_ = T;
   train_ = train;
   head_ = {};
-  if (out_norm_ >= 0) {
+  if (out_norm_) {
     head_.x = arena.Saved(wide, {N, D});
-    head_.rstd = arena.Saved(wide, {N});
+    head_.norm = out_norm_->Bind(arena, N);
   }
   head_.u = arena.Saved(compute, {N, D});
 
@@ -83,7 +92,7 @@ void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, boo
   delta_ = arena.Scratch(compute, {N, D});
   dx_ = train ? arena.Scratch(wide, {N, D}) : Tensor();
   block_memory_.clear();
-  for (const auto& block : blocks_) block_memory_.push_back(block->Bind(arena, ops, B, T, mode()));
+  for (const auto& block : blocks_) block_memory_.push_back(block->Bind(arena, ops, bound_, mode()));
   const ScratchScope head(arena);
   head_.logits = arena.Scratch(wide, {chunk, V});
   head_.loss = arena.Scratch(wide, {N});
@@ -93,31 +102,31 @@ void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, boo
   }
 }
 
-std::vector<MlstmState> LanguageModel::BindStates(Arena& arena, int64_t B) const {
-  const int64_t NH = spec_.num_heads, DHQK = spec_.head_dim_qk(), DHV = spec_.head_dim_v();
-  std::vector<MlstmState> states;
-  for (int64_t l = 0; l < spec_.num_blocks; ++l) {
-    states.push_back({.C = arena.Persistent("states", params_.wide(), {B, NH, DHQK, DHV}),
-                      .n = arena.Persistent("states", params_.wide(), {B, NH, DHQK}),
-                      .m = arena.Persistent("states", params_.wide(), {B, NH})});
-  }
+std::vector<LayerState> LanguageModel::BindStates(Arena& arena, int64_t B) const {
+  std::vector<LayerState> states;
+  for (const auto& block : blocks_) states.push_back(block->BindState(arena, B));
   return states;
 }
 
 LayerContext LanguageModel::MakeContext(Ops& ops, const Input& input) const {
   CAROUSEL_CHECK_MSG(B_ > 0, "use before Bind");
   const int64_t B = input.B > 0 ? input.B : B_, T = input.T > 0 ? input.T : T_;
-  CAROUSEL_CHECK_LE(T, T_);
-  CAROUSEL_CHECK_LE(B * T, B_ * T_);
+  CAROUSEL_CHECK_LE(T, std::max(bound_.T, bound_.longest_T));
+  CAROUSEL_CHECK_LE(B * T, bound_.N());
   CAROUSEL_CHECK_SHAPE(input.ids, {B * T});
   CAROUSEL_CHECK(!input.targets.defined() || input.targets.HasShape({B * T}));
   CAROUSEL_CHECK(!input.resets.defined() || input.resets.HasShape({B * T}));
-  return {.ops = ops, .params = params_, .B = B, .T = T, .resets = input.resets};
+  return {.ops = ops,
+          .params = params_,
+          .B = B,
+          .T = T,
+          .resets = input.resets,
+          .dropout_key = input.dropout_key};
 }
 
 void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync, const Input& input,
-                                 const std::vector<MlstmState>* states) {
-  const OptionalSync sync{param_sync};
+                                 const std::vector<LayerState>* states) {
+  const OptionalSync sync{param_sync, params_.num_groups()};
   const int64_t N = ctx.N();
   CAROUSEL_CHECK(states == nullptr || states->size() == blocks_.size());
 
@@ -127,6 +136,9 @@ void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync,
   sync.Acquire(0);
   Tensor x = block_memory_[0].saved.x1.Rows(0, N);
   ctx.ops.EmbeddingForward({.y = x, .weight = params_.Weight(embedding_), .ids = input.ids});
+  if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
+    ctx.ops.Dropout({.y = x, .x = x, .rate = spec_.embedding_dropout, .key = ctx.DropoutKey(0)});
+  }
   sync.Release(0);
 
   const Tensor delta = delta_.Rows(0, N);
@@ -134,53 +146,43 @@ void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync,
     const int group = static_cast<int>(l) + 1;
     sync.Prefetch(group + 1);
     sync.Acquire(group);
-    const MlstmState state = states == nullptr ? MlstmState() : (*states)[l];
+    const LayerState state = states == nullptr ? LayerState() : (*states)[l];
     blocks_[l]->Forward(
         ctx, block_memory_[l],
         {.delta_out = delta, .x = x, .delta_in = l == 0 ? Tensor() : delta, .initial = state, .last = state});
-    x = block_memory_[l].saved.x2.Rows(0, N);
+    x = blocks_[l]->Stream(block_memory_[l]).Rows(0, N);
     sync.Release(group);
   }
 
   sync.Acquire(static_cast<int>(blocks_.size()) + 1);
+  if (spec_.tie_embeddings) sync.Acquire(0);
   ForwardOutNorm(ctx);
 }
 
 void LanguageModel::ForwardOutNorm(const LayerContext& ctx) {
   const int64_t N = ctx.N();
-  const Tensor x2 = block_memory_.back().saved.x2.Rows(0, N), delta = delta_.Rows(0, N);
-  if (out_norm_ < 0) {
-    ctx.ops.Add({.y = head_.u.Rows(0, N), .a = x2, .b = delta});
+  const Tensor x = blocks_.back()->Stream(block_memory_.back()).Rows(0, N), delta = delta_.Rows(0, N);
+  const Tensor u = head_.u.Rows(0, N);
+  if (!out_norm_) {
+    ctx.ops.Add({.y = u, .a = x, .b = delta});
     return;
   }
-  ctx.ops.RmsNormForward({.y = head_.u.Rows(0, N),
-                          .rstd = head_.rstd.Rows(0, N),
-                          .sum = head_.x.Rows(0, N),
-                          .x = x2,
-                          .delta = delta,
-                          .weight = params_.Weight(out_norm_),
-                          .bias = out_norm_bias_ >= 0 ? params_.Weight(out_norm_bias_) : Tensor(),
-                          .eps = spec_.norm_eps});
+  out_norm_->Forward(ctx, head_.norm, {.y = u, .sum = head_.x.Rows(0, N), .x = x, .delta = delta});
 }
 
 // dx_ = gradient of the stream after the last block, from head_.du.
 void LanguageModel::BackwardOutNorm(const LayerContext& ctx) {
   const int64_t N = ctx.N();
   const Tensor dx = dx_.Rows(0, N), du = head_.du.Rows(0, N);
-  if (out_norm_ < 0) {
+  if (!out_norm_) {
     ctx.ops.Cast({.y = dx, .x = du});
     return;
   }
-  ctx.ops.RmsNormBackward({.dx = dx,
-                           .dweight = params_.Grad(out_norm_),
-                           .dbias = out_norm_bias_ >= 0 ? params_.Grad(out_norm_bias_) : Tensor(),
-                           .dy = du,
-                           .x = head_.x.Rows(0, N),
-                           .weight = params_.Weight(out_norm_),
-                           .rstd = head_.rstd.Rows(0, N)});
+  out_norm_->Backward(ctx, head_.norm, {.dx = dx, .dy = du, .x = head_.x.Rows(0, N)});
 }
 
-void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor loss_sum, bool backward) {
+void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor loss_sum, bool backward,
+                             Tensor correct) {
   const int64_t N = ctx.N(), chunk = head_.logits.dim[0];
   const Tensor weight = params_.Weight(head_weight_);
   for (int64_t begin = 0; begin < N; begin += chunk) {
@@ -192,6 +194,7 @@ void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor
                           .dlogits = dlogits,
                           .logits = logits,
                           .targets = input.targets.Rows(begin, n),
+                          .correct = correct.defined() ? correct.Rows(begin, n) : Tensor(),
                           .soft_cap = spec_.logit_soft_cap});
     if (!backward) continue;
     ctx.ops.Matmul({.c = head_.du.Rows(begin, n), .a = dlogits, .b = weight});
@@ -204,14 +207,16 @@ void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor
 void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum) {
   CAROUSEL_CHECK_MSG(train_, "bound for inference");
   CAROUSEL_CHECK_MSG(input.targets.defined(), "a loss needs targets");
-  const OptionalSync sync{param_sync};
+  const OptionalSync sync{param_sync, params_.num_groups()};
   const LayerContext ctx = MakeContext(ops, input);
+  CAROUSEL_CHECK_LE(ctx.T, bound_.T);
   const int head_group = static_cast<int>(blocks_.size()) + 1;
 
   ForwardTrunk(ctx, param_sync, input, nullptr);
   sync.Prefetch(head_group - 1);
-  HeadLoss(ctx, input, loss_sum, /*backward=*/true);
+  HeadLoss(ctx, input, loss_sum, /*backward=*/true, /*correct=*/{});
   BackwardOutNorm(ctx);
+  if (spec_.tie_embeddings) sync.Release(0);
   sync.Release(head_group);
   sync.GradReady(head_group);
 
@@ -224,16 +229,22 @@ void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input
     sync.Release(group);
     sync.GradReady(group);
   }
+  if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
+    ops.Dropout({.y = dx, .x = dx, .rate = spec_.embedding_dropout, .key = ctx.DropoutKey(0)});
+  }
   ops.EmbeddingBackward({.dweight = params_.Grad(embedding_), .dy = dx, .ids = input.ids});
   sync.GradReady(0);
 }
 
-void LanguageModel::ForwardLoss(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum) {
+void LanguageModel::ForwardLoss(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum,
+                                Tensor correct) {
   CAROUSEL_CHECK_MSG(input.targets.defined(), "a loss needs targets");
+  const OptionalSync sync{param_sync, params_.num_groups()};
   const LayerContext ctx = MakeContext(ops, input);
   ForwardTrunk(ctx, param_sync, input, nullptr);
-  HeadLoss(ctx, input, loss_sum, /*backward=*/false);
-  OptionalSync{param_sync}.Release(static_cast<int>(blocks_.size()) + 1);
+  HeadLoss(ctx, input, loss_sum, /*backward=*/false, correct);
+  if (spec_.tie_embeddings) sync.Release(0);
+  sync.Release(static_cast<int>(blocks_.size()) + 1);
 }
 
 void LanguageModel::Logits(const LayerContext& ctx, Tensor logits, Tensor u) const {
@@ -250,7 +261,7 @@ void LanguageModel::ForwardLogits(Ops& ops, const Input& input, Tensor logits) {
   Logits(ctx, logits, head_.u.Rows(0, ctx.N()));
 }
 
-void LanguageModel::ForwardStep(Ops& ops, const Input& input, const std::vector<MlstmState>& states,
+void LanguageModel::ForwardStep(Ops& ops, const Input& input, const std::vector<LayerState>& states,
                                 Tensor last_logits) {
   const LayerContext ctx = MakeContext(ops, input);
   CAROUSEL_CHECK_SHAPE(last_logits, {ctx.B, spec_.vocab_size});

@@ -1,9 +1,13 @@
-// xLSTM language model, large family: embedding -> blocks -> out norm -> head and loss. Explicit backward.
-//   x = Emb[ids];  for each block: x += mLSTM(norm(x)); x += FFN(norm(x));  logits = cap(norm(x) W_head^T)
+// xLSTM language model: embedding -> blocks -> out norm -> head and loss. Explicit backward.
+//   x = dropout(Emb[ids]);  for each block: x += mixer(norm(x)); x += FFN(norm(x));
+//   logits = cap(norm(x) W_head^T)
+// with an mLSTM or an sLSTM as the mixer of each block (core/model/block.h).
 //
 // Groups of the ParamStore: 0 the embedding, 1..num_blocks the blocks, num_blocks + 1 the out norm and head.
+// With tied embeddings the head's matrix is the embedding's, in group 0.
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/comm/param_sync.h"
@@ -55,21 +59,21 @@ class LanguageModel {
 
  private:
   struct Head {
-    Tensor x;        // (N, D) wide saved: the stream after the last block
-    Tensor rstd;     // (N) wide saved
-    Tensor u;        // (N, D) compute saved: out_norm(x), input of the head
-    Tensor du;       // (N, D) compute scratch
-    Tensor logits;   // (loss chunk, V) wide scratch
-    Tensor dlogits;  // (loss chunk, V) compute scratch
-    Tensor loss;     // (N) wide scratch
+    Tensor x;               // (N, D) wide saved: the stream after the last block
+    NormLayer::Saved norm;  // (N) wide saved
+    Tensor u;               // (N, D) compute saved: out_norm(x), input of the head
+    Tensor du;              // (N, D) compute scratch
+    Tensor logits;          // (loss chunk, V) wide scratch
+    Tensor dlogits;         // (loss chunk, V) compute scratch
+    Tensor loss;            // (N) wide scratch
   };
   LayerContext MakeContext(Ops& ops, const Input& input) const;
   Block::Mode mode() const;
   // Embedding, blocks, out norm: fills head_.u. states: null, or one per block, continued in place.
-  void ForwardTrunk(const LayerContext&, ParamSync*, const Input&, const std::vector<MlstmState>* states);
+  void ForwardTrunk(const LayerContext&, ParamSync*, const Input&, const std::vector<LayerState>* states);
   void ForwardOutNorm(const LayerContext&);
   // Logits and loss in chunks of loss_chunk_tokens; backward: also head_.du and the head's weight gradient.
-  void HeadLoss(const LayerContext&, const Input&, Tensor loss_sum, bool backward);
+  void HeadLoss(const LayerContext&, const Input&, Tensor loss_sum, bool backward, Tensor correct);
   void BackwardOutNorm(const LayerContext&);
   // logits (n, V) wide = soft-capped head of u (n, D), which may have a row stride.
   void Logits(const LayerContext&, Tensor logits, Tensor u) const;
@@ -77,10 +81,12 @@ class LanguageModel {
   ModelSpec spec_;
   ParamStore& params_;
   std::vector<std::unique_ptr<Block>> blocks_;
-  int embedding_ = -1, out_norm_ = -1, out_norm_bias_ = -1, head_weight_ = -1;
+  std::optional<NormLayer> out_norm_;
+  int embedding_ = -1, head_weight_ = -1;
 
   // Set by Bind.
   int64_t B_ = 0, T_ = 0;
+  PassShape bound_;
   bool train_ = false;
   std::vector<Block::Memory> block_memory_;
   Head head_;

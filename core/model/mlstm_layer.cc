@@ -1,6 +1,6 @@
 #include "core/model/mlstm_layer.h"
 
-#include <cmath>
+#include "core/model/layer_init.h"
 
 namespace carousel {
 
@@ -10,10 +10,7 @@ MlstmLayer::MlstmLayer(const ModelSpec& spec, ParamStore& params, const std::str
   // Initial values: small(D) = N(0, 2/(5 D)); wang = N(0, (2/(num_blocks sqrt(D)))^2); the output gate and
   // the input and forget gates start independent of x (arXiv:2503.13427).
   const ParamInit zero = {}, one = {.rule = InitRule::kOne};
-  const ParamInit small = {.rule = InitRule::kNormal, .a = std::sqrt(2.0 / (5.0 * static_cast<double>(D)))};
-  const ParamInit wang = {
-      .rule = InitRule::kNormal,
-      .a = 2.0 / static_cast<double>(spec.num_blocks) / std::sqrt(static_cast<double>(D))};
+  const ParamInit small = SmallInit(D), wang = WangInit(D, spec.num_blocks);
   const auto matrix = [&](const char* name, int64_t out, int64_t in, const ParamInit& init) {
     return params.Register(
         {.name = prefix + name + ".weight", .shape = {out, in}, .decay = true, .init = init, .group = group});
@@ -27,7 +24,7 @@ MlstmLayer::MlstmLayer(const ModelSpec& spec, ParamStore& params, const std::str
   matrix("ogate_preact", spec.v_dim, D, zero);
   matrix("igate_preact", NH, D, zero);
   matrix("fgate_preact", NH, D, zero);
-  gate_bias_ = vector("igate_preact.bias", NH, {.rule = InitRule::kConstant, .a = spec.igate_bias_init});
+  gate_bias_ = vector("igate_preact.bias", NH, IgateBiasInit(spec));
   vector("fgate_preact.bias", NH, {.rule = InitRule::kLinspace, .a = 3, .b = 6});
   if (spec.use_bias) {
     qkvo_bias_ = vector("q.bias", spec.qk_dim, zero);
@@ -53,10 +50,10 @@ MlstmShape MlstmLayer::Shape(int64_t B, int64_t T) const {
           .eps = spec_.cell_eps};
 }
 
-MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute, int64_t B, int64_t T,
+MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute, const PassShape& shape,
                                     bool train) const {
   const DType wide = WideOf(compute);
-  const int64_t N = B * T, NH = spec_.num_heads, W = qkvo_width_;
+  const int64_t N = shape.N(), NH = spec_.num_heads, W = qkvo_width_;
   Memory memory;
   memory.saved = {.qkvo = arena.Saved(compute, {N, W}),
                   .gates = arena.Saved(wide, {N, 2 * NH}),
@@ -68,7 +65,9 @@ MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute,
                   .gated = arena.Saved(compute, {N, spec_.v_dim})};
   const ScratchScope scope(arena);
   Scratch& scratch = memory.scratch;
-  scratch.workspace = arena.Scratch(DType::kU8, {ops.MlstmWorkspaceBytes(Shape(B, T), compute)});
+  scratch.workspace = arena.Scratch(DType::kU8, {shape.LargestWorkspace([&](int64_t B, int64_t T) {
+                                      return ops.MlstmWorkspaceBytes(Shape(B, T), compute);
+                                    })});
   if (train) {
     scratch.dgated = arena.Scratch(compute, {N, spec_.v_dim});
     scratch.dh = arena.Scratch(compute, {N, spec_.v_dim});
@@ -76,6 +75,10 @@ MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute,
     scratch.dproj = arena.Scratch(compute, {N, W + 2 * NH});
   }
   return memory;
+}
+
+LayerState MlstmLayer::BindState(Arena& arena, DType wide, int64_t B) const {
+  return {.mlstm = BindMlstmState(arena, wide, Shape(B, 1))};
 }
 
 namespace {
@@ -121,14 +124,14 @@ void MlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
   ctx.ops.MlstmForward({.h = h,
                         .denominator = s.denominator.Rows(0, N),
                         .m = s.m.Rows(0, N),
-                        .last = a.last,
+                        .last = a.last.mlstm,
                         .q = x.q,
                         .k = x.k,
                         .v = x.v,
                         .i_pre = gates.Columns(0, NH),
                         .f_pre = gates.Columns(NH, NH),
                         .reset = ctx.resets,
-                        .initial = a.initial,
+                        .initial = a.initial.mlstm,
                         .workspace = memory.scratch.workspace,
                         .shape = shape});
   const Tensor gated = s.gated.Rows(0, N);

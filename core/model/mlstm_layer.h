@@ -8,6 +8,8 @@
 #include <string>
 
 #include "core/model/layer_context.h"
+#include "core/model/layer_state.h"
+#include "core/model/pass_shape.h"
 #include "core/model/spec.h"
 
 namespace carousel {
@@ -38,14 +40,16 @@ class MlstmLayer {
     Saved saved;
     Scratch scratch;
   };
-  // For at most B*T tokens in sequences of at most T. train: also what only Backward needs.
-  Memory Bind(Arena& arena, const Ops& ops, DType compute, int64_t B, int64_t T, bool train) const;
+  // train: also what only Backward needs.
+  Memory Bind(Arena& arena, const Ops& ops, DType compute, const PassShape& shape, bool train) const;
+  // For B sequences. Category "states".
+  LayerState BindState(Arena& arena, DType wide, int64_t B) const;
 
   struct ForwardArgs {
     Tensor y;                 // (N, D) compute out
     Tensor x;                 // (N, D) compute
-    MlstmState initial = {};  // optional: where the sequences continue
-    MlstmState last = {};     // optional out; may alias initial
+    LayerState initial = {};  // optional: where the sequences continue
+    LayerState last = {};     // optional out; may alias initial
   };
   void Forward(const LayerContext&, const Memory&, const ForwardArgs&) const;
 

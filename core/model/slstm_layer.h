@@ -8,6 +8,7 @@
 
 #include "core/model/layer_context.h"
 #include "core/model/layer_state.h"
+#include "core/model/pass_shape.h"
 #include "core/model/spec.h"
 
 namespace carousel {
@@ -37,7 +38,8 @@ class SlstmLayer {
     Saved saved;
     Scratch scratch;
   };
-  Memory Bind(Arena& arena, const Ops& ops, DType compute, int64_t B, int64_t T, bool train) const;
+  // train: also what only Backward needs.
+  Memory Bind(Arena& arena, const Ops& ops, DType compute, const PassShape& shape, bool train) const;
   // For B sequences. Category "states".
   LayerState BindState(Arena& arena, DType wide, int64_t B) const;
 
@@ -60,7 +62,6 @@ class SlstmLayer {
  private:
   SlstmShape Shape(int64_t B, int64_t T) const;
   CausalConvShape ConvShape(int64_t B, int64_t T) const;
-  uint64_t DropoutKey(const LayerContext&) const;
 
   ModelSpec spec_;
   int64_t block_;

@@ -1,5 +1,6 @@
 // ModelSpec: the architecture as plain numbers, already validated. The names follow the published configs.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -33,7 +34,7 @@ struct ModelSpec {
   int64_t v_dim = 0;      // NH * DHV; paper: equal to qk_dim
   int64_t ffn_dim = 0;    // F; paper: of sLSTM blocks, 0 = they have no feed-forward
   bool use_bias = false;  // large: a bias on every linear map and norm; paper: on the maps of the mLSTM layer
-  bool ffn_bias = false;  // a bias on the maps of the feed-forward; large: equal to use_bias
+  bool ffn_bias = false;  // paper: a bias on the maps of the feed-forward
   bool add_out_norm = true;
   bool tie_embeddings = false;  // the head multiplies by the embedding's matrix
   double norm_eps = 1e-6;       // all norms
@@ -71,7 +72,10 @@ struct ModelSpec {
   int64_t head_dim_qk() const { return qk_dim / num_heads; }
   int64_t head_dim_v() const { return v_dim / num_heads; }
   int64_t slstm_head_dim() const { return embedding_dim / slstm_num_heads; }
-  bool is_slstm(int64_t block) const;
+  bool is_slstm(int64_t block) const {
+    return std::binary_search(slstm_at.begin(), slstm_at.end(), block);
+  }
+  bool has_ffn_bias() const { return family == Family::kLarge ? use_bias : ffn_bias; }
   // Norm weights are stored as scale - 1.
   bool residual_norm_weights() const { return family == Family::kPaper; }
   bool has_ffn(int64_t block) const { return family == Family::kLarge || (is_slstm(block) && ffn_dim > 0); }
