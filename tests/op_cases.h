@@ -15,7 +15,7 @@
 namespace carousel::testing {
 
 // A tensor's dtype, given the compute dtype of the run.
-enum class Role { kCompute, kWide, kI32 };
+enum class Role { kCompute, kWide, kI32, kU8 };
 enum class Use {
   kIn,
   kOut,         // starts as NaN
@@ -27,7 +27,7 @@ struct TensorSpec {
   Role role = Role::kCompute;
   Use use = Use::kIn;
   int64_t gap = 0;                  // unused columns between rows
-  double low = -1, high = 1;        // range of random values; kI32 draws integers from [low, high]
+  double low = -1, high = 1;        // range of random values; kI32 and kU8 draw integers from [low, high]
   std::string same_memory_as = {};  // an input whose place this output takes
 };
 using Values = std::map<std::string, std::vector<double>>;
@@ -89,6 +89,8 @@ void AppendElementwiseCases(std::vector<OpCase>& cases);  // op_cases_elementwis
 void AppendNormCases(std::vector<OpCase>& cases);         // op_cases_norm.h
 void AppendLossCases(std::vector<OpCase>& cases);         // op_cases_loss.h
 void AppendMatmulCases(std::vector<OpCase>& cases);       // op_cases_matmul.h
+void AppendConvCases(std::vector<OpCase>& cases);         // op_cases_conv.h
+void AppendBlockLinearCases(std::vector<OpCase>& cases);  // op_cases_block_linear.h
 
 inline std::vector<OpCase> AllOpCases() {
   std::vector<OpCase> cases;
@@ -96,6 +98,8 @@ inline std::vector<OpCase> AllOpCases() {
   AppendNormCases(cases);
   AppendLossCases(cases);
   AppendMatmulCases(cases);
+  AppendConvCases(cases);
+  AppendBlockLinearCases(cases);
   return cases;
 }
 }  // namespace carousel::testing

@@ -7,6 +7,8 @@
 #include "core/base/random.h"
 #include "kernels/cpu/cpu_device.h"
 #include "tests/op_cases.h"
+#include "tests/op_cases_block_linear.h"
+#include "tests/op_cases_conv.h"
 #include "tests/op_cases_elementwise.h"
 #include "tests/op_cases_loss.h"
 #include "tests/op_cases_matmul.h"
@@ -19,13 +21,24 @@ using cpu::CpuOptions;
 using cpu::SimdLevel;
 
 DType DTypeFor(Role role, DType compute) {
-  return role == Role::kI32 ? DType::kI32 : role == Role::kWide ? WideOf(compute) : compute;
+  switch (role) {
+    case Role::kI32:
+      return DType::kI32;
+    case Role::kU8:
+      return DType::kU8;
+    case Role::kWide:
+      return WideOf(compute);
+    default:
+      return compute;
+  }
 }
 
 double Read(const Tensor& t, int64_t offset) {
   switch (t.dtype) {
     case DType::kI32:
       return t.as<int32_t>()[offset];
+    case DType::kU8:
+      return t.as<uint8_t>()[offset];
     case DType::kF32:
       return static_cast<double>(t.as<float>()[offset]);
     case DType::kBF16:
@@ -38,6 +51,9 @@ void Write(const Tensor& t, int64_t offset, double value) {
   switch (t.dtype) {
     case DType::kI32:
       t.as<int32_t>()[offset] = static_cast<int32_t>(value);
+      break;
+    case DType::kU8:
+      t.as<uint8_t>()[offset] = static_cast<uint8_t>(value);
       break;
     case DType::kF32:
       t.as<float>()[offset] = static_cast<float>(value);
@@ -64,7 +80,7 @@ class Call {
       t.rank = static_cast<int8_t>(spec.dims.size());
       for (int d = 0; d < t.rank; ++d) t.dim[d] = spec.dims[d];
       t.row_stride = spec.dims.back() + spec.gap;
-      const int64_t rows = t.rank == 2 ? t.dim[0] : 1;
+      const int64_t rows = t.num_elems() / spec.dims.back();
       const int64_t elems = rows == 0 ? 0 : (rows - 1) * t.row_stride + spec.dims.back();
       memory_.emplace_back(static_cast<size_t>(elems * SizeOf(t.dtype)), std::byte{0xff});
       t.data = memory_.back().data();
@@ -72,12 +88,11 @@ class Call {
       if (spec.use == Use::kOut) continue;
       for (int64_t e = 0; e < t.num_elems(); ++e) {
         const double u = RandomUniform(7, i, static_cast<uint64_t>(e));
-        const double value = spec.role == Role::kI32 ? std::floor(spec.low + u * (spec.high - spec.low + 1))
-                                                     : spec.low + u * (spec.high - spec.low);
+        const bool integer = spec.role == Role::kI32 || spec.role == Role::kU8;
+        const double value = integer ? std::floor(spec.low + u * (spec.high - spec.low + 1))
+                                     : spec.low + u * (spec.high - spec.low);
         Write(t, Offset(t, e),
-              spec.role == Role::kI32
-                  ? value
-                  : static_cast<double>(static_cast<float>(bfloat16(static_cast<float>(value)))));
+              integer ? value : static_cast<double>(static_cast<float>(bfloat16(static_cast<float>(value)))));
       }
     }
     for (const TensorSpec& spec : op_case.tensors) {
