@@ -4,11 +4,11 @@
 #include <google/protobuf/text_format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "absl/strings/str_join.h"
 #include "core/base/check.h"
 #include "core/text/tokenizer.h"
 
@@ -20,7 +20,6 @@ using google::protobuf::Reflection;
 using google::protobuf::TextFormat;
 
 constexpr int64_t kDefaultWarmupSteps = 100, kDefaultMicroBatch = 8, kDefaultEvalSteps = 100;
-constexpr int64_t kVocabularyMultiple = 64;
 
 // The largest divisor of n up to `limit`. REQUIRES: n, limit >= 1.
 int64_t LargestDivisorUpTo(int64_t n, int64_t limit) {
@@ -31,7 +30,7 @@ int64_t LargestDivisorUpTo(int64_t n, int64_t limit) {
 }
 
 // Gives every unset singular field that has a plain default in the schema (or none but an empty string)
-// that value, in this message and below. Derived fields have no default in the schema and are integers.
+// that value, in this message and below. Derived fields have no default in the schema.
 void FillSchemaDefaults(Message* message) {
   const Reflection& reflection = *message->GetReflection();
   const google::protobuf::Descriptor& type = *message->GetDescriptor();
@@ -75,6 +74,19 @@ void FillSchemaDefaults(Message* message) {
   }
 }
 
+// The value of a field that is not a message; of a list, the element at `index`.
+std::string PrintedValue(const Message& message, const FieldDescriptor& field, int index) {
+  const Reflection& reflection = *message.GetReflection();
+  std::string text;
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+    const std::string value = field.is_repeated() ? reflection.GetRepeatedString(message, &field, index)
+                                                  : reflection.GetString(message, &field);
+    return absl::StrCat("\"", absl::Utf8SafeCEscape(value), "\"");
+  }
+  TextFormat::PrintFieldValueToString(message, &field, field.is_repeated() ? index : -1, &text);
+  return text;
+}
+
 void PrintMessage(const Message& message, const FieldNotes& notes, const std::string& path, int depth,
                   std::string* text) {
   const Reflection& reflection = *message.GetReflection();
@@ -87,25 +99,22 @@ void PrintMessage(const Message& message, const FieldNotes& notes, const std::st
     const int count = field->is_repeated() ? reflection.FieldSize(message, field)
                                            : static_cast<int>(reflection.HasField(message, field));
     if (count == 0 && note != notes.end()) absl::StrAppend(text, indent, "# ", note->second, "\n");
-    for (int j = 0; j < count; ++j) {
-      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      for (int j = 0; j < count; ++j) {
         const Message& value = field->is_repeated() ? reflection.GetRepeatedMessage(message, field, j)
                                                     : reflection.GetMessage(message, field);
         absl::StrAppend(text, indent, field->name(), " {\n");
         PrintMessage(value, notes, field_path + ".", depth + 1, text);
         absl::StrAppend(text, indent, "}\n");
-        continue;
       }
-      std::string value;
-      if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
-        value = absl::StrCat("\"", absl::Utf8SafeCEscape(reflection.GetString(message, field)), "\"");
-      } else {
-        TextFormat::PrintFieldValueToString(message, field, -1, &value);
-      }
-      absl::StrAppend(text, indent, field->name(), ": ", value);
-      if (note != notes.end()) absl::StrAppend(text, "  # ", note->second);
-      absl::StrAppend(text, "\n");
+      continue;
     }
+    if (count == 0) continue;
+    std::vector<std::string> values;
+    for (int j = 0; j < count; ++j) values.push_back(PrintedValue(message, *field, j));
+    const std::string list = absl::StrJoin(values, ", ");
+    absl::StrAppend(text, indent, field->name(), ": ", field->is_repeated() ? "[" + list + "]" : list);
+    absl::StrAppend(text, note == notes.end() ? "" : "  # " + note->second, "\n");
   }
 }
 }  // namespace
@@ -114,29 +123,10 @@ int64_t TokenizerVocabulary(config::DataConfig::Tokenizer tokenizer) {
   return tokenizer == config::DataConfig::BYTES ? ByteTokenizer().size() : 0;
 }
 
-int64_t WidthOf(int64_t embedding_dim, double factor) {
-  const double product = static_cast<double>(embedding_dim) * factor;
-  if (!(product >= 0.5 && product < 0x1p53)) return -1;
-  const double nearest = std::round(product);
-  return std::abs(product - nearest) <= 1e-3 ? static_cast<int64_t>(nearest) : -1;
-}
-
 void ResolveDefaults(config::RunConfig* config) {
-  config::ModelConfig& model = *config->mutable_model();
-  const bool width_given = model.has_ffn_dim(), factor_given = model.has_ffn_proj_factor();
+  const config::ModelConfig given = config->model();
   FillSchemaDefaults(config);
-
-  if (!model.has_vocab_size()) {
-    const int64_t ids = TokenizerVocabulary(config->data().tokenizer());
-    if (ids > 0)
-      model.set_vocab_size((ids + kVocabularyMultiple - 1) / kVocabularyMultiple * kVocabularyMultiple);
-  }
-  if (model.has_embedding_dim() && model.embedding_dim() > 0) {
-    const int64_t derived = FfnDim(model.embedding_dim(), model.ffn_proj_factor());
-    if (!width_given) model.set_ffn_dim(derived);
-    // The resolved form must not contradict itself: a factor that nobody gave goes where it does not fit.
-    if (model.ffn_dim() != derived && !factor_given) model.clear_ffn_proj_factor();
-  }
+  ResolveModel(given, TokenizerVocabulary(config->data().tokenizer()), config->mutable_model());
 
   config::TrainConfig& train = *config->mutable_train();
   if (!train.has_micro_batch() && train.global_batch() > 0) {
@@ -153,22 +143,7 @@ void ResolveDefaults(config::RunConfig* config) {
 
 FieldNotes NotesOn(const config::RunConfig& config) {
   FieldNotes notes;
-  const config::ModelConfig& model = config.model();
-  const int64_t ids = TokenizerVocabulary(config.data().tokenizer());
-  if (ids > 0) {
-    notes["model.vocab_size"] =
-        absl::StrCat(ids, " ids of the tokenizer, ", model.vocab_size() - ids, " unused");
-  }
-  const int64_t qk = WidthOf(model.embedding_dim(), model.qk_dim_factor());
-  const int64_t v = WidthOf(model.embedding_dim(), model.v_dim_factor());
-  const int64_t heads = std::max<int64_t>(model.num_heads(), 1);
-  notes["model.qk_dim_factor"] = absl::StrCat(qk, " wide, ", qk / heads, " per head");
-  notes["model.v_dim_factor"] = absl::StrCat(v, " wide, ", v / heads, " per head");
-  if (model.has_ffn_proj_factor()) {
-    notes["model.ffn_dim"] = "64 * ceil(embedding_dim * ffn_proj_factor / 64)";
-  } else {
-    notes["model.ffn_proj_factor"] = "ffn_proj_factor: not used, ffn_dim is given";
-  }
+  AddModelNotes(config.model(), TokenizerVocabulary(config.data().tokenizer()), &notes);
   const config::TrainConfig& train = config.train();
   notes["train.micro_batch"] = absl::StrCat(train.global_batch() / std::max<int64_t>(train.micro_batch(), 1),
                                             " micro-batches per step, over all ranks");
@@ -183,8 +158,6 @@ FieldNotes NotesOn(const config::RunConfig& config) {
   if (config.checkpoint().keep_last() == 0) notes["checkpoint.keep_last"] = "all";
   if (config.checkpoint().every_steps() == 0) notes["checkpoint.every_steps"] = "only at the end";
   if (config.optimizer().clip_norm() == 0) notes["optimizer.clip_norm"] = "no clipping";
-  if (model.gate_soft_cap() == 0) notes["model.gate_soft_cap"] = "none";
-  if (model.logit_soft_cap() == 0) notes["model.logit_soft_cap"] = "none";
   return notes;
 }
 
@@ -196,32 +169,8 @@ std::string ResolvedText(const config::RunConfig& config, const FieldNotes& note
 }
 
 RunSpec ToRunSpec(const config::RunConfig& config) {
-  const config::ModelConfig& m = config.model();
   RunSpec run;
-  run.model.vocab_size = m.vocab_size();
-  run.model.embedding_dim = m.embedding_dim();
-  run.model.num_blocks = m.num_blocks();
-  run.model.num_heads = m.num_heads();
-  run.model.qk_dim = WidthOf(m.embedding_dim(), m.qk_dim_factor());
-  run.model.v_dim = WidthOf(m.embedding_dim(), m.v_dim_factor());
-  run.model.ffn_dim = m.ffn_dim();
-  run.model.use_bias = m.use_bias();
-  run.model.add_out_norm = m.add_out_norm();
-  run.model.norm_eps = m.norm_eps();
-  run.model.cell_eps = m.cell_eps();
-  run.model.gate_soft_cap = m.gate_soft_cap();
-  run.model.logit_soft_cap = m.logit_soft_cap();
-  run.model.input_gate =
-      m.input_gate() == config::ModelConfig::SIGMOID ? InputGate::kSigmoid : InputGate::kExponential;
-  run.model.normalize_sigmoid = m.normalize_sigmoid();
-  run.model.igate_bias_init = m.igate_bias_init();
-  run.model.normalizer_gradient = m.normalizer_gradient() == config::ModelConfig::FROZEN
-                                      ? NormalizerGradient::kFrozen
-                                      : NormalizerGradient::kExact;
-  run.model.chunk_length = m.chunk_length();
-  run.model.recompute =
-      m.recompute() == config::ModelConfig::RECOMPUTE ? Recompute::kRecompute : Recompute::kSave;
-  run.model.loss_chunk_tokens = m.loss_chunk_tokens();
+  run.model = ToModelSpec(config.model());
 
   run.tokenizer =
       config.data().tokenizer() == config::DataConfig::NONE ? TokenizerKind::kNone : TokenizerKind::kBytes;

@@ -19,6 +19,7 @@ using google::protobuf::Reflection;
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();  // ids and row numbers are 32 bits
 constexpr int64_t kMaxFfnDim = 1 << 22;
+constexpr int64_t kMaxInnerDim = 1 << 22;
 constexpr int64_t kMaxSteps = int64_t{1} << 40;
 constexpr int64_t kMaxTokens = int64_t{1} << 60;
 // Bound of the sum of all arrays of a run: no size computed later can overflow.
@@ -36,9 +37,16 @@ constexpr IntRange kIntRanges[] = {
     {"model.embedding_dim", 1, 1 << 20, 256},
     {"model.num_blocks", 1, 1 << 16, 6},
     {"model.num_heads", 1, 1 << 16, 4},
-    {"model.ffn_dim", 1, kMaxFfnDim, 704},
+    {"model.ffn_dim", 0, kMaxFfnDim, 704},
     {"model.chunk_length", 1, 1 << 16, 64},
     {"model.loss_chunk_tokens", 1, kInt32Max, 1024},
+    {"model.slstm_at", 0, (1 << 16) - 1, 1},
+    {"model.slstm_num_heads", 1, 1 << 16, 4},
+    {"model.slstm_conv_kernel", 0, 1 << 10, 4},
+    {"model.proj_multiple_of", 1, 1 << 16, 64},
+    {"model.inner_dim", 1, kMaxInnerDim, 512},
+    {"model.conv_kernel", 1, 1 << 10, 4},
+    {"model.qkv_block_size", 1, kMaxInnerDim, 4},
     {"data.sequence_length", 1, kInt32Max, 256},
     {"schedule.warmup_steps", 0, kMaxSteps, 100},
     {"schedule.cooldown_steps", 0, kMaxSteps, 0},
@@ -74,6 +82,12 @@ constexpr DoubleRange kDoubleRanges[] = {
     {"model.gate_soft_cap", 0, 1e6, false, false, 15},
     {"model.logit_soft_cap", 0, 1e6, false, false, 30},
     {"model.igate_bias_init", -1e4, 1e4, false, false, -10},
+    {"model.igate_bias_std", 0, 1e4, false, false, 0.1},
+    {"model.slstm_gradient_clip", 0, 1e30, false, false, 10},
+    {"model.proj_factor", 0, 1024, true, false, 2},
+    {"model.dropout", 0, 1, false, true, 0.1},
+    {"model.ffn_dropout", 0, 1, false, true, 0.1},
+    {"model.embedding_dropout", 0, 1, false, true, 0.1},
     {"data.train.weight", 0, 1e12, true, false, 1},
     {"data.validation.weight", 0, 1e12, true, false, 1},
     {"optimizer.beta1", 0, 1, false, true, 0.9},
@@ -119,7 +133,26 @@ bool CheckDouble(const std::string& path, const std::string& rule_path, double v
   return false;
 }
 
-// Walks the fields that are set. rule_path is path without indices. Adds the paths of bad values to *wrong.
+// Every element of a list of numbers.
+bool CheckList(const Message& message, const FieldDescriptor& field, const std::string& path,
+               const std::string& rule_path, const Origins& origins, Problems* problems) {
+  const Reflection& reflection = *message.GetReflection();
+  bool good = true;
+  for (int i = 0; i < reflection.FieldSize(message, &field); ++i) {
+    const std::string element = absl::StrCat(path, "[", i, "]");
+    if (field.cpp_type() == FieldDescriptor::CPPTYPE_INT64) {
+      const int64_t value = reflection.GetRepeatedInt64(message, &field, i);
+      good = CheckInt(element, rule_path, value, origins, problems) && good;
+    } else if (field.cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
+      const double value = reflection.GetRepeatedDouble(message, &field, i);
+      good = CheckDouble(element, rule_path, value, origins, problems) && good;
+    }
+  }
+  return good;
+}
+
+// Walks the fields that are set. A list of numbers is wrong as a whole. rule_path is path without indices.
+// Adds the paths of bad values to *wrong.
 void CheckFields(const Message& message, const std::string& path, const std::string& rule_path,
                  const Origins& origins, std::set<std::string>* wrong, Problems* problems) {
   const Reflection& reflection = *message.GetReflection();
@@ -127,7 +160,9 @@ void CheckFields(const Message& message, const std::string& path, const std::str
   reflection.ListFields(message, &fields);
   for (const FieldDescriptor* field : fields) {
     const std::string field_path = path + field->name(), field_rule = rule_path + field->name();
-    if (field->is_repeated()) {
+    if (field->is_repeated() && field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
+      if (!CheckList(message, *field, field_path, field_rule, origins, problems)) wrong->insert(field_path);
+    } else if (field->is_repeated()) {
       for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
         CheckFields(reflection.GetRepeatedMessage(message, field, i), absl::StrCat(field_path, "[", i, "]."),
                     field_rule + ".", origins, wrong, problems);
