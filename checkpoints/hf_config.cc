@@ -1,12 +1,11 @@
 #include "checkpoints/hf_config.h"
 
-#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "checkpoints/json_fields.h"
+#include "core/base/status_macros.h"
 
 namespace carousel {
 
@@ -45,11 +44,6 @@ const char* const kInertReferenceFields[] = {
     "return_last_states", "inference_state_dtype", "autocast_kernel_dtype"};
 
 // Fields that ask for something else than this architecture unless they have one value.
-struct FixedField {
-  const char* name;
-  const char* value;  // JSON
-  const char* what;   // what another value would ask for
-};
 constexpr FixedField kFixedFields[] = {
     {"tie_word_embeddings", "false", "tied embeddings"},
     {"tie_weights", "false", "tied embeddings"},
@@ -63,98 +57,6 @@ constexpr FixedField kFixedFields[] = {
     {"add_post_norm", "false", "a norm after each layer"},
     {"add_qk_norm", "false", "norms of queries and keys"},
     {"add_post_blocks_norm", "true", "no norm after the last block"},
-};
-
-// Reads typed fields of a JSON object and collects what is wrong with them.
-class FieldReader {
- public:
-  FieldReader(const Json& object, const std::string& file) : object_(object), file_(file) {}
-
-  bool Has(const char* name) const { return object_.contains(name) && !object_[name].is_null(); }
-  bool IsNull(const char* name) const { return object_.contains(name) && object_[name].is_null(); }
-
-  bool Bool(const char* name, bool default_value) {
-    const Json* value = Get(name);
-    if (value == nullptr) return default_value;
-    if (value->is_boolean()) return value->get<bool>();
-    Problem(name, "it must be true or false");
-    return default_value;
-  }
-  int64_t Int(const char* name, int64_t default_value, int64_t min, int64_t max) {
-    const Json* value = Get(name);
-    if (value == nullptr) return default_value;
-    // An unsigned number beyond int64 is read as such, and is out of range.
-    if (value->is_number_integer() && !(value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX)) {
-      const int64_t number = value->get<int64_t>();
-      if (number >= min && number <= max) return number;
-    }
-    Problem(name, absl::StrCat("it must be an integer from ", min, " to ", max));
-    return default_value;
-  }
-  // Required: a problem if it is missing or null; the result is then `min`.
-  int64_t RequiredInt(const char* name, int64_t min, int64_t max) {
-    if (!Has(name)) Add(absl::StrCat("field \"", name, "\" is missing; it is required"));
-    return Int(name, min, min, max);
-  }
-  double Positive(const char* name, double default_value) {
-    const Json* value = Get(name);
-    if (value == nullptr) return default_value;
-    if (value->is_number()) {
-      const double number = value->get<double>();
-      if (std::isfinite(number) && number > 0) return number;
-    }
-    Problem(name, "it must be a number > 0");
-    return default_value;
-  }
-  std::string String(const char* name, const std::string& default_value) {
-    const Json* value = Get(name);
-    if (value == nullptr) return default_value;
-    if (value->is_string()) return value->get<std::string>();
-    Problem(name, "it must be a string");
-    return default_value;
-  }
-  // A field that must be one of these strings.
-  std::string OneOf(const char* name, const std::string& default_value,
-                    const std::vector<std::string>& allowed) {
-    const std::string value = String(name, default_value);
-    if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
-    Problem(name, absl::StrCat("it must be one of ", absl::StrJoin(allowed, ", ")));
-    return default_value;
-  }
-  void Known(const char* name) { known_.insert(name); }
-
-  void Problem(const char* name, const std::string& remedy) {
-    std::string value = object_.contains(name)
-                            ? object_[name].dump(-1, ' ', true, Json::error_handler_t::replace)
-                            : "not given";
-    if (value.size() > 80) value = value.substr(0, 77) + "...";
-    Add(absl::StrCat("field \"", name, "\" is ", value, "; ", remedy));
-  }
-  void Add(const std::string& problem) { problems_.push_back(problem); }
-
-  absl::Status Finish() {
-    for (const auto& [name, value] : object_.items()) {
-      if (known_.count(name) == 0) {
-        Add(absl::StrCat("field \"", name,
-                         "\" is not known, so what it asks for cannot be honoured; remove it if it does not "
-                         "change what the model computes"));
-      }
-    }
-    if (problems_.empty()) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat(file_, ": ", absl::StrJoin(problems_, "\n" + file_ + ": ")));
-  }
-
- private:
-  // Null if the field is absent or null.
-  const Json* Get(const char* name) {
-    known_.insert(name);
-    return Has(name) ? &object_[name] : nullptr;
-  }
-  const Json& object_;
-  const std::string& file_;
-  std::set<std::string> known_;
-  std::vector<std::string> problems_;
 };
 
 // A soft cap: a positive number; null is none (0).
@@ -244,11 +146,9 @@ int64_t ReferenceFfnDim(int64_t embedding_dim, double factor, int64_t multiple) 
 absl::StatusOr<ModelFileConfig> ParseModelConfig(ConfigDialect dialect, const std::string& json_text,
                                                  const std::string& name) {
   const bool transformers = dialect == ConfigDialect::kTransformers;
-  const Json object = Json::parse(json_text, nullptr, /*allow_exceptions=*/false);
-  if (object.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(name, ": not valid JSON"));
-  if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(name, ": not a JSON object"));
-
-  FieldReader fields(object, name);
+  CAROUSEL_ASSIGN_OR_RETURN(const Json object, ParseJsonObject(json_text, name));
+  FieldProblems problems(name);
+  FieldReader fields(object, "", &problems);
   ModelFileConfig config;
   ModelSpec& spec = config.spec;
   if (transformers) {
@@ -264,13 +164,7 @@ absl::StatusOr<ModelFileConfig> ParseModelConfig(ConfigDialect dialect, const st
     spec.normalizer_gradient =
         GradientOfKernel(fields, fields.String("chunkwise_kernel", "chunkwise--triton_limit_chunk"));
   }
-  for (const FixedField& fixed : kFixedFields) {
-    fields.Known(fixed.name);
-    if (object.contains(fixed.name) && object[fixed.name] != Json::parse(fixed.value)) {
-      fields.Problem(fixed.name,
-                     absl::StrCat("it must be ", fixed.value, " (", fixed.what, ": not in this version)"));
-    }
-  }
+  for (const FixedField& fixed : kFixedFields) fields.Fixed(fixed);
 
   // Widths.
   spec.qk_dim = FactorDim(fields, "qk_dim_factor", spec.embedding_dim, fields.Positive("qk_dim_factor", 0.5),
@@ -312,8 +206,8 @@ absl::StatusOr<ModelFileConfig> ParseModelConfig(ConfigDialect dialect, const st
   const int64_t chunk = fields.Int("chunk_size", kDefaultChunkLength, 1, INT64_MAX);
   spec.chunk_length = chunk <= kMaxChunkLength ? chunk : kDefaultChunkLength;
 
-  const absl::Status status = fields.Finish();
-  if (!status.ok()) return status;
+  fields.RefuseOthers();
+  CAROUSEL_RETURN_IF_ERROR(problems.ToStatus());
   return config;
 }
 }  // namespace carousel

@@ -13,6 +13,12 @@
 
 namespace carousel {
 
+// What the package always has and no field of its config says.
+constexpr double kPackageNormEps = 1e-5, kPackageCellEps = 1e-6;
+constexpr double kPackageIgateBiasStd = 0.1;
+// Its defaults for the widths of the mLSTM and of the feed-forward, in units of embedding_dim.
+constexpr double kPackageProjFactor = 2.0, kPackageFfnFactor = 1.3;
+
 struct PackageConfig {
   ModelSpec spec;  // family kPaper
   SlstmBackend backend = SlstmBackend::kCuda;
