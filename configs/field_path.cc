@@ -46,17 +46,37 @@ absl::Status WrongType(const std::string& path, const std::string& value, absl::
   return absl::InvalidArgumentError(absl::StrCat(path, " is ", expected, ", not \"", Shown(value), "\""));
 }
 
-// Sets a field that is neither repeated nor a message.
-absl::Status SetScalar(const std::string& path, const std::string& value, const FieldDescriptor& field,
-                       Message* message) {
-  const Reflection& reflection = *message->GetReflection();
+// Where a value goes: into a singular field, or into an element of a list.
+struct Target {
+  Message* message;
+  const FieldDescriptor* field;
+  int index = -1;  // of a list: the element; at its end: a new one. Singular: -1
+
+  template <class T>
+  void Set(void (Reflection::*set)(Message*, const FieldDescriptor*, T) const,
+           void (Reflection::*set_element)(Message*, const FieldDescriptor*, int, T) const,
+           void (Reflection::*add)(Message*, const FieldDescriptor*, T) const, T value) const {
+    const Reflection& reflection = *message->GetReflection();
+    if (index < 0) {
+      (reflection.*set)(message, field, value);
+    } else if (index < reflection.FieldSize(*message, field)) {
+      (reflection.*set_element)(message, field, index, value);
+    } else {
+      (reflection.*add)(message, field, value);
+    }
+  }
+};
+
+// Sets a field, or an element of a list, that is not a message.
+absl::Status SetScalar(const std::string& path, const std::string& value, const Target& target) {
+  const FieldDescriptor& field = *target.field;
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_INT64: {
       int64_t number = 0;
       if (!absl::SimpleAtoi(value, &number)) {
         return WrongType(path, value, "an integer of at most 63 bits, written like 256");
       }
-      reflection.SetInt64(message, &field, number);
+      target.Set(&Reflection::SetInt64, &Reflection::SetRepeatedInt64, &Reflection::AddInt64, number);
       return absl::OkStatus();
     }
     case FieldDescriptor::CPPTYPE_UINT64: {
@@ -64,19 +84,19 @@ absl::Status SetScalar(const std::string& path, const std::string& value, const 
       if (!absl::SimpleAtoi(value, &number)) {
         return WrongType(path, value, "a non-negative integer of at most 64 bits, written like 256");
       }
-      reflection.SetUInt64(message, &field, number);
+      target.Set(&Reflection::SetUInt64, &Reflection::SetRepeatedUInt64, &Reflection::AddUInt64, number);
       return absl::OkStatus();
     }
     case FieldDescriptor::CPPTYPE_DOUBLE: {
       double number = 0;
       if (!absl::SimpleAtod(value, &number))
         return WrongType(path, value, "a number, written like 0.5 or 1e-3");
-      reflection.SetDouble(message, &field, number);
+      target.Set(&Reflection::SetDouble, &Reflection::SetRepeatedDouble, &Reflection::AddDouble, number);
       return absl::OkStatus();
     }
     case FieldDescriptor::CPPTYPE_BOOL: {
       if (value != "true" && value != "false") return WrongType(path, value, "true or false");
-      reflection.SetBool(message, &field, value == "true");
+      target.Set(&Reflection::SetBool, &Reflection::SetRepeatedBool, &Reflection::AddBool, value == "true");
       return absl::OkStatus();
     }
     case FieldDescriptor::CPPTYPE_ENUM: {
@@ -89,7 +109,7 @@ absl::Status SetScalar(const std::string& path, const std::string& value, const 
                          nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?"), " (",
                          absl::StrJoin(names, ", "), ")"));
       }
-      reflection.SetEnum(message, &field, number);
+      target.Set(&Reflection::SetEnum, &Reflection::SetRepeatedEnum, &Reflection::AddEnum, number);
       return absl::OkStatus();
     }
     case FieldDescriptor::CPPTYPE_STRING: {
@@ -102,12 +122,40 @@ absl::Status SetScalar(const std::string& path, const std::string& value, const 
           return WrongType(path, value, absl::StrCat("a string (", error, ")"));
         }
       }
-      reflection.SetString(message, &field, text);
+      target.Set(&Reflection::SetString, &Reflection::SetRepeatedString, &Reflection::AddString, text);
       return absl::OkStatus();
     }
     default:
       return absl::InternalError(absl::StrCat(path, " has a type that --set does not know"));
   }
+}
+
+// Sets a whole list from "[1, 2]" or "1,2". A list of strings is set to one string.
+absl::Status SetList(const std::string& path, const std::string& value, const FieldDescriptor& field,
+                     Message* message) {
+  message->GetReflection()->ClearField(message, &field);
+  std::vector<std::string> elements = {value};
+  if (field.cpp_type() != FieldDescriptor::CPPTYPE_STRING) {
+    absl::string_view inner = absl::StripAsciiWhitespace(value);
+    if (absl::ConsumePrefix(&inner, "[") && !absl::ConsumeSuffix(&inner, "]")) {
+      return WrongType(path, value, "a list, written like [1, 2]");
+    }
+    if (absl::StripAsciiWhitespace(inner).empty()) return absl::OkStatus();
+    elements = absl::StrSplit(inner, ',');
+  }
+  for (size_t i = 0; i < elements.size(); ++i) {
+    const std::string element(absl::StripAsciiWhitespace(elements[i]));
+    CAROUSEL_RETURN_IF_ERROR(SetScalar(absl::StrCat(path, "[", i, "]"), element,
+                                       {.message = message, .field = &field, .index = static_cast<int>(i)}));
+  }
+  return absl::OkStatus();
+}
+
+// An index into a list: of an element, or one past the end for a new one.
+absl::Status CheckIndex(const std::string& path, int64_t index, int64_t size) {
+  if (index <= size) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, " has ", size, " element(s), so the next index is [", size, "], not [", index, "]"));
 }
 
 void AppendLeafPaths(const Descriptor& message, const std::string& prefix, std::vector<std::string>* paths) {
@@ -208,8 +256,17 @@ absl::Status SetField(const std::string& assignment, Message* config, std::strin
           absl::StrCat(canonical, " is a group of fields; set one of them, as in ", canonical, ".",
                        names.front(), "=VALUE (fields: ", absl::StrJoin(names, ", "), ")"));
     }
+    if (last && field->is_repeated() && index < 0) {
+      CAROUSEL_RETURN_IF_ERROR(SetList(canonical, value, *field, message));
+      break;
+    }
     if (last) {
-      CAROUSEL_RETURN_IF_ERROR(SetScalar(canonical, value, *field, message));
+      if (index >= 0) {
+        CAROUSEL_RETURN_IF_ERROR(CheckIndex(canonical, index, reflection.FieldSize(*message, field)));
+        absl::StrAppend(&canonical, "[", index, "]");
+      }
+      CAROUSEL_RETURN_IF_ERROR(SetScalar(
+          canonical, value, {.message = message, .field = field, .index = static_cast<int>(index)}));
       break;
     }
     if (!IsMessage(*field)) {
@@ -219,10 +276,7 @@ absl::Status SetField(const std::string& assignment, Message* config, std::strin
     if (field->is_repeated()) {
       const int64_t element = index < 0 ? 0 : index;
       const int64_t size = reflection.FieldSize(*message, field);
-      if (element > size) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            canonical, " has ", size, " element(s), so the next index is [", size, "], not [", element, "]"));
-      }
+      CAROUSEL_RETURN_IF_ERROR(CheckIndex(canonical, element, size));
       absl::StrAppend(&canonical, "[", element, "]");
       message = element == size
                     ? reflection.AddMessage(message, field)

@@ -55,11 +55,13 @@ absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::stri
   config::RunConfig config;
   const bool complete = ParseRunConfig(text, name, &config, &origins, &problems);
   const bool parsed = problems.empty();
+  std::set<std::string> misspelt;  // paths whose value on the command line was not understood
   for (const std::string& set : overrides.sets) {
     std::string path;
     const absl::Status status = SetField(set, &config, &path);
     if (!status.ok()) {
       problems.Add(absl::StrCat("--set ", absl::CEscape(set.substr(0, kMaxShown)), ": ", status.message()));
+      misspelt.insert(set.substr(0, set.find_first_of("[=")));
       continue;
     }
     ForgetOrigins(path, &origins);
@@ -72,7 +74,7 @@ absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::stri
 
   // Of a text that was not understood to its end, nothing is known: neither what is missing nor what fits.
   if (!complete) return problems.ToStatus(name);
-  const std::set<std::string> wrong = CheckRanges(config, origins, &problems);
+  std::set<std::string> wrong = CheckRanges(config, origins, &problems);
   // A misspelt field was meant to be given: do not also call it missing.
   if (parsed) CheckRequired(config, &problems);
   // With their defaults instead of the wrong values, relations between the others can still be looked at.
@@ -81,6 +83,7 @@ absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::stri
     const absl::Status status = SetField(field + "=", &config, &cleared);
     CAROUSEL_CHECK_MSG(status.ok(), std::string(status.message()));
   }
+  wrong.merge(misspelt);
   ResolveDefaults(&config);
   CheckRelations(config, origins, wrong, &problems);
   if (overrides.for_training && parsed) CheckForTraining(config, origins, &problems);

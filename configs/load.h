@@ -22,7 +22,8 @@ struct RunOverrides {
   // "path=value". The path names fields with dots; an element of a repeated field is named by its index,
   // data.train[1].weight=2, where an index one past the end appends; without an index the first element is
   // meant (and made if there is none). The value is written as in the file; quotes around a string may be
-  // left out. An empty value ("model.ffn_dim=") puts the field back to its default.
+  // left out. A list of numbers is set as a whole, model.slstm_at=[1, 3] or model.slstm_at=1,3, or by
+  // element, model.slstm_at[0]=1. An empty value ("model.ffn_dim=") puts the field back to its default.
   std::vector<std::string> sets = {};
   std::string run_dir = {};   // empty: not given
   bool for_training = false;  // also require what training needs and a plan does not: data.train, and

@@ -16,9 +16,11 @@ using Origins = std::map<std::string, std::string>;
 
 class Problems {
  public:
-  // A problem of the field at `path`, told after the place where it was written.
+  // A problem of the field at `path`, told after the place where it was written. For an element of a list,
+  // that is where the list was if nothing is known of the element.
   void Add(const Origins& origins, const std::string& path, const std::string& message) {
-    const auto origin = origins.find(path);
+    auto origin = origins.find(path);
+    if (origin == origins.end() && path.back() == ']') origin = origins.find(path.substr(0, path.rfind('[')));
     Add(origin == origins.end() ? message : absl::StrCat(origin->second, ": ", message));
   }
   void Add(std::string line) { lines_.push_back(std::move(line)); }

@@ -207,7 +207,7 @@ ModelSpec ToModelSpec(const ModelConfig& m) {
   }
   spec.ffn_dim = m.ffn_dim();  // 0 without a feed-forward
   spec.use_bias = m.use_bias();
-  spec.ffn_bias = paper ? m.ffn_bias() : m.use_bias();
+  spec.ffn_bias = m.ffn_bias();
   spec.add_out_norm = m.add_out_norm();
   spec.tie_embeddings = m.tie_embeddings();
   spec.norm_eps = m.norm_eps();

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "configs/divisors.h"
 #include "configs/resolve.h"
+#include "configs/validate_model.h"
 
 namespace carousel {
 namespace {
@@ -18,8 +20,6 @@ using google::protobuf::Message;
 using google::protobuf::Reflection;
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();  // ids and row numbers are 32 bits
-constexpr int64_t kMaxFfnDim = 1 << 22;
-constexpr int64_t kMaxInnerDim = 1 << 22;
 constexpr int64_t kMaxSteps = int64_t{1} << 40;
 constexpr int64_t kMaxTokens = int64_t{1} << 60;
 // Bound of the sum of all arrays of a run: no size computed later can overflow.
@@ -37,16 +37,16 @@ constexpr IntRange kIntRanges[] = {
     {"model.embedding_dim", 1, 1 << 20, 256},
     {"model.num_blocks", 1, 1 << 16, 6},
     {"model.num_heads", 1, 1 << 16, 4},
-    {"model.ffn_dim", 0, kMaxFfnDim, 704},
+    {"model.ffn_dim", 0, kMaxLayerDim, 704},
     {"model.chunk_length", 1, 1 << 16, 64},
     {"model.loss_chunk_tokens", 1, kInt32Max, 1024},
     {"model.slstm_at", 0, (1 << 16) - 1, 1},
     {"model.slstm_num_heads", 1, 1 << 16, 4},
     {"model.slstm_conv_kernel", 0, 1 << 10, 4},
     {"model.proj_multiple_of", 1, 1 << 16, 64},
-    {"model.inner_dim", 1, kMaxInnerDim, 512},
+    {"model.inner_dim", 1, kMaxLayerDim, 512},
     {"model.conv_kernel", 1, 1 << 10, 4},
-    {"model.qkv_block_size", 1, kMaxInnerDim, 4},
+    {"model.qkv_block_size", 1, kMaxLayerDim, 4},
     {"data.sequence_length", 1, kInt32Max, 256},
     {"schedule.warmup_steps", 0, kMaxSteps, 100},
     {"schedule.cooldown_steps", 0, kMaxSteps, 0},
@@ -184,66 +184,6 @@ void CheckFields(const Message& message, const std::string& path, const std::str
   }
 }
 
-// "use 2 or 4": the nearest divisors of n below and above `wanted`.
-std::string NearestDivisors(int64_t n, int64_t wanted) {
-  int64_t below = 0, above = 0;
-  // Divisors come in pairs (d, n / d) with d <= sqrt(n).
-  for (int64_t d = 1; d <= n / d; ++d) {
-    if (n % d != 0) continue;
-    for (const int64_t divisor : {d, n / d}) {
-      if (divisor <= wanted && divisor > below) below = divisor;
-      if (divisor >= wanted && (above == 0 || divisor < above)) above = divisor;
-    }
-  }
-  if (below == 0) return absl::StrCat("use ", above);
-  if (above == 0) return absl::StrCat("use ", below);
-  return absl::StrCat("use ", below, " or ", above);
-}
-
-int64_t Gcd(int64_t a, int64_t b) { return b == 0 ? a : Gcd(b, a % b); }
-
-// Number of heads and the widths they divide.
-void CheckHeads(const config::ModelConfig& model, const Origins& origins, Problems* problems) {
-  const int64_t D = model.embedding_dim(), NH = model.num_heads();
-  const int64_t qk = WidthOf(D, model.qk_dim_factor()), v = WidthOf(D, model.v_dim_factor());
-  const auto check_width = [&](const char* name, double factor, int64_t width) {
-    if (width > 0) return;
-    const double product = static_cast<double>(D) * factor;
-    const double whole = std::max(1.0, std::round(product));
-    problems->Add(
-        origins, absl::StrCat("model.", name),
-        absl::StrFormat("model.%s=%g times model.embedding_dim=%d is %g, not a whole width; use %.17g "
-                        "for a width of %g",
-                        name, factor, D, product, whole / static_cast<double>(D), whole));
-  };
-  check_width("qk_dim_factor", model.qk_dim_factor(), qk);
-  check_width("v_dim_factor", model.v_dim_factor(), v);
-  if (!model.has_num_heads() || qk <= 0 || v <= 0 || (qk % NH == 0 && v % NH == 0)) return;
-  problems->Add(
-      origins, "model.num_heads",
-      absl::StrFormat("model.num_heads=%d does not divide both the query-key width %d and the value "
-                      "width %d (model.embedding_dim=%d times the factors); %s",
-                      NH, qk, v, D, NearestDivisors(Gcd(qk, v), NH)));
-}
-
-// An upper bound of the bytes of weights, optimizer, activations and states of a run.
-double EstimateBytes(const config::RunConfig& config) {
-  const config::ModelConfig& m = config.model();
-  const double D = static_cast<double>(m.embedding_dim()), F = static_cast<double>(m.ffn_dim());
-  const double V = static_cast<double>(m.vocab_size()), NH = static_cast<double>(m.num_heads());
-  const double qk = D * m.qk_dim_factor(), v = D * m.v_dim_factor();
-  const double blocks = static_cast<double>(m.num_blocks());
-  const double tokens = static_cast<double>(config.train().micro_batch()) *
-                        static_cast<double>(config.data().sequence_length());
-  const double chunk = static_cast<double>(m.chunk_length());
-  const double chunks = tokens / chunk + static_cast<double>(config.train().micro_batch());
-  const double params = 2 * V * D + blocks * (D * (2 * qk + 3 * v + 2 * NH + 3 * F + 8) + 2 * v);
-  const double activations = tokens * (blocks + 1) * (12 * D + 6 * F + 6 * qk + 6 * v + 8 * NH);
-  const double states = blocks * (chunks + 1) * (qk * v / NH + qk + NH);
-  const double logits = static_cast<double>(m.loss_chunk_tokens()) * V;
-  return 8 * (8 * params + activations + 4 * states + 4 * logits + tokens * NH * chunk);
-}
-
 void CheckSizes(const config::RunConfig& config, const Origins& origins, Problems* problems) {
   const config::TrainConfig& train = config.train();
   const int64_t T = config.data().sequence_length(), B = train.micro_batch();
@@ -265,30 +205,14 @@ void CheckSizes(const config::RunConfig& config, const Origins& origins, Problem
   const config::ModelConfig& m = config.model();
   const bool complete =
       m.has_vocab_size() && m.has_embedding_dim() && m.has_num_blocks() && m.has_num_heads();
-  if (complete && EstimateBytes(config) > kMaxBytes) {
+  if (complete &&
+      EstimateBytes(m, static_cast<double>(B) * static_cast<double>(T), static_cast<double>(B)) > kMaxBytes) {
     problems->Add(
         absl::StrFormat("the model and one micro-batch need more than %g bytes; make "
                         "model.embedding_dim=%d, model.num_blocks=%d, model.vocab_size=%d or "
                         "train.micro_batch=%d smaller",
                         kMaxBytes, m.embedding_dim(), m.num_blocks(), m.vocab_size(), B));
   }
-}
-
-void CheckFfn(const config::ModelConfig& model, const Origins& origins, Problems* problems) {
-  if (model.ffn_dim() > kMaxFfnDim) {
-    problems->Add(origins, "model.ffn_proj_factor",
-                  absl::StrFormat("model.ffn_proj_factor=%g gives a width of %d, above %d; for example 2.667",
-                                  model.ffn_proj_factor(), model.ffn_dim(), kMaxFfnDim));
-    return;
-  }
-  if (!model.has_ffn_dim() || !model.has_ffn_proj_factor()) return;
-  const int64_t derived = FfnDim(model.embedding_dim(), model.ffn_proj_factor());
-  if (model.ffn_dim() == derived) return;
-  problems->Add(
-      origins, "model.ffn_dim",
-      absl::StrFormat("model.ffn_dim=%d contradicts model.ffn_proj_factor=%g, which gives %d at "
-                      "model.embedding_dim=%d; give one of the two only, or use model.ffn_dim=%d",
-                      model.ffn_dim(), model.ffn_proj_factor(), derived, model.embedding_dim(), derived));
 }
 
 void CheckVocabulary(const config::RunConfig& config, const Origins& origins, Problems* problems) {
@@ -375,14 +299,7 @@ void CheckRelations(const config::RunConfig& config, const Origins& origins,
   const auto good = [&](std::initializer_list<const char*> paths) {
     return std::none_of(paths.begin(), paths.end(), [&](const char* path) { return wrong.count(path) > 0; });
   };
-  if (config.model().has_embedding_dim() &&
-      good({"model.embedding_dim", "model.num_heads", "model.qk_dim_factor", "model.v_dim_factor"})) {
-    CheckHeads(config.model(), origins, problems);
-  }
-  if (config.model().has_embedding_dim() &&
-      good({"model.embedding_dim", "model.ffn_dim", "model.ffn_proj_factor"})) {
-    CheckFfn(config.model(), origins, problems);
-  }
+  CheckModel(config.model(), origins, wrong, problems);
   if (config.model().has_vocab_size() && good({"model.vocab_size"}))
     CheckVocabulary(config, origins, problems);
   if (good({"train.global_batch", "train.micro_batch", "parallel.data"})) {
