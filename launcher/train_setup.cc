@@ -7,6 +7,7 @@ TrainSpec MakeTrainSpec(const RunSpec& run) {
           .adamw = run.adamw,
           .schedule = run.schedule,
           .decay_embedding = run.decay_embedding,
+          .dropout_seed = run.seed,
           .T = run.sequence_length,
           .micro_batch = run.micro_batch,
           .micro_batches_per_step = run.micro_batches_per_step(),

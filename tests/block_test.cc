@@ -8,6 +8,10 @@ using testing::CpuDevice;
 using testing::RelativeL2;
 using testing::TinySpec;
 
+const MlstmLayer::Saved& MixerSaved(const Block::Memory& memory) {
+  return std::get<MlstmLayer::Memory>(memory.mixer).saved;
+}
+
 // One block of a model. Its loss is sum(output * dy) with output = x2 + delta.
 struct Rig {
   Rig(Device& device_in, const ModelSpec& spec, Block::Mode mode_in, DType compute = DType::kF64)
@@ -90,7 +94,7 @@ TEST(Block, RecomputationFromItsInputGivesTheSameBits) {
     recomputed.Forward();
     // Another block uses the shared memory in between.
     for (const Tensor& t : {recomputed.bound.saved.u1, recomputed.bound.saved.x2, recomputed.bound.saved.u2,
-                            recomputed.bound.mixer.saved.qkvo, recomputed.bound.mixer.saved.h,
+                            MixerSaved(recomputed.bound).qkvo, MixerSaved(recomputed.bound).h,
                             recomputed.bound.ffn.saved.gate_up, recomputed.bound.ffn.saved.act}) {
       device->ops().Fill({.y = t, .value = std::nan("")});
     }
@@ -115,7 +119,7 @@ TEST(Block, RecomputedBlocksShareEverythingButTheirInput) {
   });
   EXPECT_NE(memory_a.saved.x1.data, memory_b.saved.x1.data);
   EXPECT_EQ(memory_a.saved.x2.data, memory_b.saved.x2.data);
-  EXPECT_EQ(memory_a.mixer.saved.qkvo.data, memory_b.mixer.saved.qkvo.data);
+  EXPECT_EQ(MixerSaved(memory_a).qkvo.data, MixerSaved(memory_b).qkvo.data);
   EXPECT_EQ(memory_a.ffn.saved.act.data, memory_b.ffn.saved.act.data);
 }
 }  // namespace

@@ -145,13 +145,9 @@ TEST(MlstmLayer, SplittingTheSequenceAnywhereEqualsCarryingTheState) {
   const std::vector<double> expected = whole.Values(whole.y);
   for (int64_t cut = 1; cut < kT; ++cut) {
     Rig rig(*device, spec, 1, kT);
-    MlstmState state;
-    const int64_t NH = spec.num_heads;
-    const DeviceMemory states(*device, [&](Arena& arena) {
-      state.C = arena.Persistent("states", DType::kF64, {1, NH, spec.head_dim_qk(), spec.head_dim_v()});
-      state.n = arena.Persistent("states", DType::kF64, {1, NH, spec.head_dim_qk()});
-      state.m = arena.Persistent("states", DType::kF64, {1, NH});
-    });
+    LayerState state;
+    const DeviceMemory states(
+        *device, [&](Arena& arena) { state = rig.layer.BindState(arena, DType::kF64, /*B=*/1); });
     for (const auto& [begin, count] : {std::pair<int64_t, int64_t>{0, cut}, {cut, kT - cut}}) {
       rig.layer.Forward(
           {.ops = device->ops(), .params = rig.params, .B = 1, .T = count}, rig.bound,

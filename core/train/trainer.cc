@@ -7,9 +7,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/int_math.h"
+#include "core/base/random.h"
 #include "core/device_memory.h"
 #include "core/train/device_batch.h"
-#include "core/train/evaluator.h"
 #include "core/train/step_sums.h"
 
 namespace carousel {
@@ -31,11 +31,12 @@ struct Trainer::Impl {
   void Bind(Arena& arena) {
     params.Bind(arena, /*train=*/true);
     sync_factory.Bind(*sync, arena);
-    batch.Bind(arena, spec.micro_batch, spec.T);
+    batch.Bind(arena, spec.micro_batch * spec.T);
     sums.Bind(arena);
-    evaluator.Bind(arena, spec.micro_batch, spec.T);
-    model.Bind(arena, device.ops(), spec.micro_batch, spec.T, /*train=*/true);
+    evaluator.Bind(arena, MaxEvalTokens());
+    model.Bind(arena, device.ops(), spec.micro_batch, spec.T, /*train=*/true, spec.longest_eval_T);
   }
+  int64_t MaxEvalTokens() const { return std::max(spec.micro_batch * spec.T, spec.longest_eval_T); }
   void Allocate() {
     memory = std::make_unique<DeviceMemory>(device, [this](Arena& arena) { Bind(arena); });
   }
@@ -115,7 +116,9 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   for (int64_t leaf = first; leaf < first + t.micro_batches_per_rank; ++leaf) {
     source.Get(step, leaf, &batch);
     num_targets += batch.num_targets();
-    const LanguageModel::Input input = t.batch.Load(t.device, batch);
+    LanguageModel::Input input = t.batch.Load(t.device, batch);
+    input.dropout_key = RandomUint64(t.spec.dropout_seed, StreamOf("dropout"),
+                                     static_cast<uint64_t>(step * t.spec.micro_batches_per_step + leaf));
     t.sync->BeginMicroBatch(leaf);
     t.model.ForwardBackward(ops, t.sync.get(), input, t.sums.loss());
   }
@@ -147,13 +150,12 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   return result;
 }
 
-double Trainer::Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets) {
+EvaluationResult Trainer::Evaluate(BatchSource& source, int64_t num_batches) {
   Impl& t = *impl_;
-  const EvaluationResult result =
-      t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh.data, source, num_batches);
-  if (num_targets != nullptr) *num_targets = result.num_targets;
-  return result.loss;
+  return t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh.data, source, num_batches);
 }
+
+int64_t Trainer::max_eval_tokens() const { return impl_->MaxEvalTokens(); }
 
 std::vector<StateSlice> Trainer::States() {
   Impl& t = *impl_;

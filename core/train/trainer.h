@@ -11,6 +11,7 @@
 #include "core/optim/adamw.h"
 #include "core/optim/schedule.h"
 #include "core/train/batch.h"
+#include "core/train/evaluator.h"
 #include "core/train/state_visitor.h"
 
 namespace carousel {
@@ -20,7 +21,9 @@ struct TrainSpec {
   AdamWSpec adamw;
   ScheduleSpec schedule;
   bool decay_embedding = false;
+  uint64_t dropout_seed = 0;           // dropout masks are a function of it, the step and the micro-batch
   int64_t T = 0;                       // tokens per sequence
+  int64_t longest_eval_T = 0;          // Evaluate may have sequences up to this long; 0: up to T
   int64_t micro_batch = 0;             // B
   int64_t micro_batches_per_step = 0;  // over all ranks: the leaves of the summation tree
   DType compute = DType::kF32;
@@ -67,9 +70,11 @@ class Trainer {
   void Initialize(uint64_t seed);
   // One step; `step` counts from 0.
   StepResult Step(int64_t step, BatchSource& source, const StepOptions& options = {});
-  // Mean loss over all target tokens of the batches [0, num_batches) of step 0 of `source`, spread over the
-  // data axis; same bits for every number of ranks. *num_targets (optional): how many.
-  double Evaluate(BatchSource& source, int64_t num_batches, int64_t* num_targets);
+  // Mean loss and accuracy over all target tokens of the batches [0, num_batches) of step 0 of `source`,
+  // spread over the data axis; same bits for every number of ranks. Sequences are at most
+  // max(T, longest_eval_T) long, batches have at most max_eval_tokens() tokens.
+  EvaluationResult Evaluate(BatchSource& source, int64_t num_batches);
+  int64_t max_eval_tokens() const;
 
   // Every slice of state this rank owns, in host-accessible memory (on a device that is not, a copy made by
   // this call). Call LoadedStates() after writing into it.
