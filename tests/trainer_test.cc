@@ -174,7 +174,7 @@ TEST(Trainer, AStepThatIsNotFiniteChangesNothing) {
   const StepResult no_number = trainer.Step(1, source);
   EXPECT_TRUE(no_number.skipped);
   EXPECT_TRUE(std::isnan(no_number.loss));
-  EXPECT_TRUE(std::isnan(trainer.Evaluate(source, 1, nullptr)));
+  EXPECT_TRUE(std::isnan(trainer.Evaluate(source, 1).loss));
   EXPECT_EQ(Weights(trainer), before);
   weight.as<double>()[3] = sound;
   EXPECT_FALSE(trainer.Step(1, source).skipped);
@@ -197,9 +197,10 @@ TEST(Trainer, AStepWithoutTargetsChangesNothing) {
   EXPECT_EQ(result.loss, 0);
   EXPECT_EQ(result.num_targets, 0);
   EXPECT_EQ(Weights(trainer), before);
-  int64_t num_targets = -1;
-  EXPECT_EQ(trainer.Evaluate(source, 2, &num_targets), 0);
-  EXPECT_EQ(num_targets, 0);
+  const EvaluationResult nothing = trainer.Evaluate(source, 2);
+  EXPECT_EQ(nothing.loss, 0);
+  EXPECT_EQ(nothing.num_targets, 0);
+  EXPECT_EQ(nothing.accuracy(), 0);
 }
 
 TEST(Trainer, ShorterAndSmallerBatchesAreWelcome) {
@@ -234,12 +235,11 @@ TEST(Trainer, EvaluationIsTheMeanOverAllTargets) {
     sum += testing::Loss(bound, batch);
     expected_targets += batch.num_targets();
   }
-  int64_t num_targets = 0;
-  const double loss = trainer.Evaluate(source, 5, &num_targets);
-  EXPECT_EQ(num_targets, expected_targets);
-  EXPECT_NEAR(loss, sum / static_cast<double>(expected_targets), 1e-13);
-  EXPECT_EQ(trainer.Evaluate(source, 5, nullptr), loss);  // it changes nothing
-  EXPECT_EQ(trainer.Evaluate(source, 0, nullptr), 0);
+  const EvaluationResult result = trainer.Evaluate(source, 5);
+  EXPECT_EQ(result.num_targets, expected_targets);
+  EXPECT_NEAR(result.loss, sum / static_cast<double>(expected_targets), 1e-13);
+  EXPECT_EQ(trainer.Evaluate(source, 5).loss, result.loss);  // it changes nothing
+  EXPECT_EQ(trainer.Evaluate(source, 0).loss, 0);
 }
 
 // Losses, norms, evaluations and weights of a few steps on `size` ranks.
@@ -261,7 +261,7 @@ std::vector<double> RunOnRanks(int size, DType compute) {
       const StepResult r = trainer.Step(step, source);
       mine.insert(mine.end(), {r.loss, r.grad_norm, static_cast<double>(r.num_targets)});
     }
-    mine.push_back(trainer.Evaluate(source, 7, nullptr));
+    mine.push_back(trainer.Evaluate(source, 7).loss);
     // The weights that the model computes with, on every rank.
     for (const Param& param : trainer.params().params()) {
       const Tensor weight = trainer.params().Weight(trainer.params().Find(param.name)).Flatten();

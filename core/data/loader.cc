@@ -11,14 +11,27 @@
 namespace carousel {
 namespace {
 
+// Masks the targets of row `row` that are no answers.
+void ApplyLabels(const LabelFile& labels, int64_t begin, int64_t row, Batch* batch) {
+  const size_t n = batch->targets.size(), T = static_cast<size_t>(batch->T);
+  if (batch->lengths.empty()) batch->lengths.assign(n, 0);
+  const std::span<uint16_t> lengths(batch->lengths.data() + static_cast<size_t>(row) * T, T);
+  labels.Read(begin + 1, lengths);
+  for (size_t t = 0; t < T; ++t) {
+    if (lengths[t] == 0) batch->targets[static_cast<size_t>(row) * T + t] = -1;
+  }
+}
+
 // Row `row` of the batch := the window. Returns whether a document starts in it.
 bool FillRow(const Dataset& dataset, const BatchShape& shape, const Window& window, int64_t row,
              std::vector<int32_t>* tokens, Batch* batch) {
   const int64_t T = shape.T;
   tokens->resize(static_cast<size_t>(T + 1));
-  dataset.file(window.source).Read(window.index * T, *tokens);
+  const TokenFile& file = dataset.file(window.source);
+  file.Read(window.index * T, *tokens);
   std::copy_n(tokens->begin(), T, batch->inputs.begin() + row * T);
   std::copy_n(tokens->begin() + 1, T, batch->targets.begin() + row * T);
+  if (file.labels() != nullptr) ApplyLabels(*file.labels(), window.index * T, row, batch);
   bool any = false;
   if (shape.reset_at_document) {
     for (int64_t t = 0; t < T; ++t) {
@@ -37,6 +50,7 @@ void SizeBatch(const BatchShape& shape, Batch* batch) {
   batch->inputs.resize(n);
   batch->targets.resize(n);
   batch->resets.assign(shape.reset_at_document ? n : 0, 0);
+  batch->lengths.clear();
 }
 
 // The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that mixes all bits.
@@ -51,12 +65,16 @@ uint64_t BatchDigest(const Batch& batch, int64_t first_sample) {
   uint64_t sum = 0;
   for (int64_t b = 0; b < batch.B; ++b) {
     const uint64_t key = Mix(static_cast<uint64_t>(first_sample + b) + 0x9E3779B97F4A7C15ull);
-    // Position 0 is the first input; position t + 1 is target t, which is also input t + 1.
+    // Position 0 is the first input; position t + 1 is target t, which is also input t + 1 unless it is
+    // masked.
     for (int64_t t = -1; t < batch.T; ++t) {
       const int32_t id = t < 0 ? batch.inputs[static_cast<size_t>(b * batch.T)]
                                : batch.targets[static_cast<size_t>(b * batch.T + t)];
       const uint64_t place = static_cast<uint64_t>(t + 1) << 32 | static_cast<uint32_t>(id);
       sum += Mix(key ^ Mix(place));
+      if (t < 0 || id >= 0 || t + 1 == batch.T) continue;
+      sum += Mix(~key ^ Mix(static_cast<uint64_t>(t + 1) << 32 |
+                            static_cast<uint32_t>(batch.inputs[static_cast<size_t>(b * batch.T + t + 1)])));
     }
   }
   return sum;

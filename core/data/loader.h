@@ -1,4 +1,5 @@
-// BatchSources over a Dataset. Inputs are the first T tokens of a window of T + 1, targets the last T. With
+// BatchSources over a Dataset. Inputs are the first T tokens of a window of T + 1, targets the last T. Of a
+// file with labels, only answers are targets, and the batch has the lengths of their problems. With
 // reset_at_document, resets is 1 where the input is the EOD token: there the next document begins, and the
 // state from before is forgotten. A batch without any such place has empty resets.
 #pragma once

@@ -22,7 +22,7 @@ static_assert(std::endian::native == std::endian::little);
 constexpr char kMagic[] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', '\0', '\0'};
 constexpr int64_t kHeaderBytes = 34;
 constexpr int64_t kMaxMetaBytes = 1 << 20;
-constexpr char kRebuild[] = "; copy it again or rebuild it with `carousel data build`";
+constexpr char kRebuild[] = "; copy it again or make it again with `carousel data build` (or `data task`)";
 
 // A little-endian number at an offset that was checked; the index is not aligned.
 template <class T>
@@ -117,6 +117,7 @@ absl::StatusOr<std::unique_ptr<TokenFile>> TokenFile::Open(const std::string& pr
   }
   CAROUSEL_RETURN_IF_ERROR(file->CheckIndex());
   CAROUSEL_RETURN_IF_ERROR(file->CheckMeta());
+  CAROUSEL_RETURN_IF_ERROR(file->OpenLabels());
   return file;
 }
 
@@ -219,8 +220,41 @@ absl::Status TokenFile::CheckMeta() {
     return absl::DataLossError(
         absl::StrCat(path, ": eod_id ", meta.eod_id, " is >= vocab_size ", meta.vocab_size, kRebuild));
   }
+  const int64_t row_tokens = meta.task.has_value() ? meta.task->row_tokens : 0;
+  if (row_tokens > 0 && (num_tokens_ < 1 || (num_tokens_ - 1) % row_tokens != 0)) {
+    return absl::DataLossError(absl::StrCat(path, ": row_tokens is ", row_tokens, ", but ", num_tokens_,
+                                            " tokens are not whole rows and one token more", kRebuild));
+  }
   meta_ = meta;
   return absl::OkStatus();
+}
+
+absl::Status TokenFile::OpenLabels() {
+  const bool named = task() != nullptr && task()->labels_crc32c.has_value();
+  absl::StatusOr<LabelFile> labels =
+      LabelFile::Open(prefix_, num_tokens_, task() != nullptr ? task()->row_tokens : 0);
+  if (named && absl::IsNotFound(labels.status())) {
+    return absl::DataLossError(
+        absl::StrCat(labels.status().message(), ", but ", prefix_, ".meta names it", kRebuild));
+  }
+  if (!named && absl::IsNotFound(labels.status())) return absl::OkStatus();
+  if (!named) {
+    return absl::DataLossError(absl::StrCat(LabelFile::PathOf(prefix_), " exists, but ", prefix_,
+                                            ".meta does not name it: the files do not belong together",
+                                            kRebuild));
+  }
+  CAROUSEL_RETURN_IF_ERROR(labels.status());
+  labels_ = std::move(labels).value();
+  return absl::OkStatus();
+}
+
+absl::Status TokenFile::CheckRows(int64_t T, const std::string& field) const {
+  const int64_t row_tokens = task() != nullptr ? task()->row_tokens : 0;
+  if (row_tokens == 0 || T % row_tokens == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(prefix_, " holds problems in rows of ", row_tokens, " tokens, so ", field, "=", T,
+                   " would cut problems in two; use a multiple of ", row_tokens, ", for example ", field, "=",
+                   CeilDiv(T, row_tokens) * row_tokens));
 }
 
 int64_t TokenFile::SequencePointer(int64_t sequence) const {
@@ -253,10 +287,26 @@ void TokenFile::Read(int64_t begin, std::span<int32_t> out) const {
 }
 
 absl::Status TokenFile::CheckTokenizer(const std::string& tokenizer_name) const {
-  if (!meta_.has_value() || meta_->tokenizer == tokenizer_name) return absl::OkStatus();
+  if (!meta_.has_value() || meta_->tokenizer == tokenizer_name) {
+    if (meta_.has_value() || tokenizer_name != kTaskTokenizer) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(prefix_,
+                     ".meta does not exist, so the file holds no task; make one with `carousel data "
+                     "task`, or set data.tokenizer to what wrote the tokens"));
+  }
+  const std::string run = absl::StrCat("the run uses \"", tokenizer_name, "\"");
+  if (meta_->tokenizer == kTaskTokenizer) {
+    return absl::InvalidArgumentError(absl::StrCat(prefix_, " holds the task ", task()->name,
+                                                   ", not text, and ", run, "; set data.tokenizer: TASK"));
+  }
+  if (tokenizer_name == kTaskTokenizer) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        prefix_, " was written with the tokenizer \"", meta_->tokenizer, "\" and holds no task, ", run,
+        "; name a file of `carousel data task`, or set data.tokenizer to the file's"));
+  }
   return absl::InvalidArgumentError(absl::StrCat(
-      prefix_, " was written with the tokenizer \"", meta_->tokenizer, "\", the run uses \"", tokenizer_name,
-      "\"; rebuild it with `carousel data build --tokenizer ", tokenizer_name, "` or set data.tokenizer"));
+      prefix_, " was written with the tokenizer \"", meta_->tokenizer, "\", ", run,
+      "; rebuild it with `carousel data build --tokenizer ", tokenizer_name, "` or set data.tokenizer"));
 }
 
 absl::Status TokenFile::CheckTokenIds(int64_t vocab_size, int num_threads) const {
@@ -292,16 +342,18 @@ absl::Status TokenFile::VerifyChecksums() const {
                      ".meta does not exist, so there is no checksum to compare with; only files "
                      "written by `carousel data build` have one"));
   }
+  const auto compare = [&](const std::string& path, uint32_t actual, uint32_t expected) -> absl::Status {
+    if (actual == expected) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(path, " has CRC-32C ", absl::Hex(actual, absl::kZeroPad8),
+                                            ", but ", prefix_, ".meta says ",
+                                            absl::Hex(expected, absl::kZeroPad8), ": damaged", kRebuild));
+  };
   for (const bool index : {true, false}) {
     const MappedFile& file = index ? idx_ : bin_;
-    const uint32_t expected = index ? meta_->idx_crc32c : meta_->bin_crc32c;
-    const uint32_t actual = ExtendCrc32c(0, file.data(), file.size_bytes());
-    if (actual != expected) {
-      return absl::DataLossError(
-          absl::StrCat(file.path(), " has CRC-32C ", absl::Hex(actual, absl::kZeroPad8), ", but ", prefix_,
-                       ".meta says ", absl::Hex(expected, absl::kZeroPad8), ": damaged", kRebuild));
-    }
+    CAROUSEL_RETURN_IF_ERROR(compare(file.path(), ExtendCrc32c(0, file.data(), file.size_bytes()),
+                                     index ? meta_->idx_crc32c : meta_->bin_crc32c));
   }
-  return absl::OkStatus();
+  if (!labels_.has_value()) return absl::OkStatus();
+  return compare(LabelFile::PathOf(prefix_), labels_->Checksum(), *task()->labels_crc32c);
 }
 }  // namespace carousel

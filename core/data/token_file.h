@@ -6,6 +6,7 @@
 //   document d; the last entry is S) | optionally i8 mode[S]
 // dtype codes: 1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 8 u16 (6 f64 and 7 f32 exist but hold no ids).
 // PREFIX.meta, optional, is what that format lacks (token_meta.h). Files written by Megatron have none.
+// PREFIX.labels says which tokens of a task are answers (label_file.h); PREFIX.meta names it.
 //
 // Every size, offset and count is checked before it is used; the errors name file, position, what was found
 // and what was expected. The files must not shrink while they are open (the mapping would fault).
@@ -18,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/data/label_file.h"
 #include "core/data/mapped_file.h"
 #include "core/data/token_meta.h"
 
@@ -42,6 +44,14 @@ class TokenFile {
   int64_t num_sequences() const { return num_sequences_; }
   int64_t num_documents() const { return num_documents_; }
   const std::optional<TokenMeta>& meta() const { return meta_; }
+  // The task that the file holds; null for text.
+  const TaskMeta* task() const {
+    return meta_.has_value() && meta_->task.has_value() ? &*meta_->task : nullptr;
+  }
+  // True if the ids are the symbols of a task and no text.
+  bool HoldsTaskSymbols() const { return task() != nullptr && meta_->tokenizer == kTaskTokenizer; }
+  // Which tokens are answers; null where every token is a target.
+  const LabelFile* labels() const { return labels_.has_value() ? &*labels_ : nullptr; }
 
   // Tokens of document d, 0 <= d < num_documents().
   int64_t DocumentLength(int64_t d) const;
@@ -57,20 +67,25 @@ class TokenFile {
   // Scans every id on `num_threads` threads. The first one outside [0, vocab_size) is an OutOfRange error
   // that names file, position and id.
   absl::Status CheckTokenIds(int64_t vocab_size, int num_threads) const;
-  // Compares the CRC-32C of .bin and .idx with the sidecar's: DataLoss if they differ, FailedPrecondition if
-  // there is no sidecar.
+  // InvalidArgument unless windows of `T` inputs hold whole rows of the task: a problem must not be cut. OK
+  // for a file without rows. `field` is the setting that T comes from, for the message.
+  absl::Status CheckRows(int64_t T, const std::string& field) const;
+  // Compares the CRC-32C of .bin, .idx and .labels with the sidecar's: DataLoss if they differ,
+  // FailedPrecondition if there is no sidecar.
   absl::Status VerifyChecksums() const;
 
  private:
   TokenFile() = default;
   absl::Status CheckIndex();
   absl::Status CheckMeta();
+  absl::Status OpenLabels();
   int64_t SequencePointer(int64_t sequence) const;  // bytes; REQUIRES: 0 <= sequence <= num_sequences_
   int64_t DocumentEntry(int64_t entry) const;
 
   std::string prefix_;
   MappedFile bin_, idx_;
   std::optional<TokenMeta> meta_;
+  std::optional<LabelFile> labels_;
   TokenDType dtype_ = TokenDType::kU16;
   int64_t num_tokens_ = 0, num_sequences_ = 0, num_documents_ = 0;
   int64_t pointers_offset_ = 0, documents_offset_ = 0;  // bytes in .idx

@@ -71,12 +71,13 @@ Json FormatTask(const TaskMeta& task) {
 
 absl::StatusOr<TaskMeta> ParseTask(const Json& json, const std::string& path) {
   constexpr int64_t kMaxCount = std::numeric_limits<int64_t>::max();
+  constexpr int64_t kMaxRowTokens = int64_t{1} << 30;
   constexpr double kMaxEntropy = 64;  // no vocabulary of 32-bit ids has more nats
   TaskMeta task;
   CAROUSEL_ASSIGN_OR_RETURN(task.name, StringField(json, "name", path));
   CAROUSEL_ASSIGN_OR_RETURN(task.parameters, StringField(json, "parameters", path));
   CAROUSEL_ASSIGN_OR_RETURN(task.num_problems, CountField(json, "num_problems", kMaxCount, path));
-  CAROUSEL_ASSIGN_OR_RETURN(task.row_tokens, CountField(json, "row_tokens", kMaxCount, path));
+  CAROUSEL_ASSIGN_OR_RETURN(task.row_tokens, CountField(json, "row_tokens", kMaxRowTokens, path));
   CAROUSEL_ASSIGN_OR_RETURN(task.chance, NumberField(json, "chance", 1, path));
   CAROUSEL_ASSIGN_OR_RETURN(task.entropy_nats_per_token,
                             NumberField(json, "entropy_nats_per_token", kMaxEntropy, path));
@@ -134,6 +135,9 @@ absl::StatusOr<TokenMeta> ParseTokenMeta(const std::string& text, const std::str
   }
   if (version == kTaskVersion) {
     CAROUSEL_ASSIGN_OR_RETURN(meta.task, ParseTask(*task, path));
+  }
+  if (meta.tokenizer == kTaskTokenizer && !meta.task.has_value()) {
+    return FieldError(path, "task", absl::StrCat("there for the tokenizer \"", kTaskTokenizer, "\""));
   }
   return meta;
 }

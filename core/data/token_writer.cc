@@ -14,6 +14,7 @@
 #include "core/base/check.h"
 #include "core/base/status_macros.h"
 #include "core/data/crc32c.h"
+#include "core/data/label_file.h"
 
 namespace carousel {
 namespace {
@@ -106,8 +107,25 @@ class TokenFileWriter::OutputFile {
 
 TokenFileWriter::~TokenFileWriter() = default;
 
+std::vector<TokenFileWriter::OutputFile*> TokenFileWriter::Files() const {
+  std::vector<OutputFile*> files = {bin_.get()};
+  if (labels_ != nullptr) files.push_back(labels_.get());
+  files.push_back(metadata_.get());
+  files.push_back(idx_.get());
+  return files;
+}
+
 absl::StatusOr<std::unique_ptr<TokenFileWriter>> TokenFileWriter::Create(const std::string& prefix,
                                                                          const Tokenizer& tokenizer,
+                                                                         const Options& options) {
+  return Create(
+      prefix,
+      Ids{.tokenizer = tokenizer.name(), .vocab_size = tokenizer.size(), .eod_id = tokenizer.eod_id()},
+      options);
+}
+
+absl::StatusOr<std::unique_ptr<TokenFileWriter>> TokenFileWriter::Create(const std::string& prefix,
+                                                                         const Ids& ids,
                                                                          const Options& options) {
   CAROUSEL_CHECK(options.max_sequence_tokens >= 1 && options.max_sequence_tokens <= INT32_MAX);
   if (prefix.empty() || prefix.back() == '/') {
@@ -116,15 +134,17 @@ absl::StatusOr<std::unique_ptr<TokenFileWriter>> TokenFileWriter::Create(const s
   }
   std::unique_ptr<TokenFileWriter> writer(new TokenFileWriter());
   writer->options_ = options;
-  writer->dtype_ = TokenDTypeFor(tokenizer.size());
-  writer->meta_.tokenizer = tokenizer.name();
-  writer->meta_.vocab_size = tokenizer.size();
-  writer->meta_.eod_id = tokenizer.eod_id();
+  writer->dtype_ = TokenDTypeFor(ids.vocab_size);
+  writer->meta_.tokenizer = ids.tokenizer;
+  writer->meta_.vocab_size = ids.vocab_size;
+  writer->meta_.eod_id = ids.eod_id;
+  writer->labels_path_ = LabelFile::PathOf(prefix);
   writer->bin_ = std::make_unique<OutputFile>(prefix + ".bin");
-  writer->idx_ = std::make_unique<OutputFile>(prefix + ".idx");
+  if (options.labels) writer->labels_ = std::make_unique<OutputFile>(writer->labels_path_);
   writer->metadata_ = std::make_unique<OutputFile>(prefix + ".meta");
+  writer->idx_ = std::make_unique<OutputFile>(prefix + ".idx");
   std::error_code error;
-  for (const OutputFile* file : {writer->bin_.get(), writer->idx_.get(), writer->metadata_.get()}) {
+  for (const OutputFile* file : writer->Files()) {
     if (!options.overwrite && std::filesystem::exists(file->path(), error)) {
       return absl::AlreadyExistsError(absl::StrCat(
           file->path(), " exists already; choose another output, or give --force to replace it"));
@@ -135,19 +155,28 @@ absl::StatusOr<std::unique_ptr<TokenFileWriter>> TokenFileWriter::Create(const s
     std::filesystem::create_directories(folder, error);
     if (error) return ErrnoStatus(error.value(), "create the folder", folder.string());
   }
-  CAROUSEL_RETURN_IF_ERROR(writer->bin_->Create());
-  CAROUSEL_RETURN_IF_ERROR(writer->idx_->Create());
-  CAROUSEL_RETURN_IF_ERROR(writer->metadata_->Create());
+  for (OutputFile* file : writer->Files()) CAROUSEL_RETURN_IF_ERROR(file->Create());
   return writer;
 }
 
 absl::Status TokenFileWriter::Append(std::span<const int32_t> ids, int64_t text_bytes) {
+  CAROUSEL_CHECK(labels_ == nullptr);
+  meta_.text_bytes += text_bytes;
+  return AppendIds(ids);
+}
+
+absl::Status TokenFileWriter::AppendLabelled(std::span<const int32_t> ids, std::span<const uint16_t> labels) {
+  CAROUSEL_CHECK(labels_ != nullptr && ids.size() == labels.size());
+  CAROUSEL_RETURN_IF_ERROR(AppendIds(ids));
+  return labels_->Write(labels.data(), labels.size_bytes());
+}
+
+absl::Status TokenFileWriter::AppendIds(std::span<const int32_t> ids) {
   if (!document_open_) {
     document_open_ = true;
     document_first_.push_back(static_cast<int64_t>(sequence_tokens_.size()));
     ++meta_.num_documents;
   }
-  meta_.text_bytes += text_bytes;
   const int32_t limit = static_cast<int32_t>(meta_.vocab_size);
   while (!ids.empty()) {
     if (open_sequence_tokens_ == options_.max_sequence_tokens) CloseSequence();
@@ -169,9 +198,14 @@ absl::Status TokenFileWriter::Append(std::span<const int32_t> ids, int64_t text_
 absl::Status TokenFileWriter::EndDocument() {
   CAROUSEL_CHECK(document_open_);
   CAROUSEL_RETURN_IF_ERROR(Append(std::span<const int32_t>(&meta_.eod_id, 1), 0));
+  CloseDocument();
+  return absl::OkStatus();
+}
+
+void TokenFileWriter::CloseDocument() {
+  CAROUSEL_CHECK(document_open_);
   CloseSequence();
   document_open_ = false;
-  return absl::OkStatus();
 }
 
 void TokenFileWriter::CloseSequence() {
@@ -218,20 +252,23 @@ absl::Status TokenFileWriter::WriteIndex() {
 }
 
 absl::Status TokenFileWriter::Commit() {
-  CAROUSEL_CHECK(!document_open_);
+  CAROUSEL_CHECK(!document_open_ && (labels_ == nullptr || meta_.task.has_value()));
   CAROUSEL_RETURN_IF_ERROR(Flush());
   CAROUSEL_RETURN_IF_ERROR(WriteIndex());
   meta_.bin_crc32c = bin_->crc();
   meta_.idx_crc32c = idx_->crc();
+  if (labels_ != nullptr) meta_.task->labels_crc32c = labels_->crc();
   const std::string text = FormatTokenMeta(meta_);
   CAROUSEL_RETURN_IF_ERROR(metadata_->Write(text.data(), text.size()));
-  for (OutputFile* file : {bin_.get(), metadata_.get(), idx_.get()}) CAROUSEL_RETURN_IF_ERROR(file->Close());
+  for (OutputFile* file : Files()) CAROUSEL_RETURN_IF_ERROR(file->Close());
   // An old index goes first and the new one comes last: whatever happens between, no index describes other
-  // tokens than its own.
-  if (unlink(idx_->path().c_str()) != 0 && errno != ENOENT) {
-    return ErrnoStatus(errno, "replace", idx_->path());
+  // tokens than its own. Old labels that nothing replaces go as well.
+  std::vector<std::string> old = {idx_->path()};
+  if (labels_ == nullptr) old.push_back(labels_path_);
+  for (const std::string& path : old) {
+    if (unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "replace", path);
   }
-  for (OutputFile* file : {bin_.get(), metadata_.get(), idx_.get()}) CAROUSEL_RETURN_IF_ERROR(file->Rename());
+  for (OutputFile* file : Files()) CAROUSEL_RETURN_IF_ERROR(file->Rename());
   SyncFolder(idx_->path());
   return absl::OkStatus();
 }

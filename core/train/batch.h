@@ -10,6 +10,9 @@ struct Batch {
   std::vector<int32_t> inputs;   // (B*T)
   std::vector<int32_t> targets;  // (B*T), the inputs shifted by one; negative = no target here
   std::vector<uint8_t> resets;   // (B*T): 1 = a document starts at this input; empty = no resets
+  // (B*T) u16: the length of the problem that the target is an answer of, 0 where it is none; empty = none
+  // is.
+  std::vector<uint16_t> lengths;
   int64_t num_targets() const {
     int64_t n = 0;
     for (const int32_t t : targets) n += t >= 0;

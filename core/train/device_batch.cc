@@ -2,18 +2,17 @@
 
 namespace carousel {
 
-void DeviceBatch::Bind(Arena& arena, int64_t B, int64_t T) {
-  B_ = B;
-  T_ = T;
-  ids_ = arena.Persistent("batch", DType::kI32, {B * T});
-  targets_ = arena.Persistent("batch", DType::kI32, {B * T});
-  resets_ = arena.Persistent("batch", DType::kU8, {B * T});
+void DeviceBatch::Bind(Arena& arena, int64_t max_tokens) {
+  max_tokens_ = max_tokens;
+  ids_ = arena.Persistent("batch", DType::kI32, {max_tokens});
+  targets_ = arena.Persistent("batch", DType::kI32, {max_tokens});
+  resets_ = arena.Persistent("batch", DType::kU8, {max_tokens});
 }
 
 LanguageModel::Input DeviceBatch::Load(Device& device, const Batch& batch) const {
-  CAROUSEL_CHECK(batch.B >= 1 && batch.B <= B_);
-  CAROUSEL_CHECK(batch.T >= 1 && batch.T <= T_);
+  CAROUSEL_CHECK(batch.B >= 1 && batch.T >= 1);
   const int64_t N = batch.B * batch.T;
+  CAROUSEL_CHECK_LE(N, max_tokens_);
   const auto copy = [&](Tensor place, const void* data, size_t count) {
     CAROUSEL_CHECK_EQ(static_cast<int64_t>(count), N);
     const Tensor target = place.Rows(0, N);

@@ -8,14 +8,14 @@ namespace carousel {
 
 class DeviceBatch {
  public:
-  // For at most B sequences of T tokens. Category "batch".
-  void Bind(Arena& arena, int64_t B, int64_t T);
-  // Copies `batch` (1 <= batch.B <= B, batch.T <= T) and returns views of it, valid until the next Load.
+  // For at most max_tokens tokens, in sequences of any length. Category "batch".
+  void Bind(Arena& arena, int64_t max_tokens);
+  // Copies `batch` (1 <= batch.B * batch.T <= max_tokens) and returns views of it, valid until the next Load.
   LanguageModel::Input Load(Device& device, const Batch& batch) const;
 
  private:
-  int64_t B_ = 0, T_ = 0;
-  Tensor ids_, targets_;  // (B*T) i32
-  Tensor resets_;         // (B*T) u8
+  int64_t max_tokens_ = 0;
+  Tensor ids_, targets_;  // (max_tokens) i32
+  Tensor resets_;         // (max_tokens) u8
 };
 }  // namespace carousel

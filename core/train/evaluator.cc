@@ -1,10 +1,54 @@
 #include "core/train/evaluator.h"
 
-namespace carousel {
+#include <algorithm>
+#include <cstddef>
 
-void Evaluator::Bind(Arena& arena, int64_t B, int64_t T) {
-  batch_.Bind(arena, B, T);
+namespace carousel {
+namespace {
+
+// Answers by the length of their problem: [2 length] how many, [2 length + 1] how many are right. Length 0:
+// targets of no problem.
+class Counts {
+ public:
+  void Add(const Batch& batch, const std::vector<uint8_t>& correct) {
+    for (size_t i = 0; i < batch.targets.size(); ++i) {
+      if (batch.targets[i] < 0) continue;
+      const size_t length = batch.lengths.empty() ? 0 : batch.lengths[i];
+      if (values_.size() < 2 * length + 2) values_.resize(2 * length + 2, 0);
+      ++values_[2 * length];
+      values_[2 * length + 1] += correct[i] != 0;
+    }
+  }
+  // Adds up all ranks' counts: integers, so the same for every number of ranks.
+  void Reduce(const Axis& data) {
+    if (data.communicator == nullptr) return;
+    Communicator& communicator = *data.communicator;
+    int64_t size = static_cast<int64_t>(values_.size());
+    std::vector<int64_t> sizes(static_cast<size_t>(communicator.size()));
+    communicator.AllGather(Tensor(sizes.data(), DType::kI64, {communicator.size()}),
+                           Tensor(&size, DType::kI64, {1}));
+    values_.resize(static_cast<size_t>(*std::max_element(sizes.begin(), sizes.end())), 0);
+    SumOverRanks(communicator, &values_);
+  }
+  void Fill(EvaluationResult* result) const {
+    for (size_t length = 0; 2 * length < values_.size(); ++length) {
+      const LengthCount count = {.length = static_cast<int64_t>(length),
+                                 .count = static_cast<int64_t>(values_[2 * length]),
+                                 .correct = static_cast<int64_t>(values_[2 * length + 1])};
+      result->num_correct += count.correct;
+      if (length > 0 && count.count > 0) result->by_length.push_back(count);
+    }
+  }
+
+ private:
+  std::vector<uint64_t> values_;
+};
+}  // namespace
+
+void Evaluator::Bind(Arena& arena, int64_t max_tokens) {
+  batch_.Bind(arena, max_tokens);
   sums_.Bind(arena);
+  correct_ = arena.Persistent("batch", DType::kU8, {max_tokens});
 }
 
 EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Axis& data,
@@ -12,15 +56,26 @@ EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, Param
   sums_.Clear(device.ops());
   int64_t num_targets = 0;
   Batch batch;
+  Counts counts;
+  std::vector<uint8_t> host_correct;
   const int64_t begin = data.index * num_batches / data.size;
   const int64_t end = (data.index + 1) * num_batches / data.size;
   for (int64_t i = begin; i < end; ++i) {
     source.Get(/*step=*/0, i, &batch);
     num_targets += batch.num_targets();
-    model.ForwardLoss(device.ops(), sync, batch_.Load(device, batch), sums_.loss());
+    const Tensor correct = correct_.Rows(0, batch.B * batch.T);
+    model.ForwardLoss(device.ops(), sync, batch_.Load(device, batch), sums_.loss(), correct);
+    host_correct.resize(batch.targets.size());
+    device.CopyToHost(host_correct.data(), correct.data, correct.num_bytes());
+    counts.Add(batch, host_correct);
   }
   const StepSums::Totals totals = sums_.Reduce(device, data, num_targets);
+  counts.Reduce(data);
   if (totals.num_targets == 0) return {};
-  return {.loss = totals.loss / static_cast<double>(totals.num_targets), .num_targets = totals.num_targets};
+  EvaluationResult result;
+  result.loss = totals.loss / static_cast<double>(totals.num_targets);
+  result.num_targets = totals.num_targets;
+  counts.Fill(&result);
+  return result;
 }
 }  // namespace carousel

@@ -1,7 +1,10 @@
-// Evaluator: mean loss over a fixed list of batches, spread over the data axis. Equal bits for every number
-// of ranks, because the sum over tokens is exact.
+// Evaluator: mean loss and accuracy over a fixed list of batches, spread over the data axis. Equal bits for
+// every number of ranks, because the sum over tokens is exact and answers are counted in integers.
 #pragma once
+#include <vector>
+
 #include "core/comm/mesh.h"
+#include "core/train/accuracy.h"
 #include "core/train/device_batch.h"
 #include "core/train/step_sums.h"
 
@@ -10,19 +13,27 @@ namespace carousel {
 struct EvaluationResult {
   double loss = 0;          // mean over all targets, nats; 0 if there are none; NaN if one was not finite
   int64_t num_targets = 0;  // over all ranks
+  int64_t num_correct = 0;  // targets that had the largest logit; ties go to the lowest id
+  // The same for the targets whose problem has a length (Batch::lengths), ascending; empty if none has.
+  std::vector<LengthCount> by_length;
+  // In [0, 1]; 0 without targets.
+  double accuracy() const {
+    return num_targets == 0 ? 0 : static_cast<double>(num_correct) / static_cast<double>(num_targets);
+  }
 };
 
 class Evaluator {
  public:
-  // Places the buffers for batches of at most B sequences of T tokens.
-  void Bind(Arena& arena, int64_t B, int64_t T);
-  // Batches [0, num_batches) of step 0 of `source`. `model` is bound for at least (B, T); sync may be null.
-  // All ranks of the axis call this together.
+  // Places the buffers for batches of at most max_tokens tokens.
+  void Bind(Arena& arena, int64_t max_tokens);
+  // Batches [0, num_batches) of step 0 of `source`. `model` is bound for them; sync may be null. All ranks of
+  // the axis call this together.
   EvaluationResult Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Axis& data,
                             BatchSource& source, int64_t num_batches) const;
 
  private:
   DeviceBatch batch_;
   StepSums sums_;
+  Tensor correct_;  // (max_tokens) u8
 };
 }  // namespace carousel
