@@ -2,11 +2,13 @@
 // dp = dy silu'(p) (p is computed again) and d = K-1-j the age of a tap:
 //   dx_s = sum_d weight[:, K-1-d] dp_{s+d};   dweight[:, j] = sum_t dp_t x_{t-d};   dbias = sum_t dp_t
 // over the pairs (token, tap) that lie in one document. The state is a prefix of K-1 more tokens.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/op_util.h"
+#include "kernels/cpu/simd/causal_conv.h"
 
 namespace carousel::cpu {
 namespace {
@@ -77,13 +79,23 @@ void Forward(const CausalConvForwardArgs& a, ThreadPool& pool) {
       const W p = sequence.PreActivation(t);
       Row<T>(a.y, b * T_ + t)[c] = static_cast<T>(a.silu ? p * Sigmoid(p) : p);
     }
-    if (!a.last.defined()) return;
+  });
+}
+
+// The state after the last token, when y is done: `last` may be `initial`.
+template <class T>
+void WriteLast(const CausalConvForwardArgs& a, ThreadPool& pool) {
+  using W = Wide<T>;
+  const auto [B, T_, C, K] = a.shape;
+  pool.ParallelFor(B, [&, T_ = T_, C = C, K = K](int64_t b) {
+    const int64_t start = SequenceOf<T>(a, b, 0).Start(T_ - 1);
     // Oldest first: an entry of `initial` that still counts stands at a later place than the one it moves to.
-    const int64_t start = sequence.Start(T_ - 1);
-    W* last = a.last.as<W>() + b * (K - 1) * C + c;
     for (int64_t i = 0; i < K - 1; ++i) {
       const int64_t position = T_ - (K - 1) + i;
-      last[i * C] = position >= start ? sequence.X(position) : W{0};
+      W* last = a.last.as<W>() + (b * (K - 1) + i) * C;
+      for (int64_t c = 0; c < C; ++c) {
+        last[c] = position >= start ? SequenceOf<T>(a, b, c).X(position) : W{0};
+      }
     }
   });
 }
@@ -148,6 +160,88 @@ void CheckArgs(const Args& a, DType compute) {
   CAROUSEL_CHECK_OPTIONAL(a.reset, DType::kU8, {N});
   CAROUSEL_CHECK_OPTIONAL(a.initial, wide, {B, K - 1, C});
 }
+// The fast loops; T is float, or uint16_t for bf16.
+template <class T>
+const CausalConvKernels<T>& Kernels(SimdLevel level, [[maybe_unused]] bool use_tiles) {
+  if constexpr (sizeof(T) == 2) {
+#if defined(__x86_64__)
+    // a processor with matrix tiles has AVX-512 BF16, too
+    if (use_tiles) return simd_tiles::GetCausalConvKernelsBf16();
+#endif
+    return CAROUSEL_PICK_SIMD(level, GetCausalConvKernelsBf16);
+  } else {
+    return CAROUSEL_PICK_SIMD(level, GetCausalConvKernelsF32);
+  }
+}
+// Arguments of both directions, but for the weights.
+template <class T, class Args>
+CausalConvRows<T> RowsOf(const Args& a, const float* weight) {
+  return {.x = RawData<T>(a.x),
+          .weight = weight,
+          .bias = RawDataOrNull<float>(a.bias),
+          .reset = RawDataOrNull<uint8_t>(a.reset),
+          .initial = RawDataOrNull<float>(a.initial),
+          .num_tokens = a.shape.T,
+          .C = a.shape.C,
+          .K = a.shape.K,
+          .x_stride = a.x.row_stride,
+          .silu = a.silu};
+}
+
+template <class T>
+void FastForward(const CausalConvForwardArgs& a, const CausalConvKernels<T>& kernels, float* weight,
+                 ThreadPool& pool) {
+  const auto [B, T_, C, K] = a.shape;
+  kernels.transpose(weight, RawData<T>(a.weight), C, K);
+  const CausalConvForwardRows<T> rows = {
+      .in = RowsOf<T>(a, weight), .y = RawData<T>(a.y), .y_stride = a.y.row_stride};
+  pool.ParallelForBlocks(B * T_, RowsPerTask(C),
+                         [&](int64_t begin, int64_t end) { kernels.forward(rows, begin, end); });
+}
+
+// Where the parts of backward's scratch memory begin, in floats.
+struct BackwardScratch {
+  BackwardScratch(const CausalConvShape& shape, int num_threads)
+      : rows_per_partial(RowsPerPartial(shape.B * shape.T)),
+        num_partials(CeilDiv(shape.B * shape.T, rows_per_partial)) {
+    while (ring_rows < shape.K - 1) ring_rows *= 2;
+    const int64_t K = shape.K, C = shape.C;
+    dweight = K * C;
+    dbias = dweight + num_partials * K * C;
+    sum = dbias + num_partials * C;
+    rings = sum + K * C;
+    elems = rings + num_threads * ring_rows * C;
+  }
+  int64_t rows_per_partial, num_partials;
+  int64_t ring_rows = 1;
+  int64_t weight = 0;      // (K, C)
+  int64_t dweight, dbias;  // (num_partials, K, C), (num_partials, C)
+  int64_t sum;             // (K, C)
+  int64_t rings;           // by worker (ring_rows, C)
+  int64_t elems;
+};
+
+template <class T>
+void FastBackward(const CausalConvBackwardArgs& a, const CausalConvKernels<T>& kernels,
+                  const BackwardScratch& at, float* scratch, ThreadPool& pool) {
+  const auto [B, T_, C, K] = a.shape;
+  kernels.transpose(scratch + at.weight, RawData<T>(a.weight), C, K);
+  const CausalConvBackwardRows<T> rows = {.in = RowsOf<T>(a, scratch + at.weight),
+                                          .dx = RawData<T>(a.dx),
+                                          .dinitial = RawDataOrNull<float>(a.dinitial),
+                                          .dy = RawData<T>(a.dy),
+                                          .dlast = RawDataOrNull<float>(a.dlast),
+                                          .dx_stride = a.dx.row_stride,
+                                          .dy_stride = a.dy.row_stride,
+                                          .ring_rows = at.ring_rows,
+                                          .accumulate_dx = a.accumulate_dx};
+  pool.ParallelFor(at.num_partials, [&, N = B * T_, C = C, K = K](int64_t partial, int worker) {
+    const int64_t begin = partial * at.rows_per_partial;
+    kernels.backward(rows, begin, std::min(N, begin + at.rows_per_partial),
+                     scratch + at.dweight + partial * K * C, scratch + at.dbias + partial * C,
+                     scratch + at.rings + worker * at.ring_rows * C);
+  });
+}
 }  // namespace
 
 void CpuOps::CausalConvForward(const CausalConvForwardArgs& a) {
@@ -156,7 +250,15 @@ void CpuOps::CausalConvForward(const CausalConvForwardArgs& a) {
   const auto [B, T_, C, K] = a.shape;
   CAROUSEL_CHECK_STRIDED(a.y, compute, {B * T_, C});
   CAROUSEL_CHECK_OPTIONAL(a.last, WideOf(compute), {B, K - 1, C});
-  DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+  if (B == 0) return;
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastForward<float>(a, Kernels<float>(level_, use_tiles_), ScratchF32(K * C), pool_);
+  } else {
+    FastForward<uint16_t>(a, Kernels<uint16_t>(level_, use_tiles_), ScratchF32(K * C), pool_);
+  }
+  if (a.last.defined()) DispatchFloat(compute, [&]<class T>() { WriteLast<T>(a, pool_); });
 }
 
 void CpuOps::CausalConvBackward(const CausalConvBackwardArgs& a) {
@@ -169,6 +271,22 @@ void CpuOps::CausalConvBackward(const CausalConvBackwardArgs& a) {
   CAROUSEL_CHECK_OPTIONAL(a.dinitial, wide, {B, K - 1, C});
   CAROUSEL_CHECK_STRIDED(a.dy, compute, {B * T_, C});
   CAROUSEL_CHECK_OPTIONAL(a.dlast, wide, {B, K - 1, C});
-  DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
+  if (B == 0) return;
+  if (!Fast(compute)) return DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
+  const BackwardScratch at(a.shape, pool_.num_threads());
+  float* scratch = ScratchF32(at.elems);
+  if (compute == DType::kF32) {
+    FastBackward<float>(a, Kernels<float>(level_, use_tiles_), at, scratch, pool_);
+  } else {
+    FastBackward<uint16_t>(a, Kernels<uint16_t>(level_, use_tiles_), at, scratch, pool_);
+  }
+  if (a.dbias.defined()) AddPartials(a.dbias.as<float>(), scratch + at.dbias, at.num_partials, C);
+  float* sum = scratch + at.sum;
+  std::fill_n(sum, K * C, 0.0f);
+  AddPartials(sum, scratch + at.dweight, at.num_partials, K * C);
+  float* dweight = a.dweight.as<float>();
+  for (int64_t c = 0; c < C; ++c) {
+    for (int64_t j = 0; j < K; ++j) dweight[c * K + j] += sum[j * C + c];
+  }
 }
 }  // namespace carousel::cpu
