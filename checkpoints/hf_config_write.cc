@@ -56,6 +56,12 @@ absl::Status CheckExpressibleInTransformers(const ModelSpec& spec) {
   const auto require = [&](bool condition, const std::string& problem) {
     if (!condition) problems.push_back(problem);
   };
+  if (spec.family != Family::kLarge || !spec.slstm_at.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("Hugging Face Transformers cannot express this model:\n  ",
+                     spec.family != Family::kLarge ? "family = XLSTM_PAPER" : "slstm_at",
+                     ": it has only the mLSTM blocks of XLSTM_LARGE"));
+  }
   require(spec.qk_dim % kCacheMultiple == 0,
           absl::StrCat("embedding_dim * qk_dim_factor = ", spec.qk_dim,
                        " must be a multiple of 64: its cache rounds the width up, its layer does not, and "

@@ -107,6 +107,13 @@ std::vector<FileTensor> FileTensors(const std::vector<Param>& params, ConfigDial
     }
     tensors.push_back(std::move(tensor));
   }
+  // A config that says nothing of tied embeddings needs a head: the embedding once more.
+  const auto embedding = by_name.find("embedding.weight");
+  if (dialect == ConfigDialect::kTransformers && by_name.count("lm_head.weight") == 0 &&
+      embedding != by_name.end()) {
+    const Param& param = *embedding->second;
+    tensors.push_back({"lm_head.weight", param.shape, {{param.name, 0, param.num_elems}}});
+  }
   return tensors;
 }
 

@@ -29,7 +29,7 @@ struct FileTensor {
 std::vector<Param> ModelParams(const ModelSpec& spec);
 
 // The tensors of a file for these parameters, in their order. kTransformers has no bias on the final norm:
-// that parameter is in no tensor of the result.
+// that parameter is in no tensor of the result. With tied embeddings it has the embedding twice.
 std::vector<FileTensor> FileTensors(const std::vector<Param>& params, ConfigDialect dialect, bool fused);
 
 // The parameter that Transformers does not have.

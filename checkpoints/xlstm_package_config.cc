@@ -178,6 +178,8 @@ void ForgetUnused(ModelSpec* spec) {
     spec->qk_dim = spec->v_dim = spec->embedding_dim;
     spec->num_heads = spec->slstm_num_heads;
     spec->use_bias = defaults.use_bias;
+    spec->igate_bias_init = defaults.igate_bias_init;
+    spec->igate_bias_std = defaults.igate_bias_std;
     spec->conv_kernel = defaults.conv_kernel;
     spec->qkv_block_size = defaults.qkv_block_size;
   }

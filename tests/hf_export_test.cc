@@ -25,7 +25,7 @@ HfExportOptions To(const std::string& out_dir, bool overwrite = false) {
   options.overwrite = overwrite;
   return options;
 }
-absl::StatusOr<HfExportResult> Export(const ModelSpec& spec, const WeightSource& weights,
+absl::StatusOr<ModelDirectoryResult> Export(const ModelSpec& spec, const WeightSource& weights,
                                       const HfExportOptions& options) {
   PosixFileSystem files;
   return ExportHf(spec, weights, options, files);

@@ -1,0 +1,31 @@
+// Writes a directory for `xLSTMLMModel` of the Python package `xlstm`: config.json with the fields of its
+// config, its state dict in model.safetensors or shards with model.safetensors.index.json, and the files
+// given by the caller (tokenizer, model card). The metadata of every safetensors file says
+//   format "pt",  family "xlstm_v1",  slstm_backend "vanilla" | "cuda" (only with sLSTM blocks).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "checkpoints/file_system.h"
+#include "checkpoints/model_directory.h"
+#include "checkpoints/weight_source.h"
+#include "checkpoints/xlstm_package_config.h"
+
+namespace carousel {
+
+struct PackageExportOptions {
+  std::string out_dir;
+  DType dtype = DType::kF32;                // kF32 or kBF16
+  int64_t max_shard_bytes = 5'000'000'000;  // of tensor data; a larger tensor gets its own shard
+  bool overwrite = false;                   // replace out_dir if it exists
+  std::vector<ModelDirectoryFile> extra_files = {};
+};
+
+// Writes out_dir as WriteModelDirectory does, with its errors. config.backend chooses the layout of sLSTM
+// weights. FailedPrecondition if the package cannot express the model. Tensors that are parameters as they
+// are pass through memory in pieces of a few MiB, the few others one at a time.
+absl::StatusOr<ModelDirectoryResult> ExportPackage(const PackageConfig& config, const WeightSource& weights,
+                                                   const PackageExportOptions& options, FileSystem& files);
+}  // namespace carousel
