@@ -136,6 +136,9 @@ void ResolveDefaults(config::RunConfig* config) {
     config->mutable_schedule()->set_warmup_steps(
         std::min(kDefaultWarmupSteps, std::max<int64_t>(train.steps(), 0) / 10));
   }
+  if (!config->eval().has_sequence_length()) {
+    config->mutable_eval()->set_sequence_length(config->data().sequence_length());
+  }
   if (!config->eval().has_every_steps()) {
     config->mutable_eval()->set_every_steps(config->data().validation_size() > 0 ? kDefaultEvalSteps : 0);
   }
@@ -172,8 +175,9 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
   RunSpec run;
   run.model = ToModelSpec(config.model());
 
-  run.tokenizer =
-      config.data().tokenizer() == config::DataConfig::NONE ? TokenizerKind::kNone : TokenizerKind::kBytes;
+  run.tokenizer = config.data().tokenizer() == config::DataConfig::NONE   ? TokenizerKind::kNone
+                  : config.data().tokenizer() == config::DataConfig::TASK ? TokenizerKind::kTask
+                                                                          : TokenizerKind::kBytes;
   for (const config::DataSource& s : config.data().train()) run.train_data.push_back({s.path(), s.weight()});
   for (const config::DataSource& s : config.data().validation()) {
     run.validation_data.push_back({s.path(), s.weight()});
@@ -223,6 +227,7 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
   run.threads = config.parallel().threads();
   run.eval_every_steps = config.eval().every_steps();
   run.eval_num_windows = config.eval().num_windows();
+  run.eval_sequence_length = config.eval().sequence_length();
   run.sample = {.every_steps = config.sample().every_steps(),
                 .num_tokens = config.sample().num_tokens(),
                 .top_k = config.sample().top_k(),

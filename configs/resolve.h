@@ -8,7 +8,7 @@
 
 namespace carousel {
 
-// Number of token ids of a tokenizer; 0 for NONE.
+// Number of token ids of a tokenizer; 0 for NONE and TASK.
 int64_t TokenizerVocabulary(config::DataConfig::Tokenizer tokenizer);
 
 // Sets every field that was not given: plain defaults of the schema and the derived ones (ResolveModel for

@@ -16,7 +16,8 @@ struct DataSourceSpec {
   double weight = 1;
 };
 
-enum class TokenizerKind : uint8_t { kBytes, kNone };  // kNone: token files made elsewhere, ids only
+// kNone: token files made elsewhere, ids only; kTask: the symbols of a task with a known answer.
+enum class TokenizerKind : uint8_t { kBytes, kNone, kTask };
 
 struct RunSpec {
   ModelSpec model;
@@ -34,6 +35,7 @@ struct RunSpec {
   double max_minutes = 0;
   int64_t parallel_data = 0, threads = 0;
   int64_t eval_every_steps = 0, eval_num_windows = 0;
+  int64_t eval_sequence_length = 0;  // T of validation
   struct Sample {
     int64_t every_steps = 0, num_tokens = 0, top_k = 0;
     std::string prompt;

@@ -58,6 +58,7 @@ constexpr IntRange kIntRanges[] = {
     {"parallel.threads", 0, 4096, 0},
     {"eval.every_steps", 0, kMaxSteps, 100},
     {"eval.num_windows", 1, kInt32Max, 64},
+    {"eval.sequence_length", 1, kInt32Max, 256},
     {"sample.every_steps", 0, kMaxSteps, 0},
     {"sample.num_tokens", 1, kInt32Max, 200},
     {"sample.top_k", 0, kInt32Max, 0},
@@ -205,13 +206,14 @@ void CheckSizes(const config::RunConfig& config, const Origins& origins, Problem
   const config::ModelConfig& m = config.model();
   const bool complete =
       m.has_vocab_size() && m.has_embedding_dim() && m.has_num_blocks() && m.has_num_heads();
-  if (complete &&
-      EstimateBytes(m, static_cast<double>(B) * static_cast<double>(T), static_cast<double>(B)) > kMaxBytes) {
-    problems->Add(
-        absl::StrFormat("the model and one micro-batch need more than %g bytes; make "
-                        "model.embedding_dim=%d, model.num_blocks=%d, model.vocab_size=%d or "
-                        "train.micro_batch=%d smaller",
-                        kMaxBytes, m.embedding_dim(), m.num_blocks(), m.vocab_size(), B));
+  const double batch_tokens = std::max(static_cast<double>(B) * static_cast<double>(T),
+                                       static_cast<double>(config.eval().sequence_length()));
+  if (complete && EstimateBytes(m, batch_tokens, static_cast<double>(B)) > kMaxBytes) {
+    problems->Add(absl::StrFormat(
+        "the model and one micro-batch need more than %g bytes; make "
+        "model.embedding_dim=%d, model.num_blocks=%d, model.vocab_size=%d, "
+        "train.micro_batch=%d or eval.sequence_length=%d smaller",
+        kMaxBytes, m.embedding_dim(), m.num_blocks(), m.vocab_size(), B, config.eval().sequence_length()));
   }
 }
 
@@ -291,6 +293,11 @@ void CheckRequired(const config::RunConfig& config, Problems* problems) {
         "model.vocab_size is required with data.tokenizer=NONE; every token id must be below it, for example "
         "50304");
   }
+  if (!model.has_vocab_size() && config.data().tokenizer() == config::DataConfig::TASK) {
+    problems->Add(
+        "model.vocab_size is required with data.tokenizer=TASK: the number of ids that `carousel data task` "
+        "printed and wrote into PREFIX.meta, for example 3 for parity");
+  }
 }
 
 void CheckRelations(const config::RunConfig& config, const Origins& origins,
@@ -309,7 +316,7 @@ void CheckRelations(const config::RunConfig& config, const Origins& origins,
     CheckSchedule(config, origins, problems);
   }
   if (wrong.empty()) CheckSizes(config, origins, problems);
-  if (config.sample().every_steps() > 0 && config.data().tokenizer() == config::DataConfig::NONE) {
+  if (config.sample().every_steps() > 0 && config.data().tokenizer() != config::DataConfig::BYTES) {
     problems->Add(origins, "sample.every_steps",
                   "sample.every_steps needs a tokenizer to read sample.prompt; use sample.every_steps=0 or "
                   "data.tokenizer=BYTES");

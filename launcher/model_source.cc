@@ -1,5 +1,6 @@
 #include "launcher/model_source.h"
 
+#include <algorithm>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +10,7 @@
 #include "checkpoints/file_system.h"
 #include "checkpoints/hf_import.h"
 #include "checkpoints/hf_names.h"
+#include "checkpoints/xlstm_package_import.h"
 #include "configs/load.h"
 #include "core/base/status_macros.h"
 #include "core/device_memory.h"
@@ -19,7 +21,13 @@ namespace carousel {
 namespace {
 constexpr int64_t kMaxTokenizerBytes = int64_t{256} << 20;
 
-// Whether the text of a Hugging Face directory is bytes.
+bool HasFile(const std::string& dir, const std::string& name) {
+  PosixFileSystem files;
+  const absl::StatusOr<FileInfo> info = files.Stat(JoinPath(dir, name));
+  return info.ok() && info->exists && !info->is_directory;
+}
+
+// Whether the text of a model that others can load is bytes.
 absl::Status CheckTokenizer(const std::string& dir, int64_t vocab_size) {
   PosixFileSystem files;
   const std::string path = JoinPath(dir, "tokenizer.json");
@@ -51,6 +59,31 @@ absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& path) {
   return source;
 }
 
+absl::StatusOr<ModelSource> OpenPackage(const std::string& path) {
+  CAROUSEL_ASSIGN_OR_RETURN(std::unique_ptr<PackageModel> model, PackageModel::Open(path));
+  ModelSource source;
+  source.kind = ModelSource::Kind::kPackage;
+  source.path = path;
+  source.spec = model->config().spec;
+  source.description = absl::StrCat("directory of the package xlstm ", path);
+  if (!source.spec.slstm_at.empty()) {
+    absl::StrAppend(&source.description, " (sLSTM backend ", NameOf(model->config().backend), ")");
+  }
+  source.hints = {.sequence_length = std::max<int64_t>(model->config().context_length, 0),
+                  .decay_embedding = model->config().decay_embedding};
+  if (HasFile(path, "tokenizer.json")) {
+    source.text_is_bytes = CheckTokenizer(path, source.spec.vocab_size);
+  } else {
+    source.text_is_bytes = absl::FailedPreconditionError(
+        absl::StrCat(path,
+                     " has no tokenizer.json, so it is not known what its token ids mean; if they are bytes, "
+                     "import it with --set data.tokenizer=BYTES and use the run"));
+    source.tokens = {.bos = -1, .eos = {}, .pad = -1};
+  }
+  source.weights = std::move(model);
+  return source;
+}
+
 absl::StatusOr<ModelSource> OpenRun(const std::string& path) {
   CAROUSEL_ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
   CAROUSEL_ASSIGN_OR_RETURN(const CheckpointInfo info, OpenCheckpoint(dir));
@@ -64,10 +97,12 @@ absl::StatusOr<ModelSource> OpenRun(const std::string& path) {
   source.spec = run.model;
   source.run_dir = ParentPath(ParentPath(dir));  // <run_dir>/checkpoints/<checkpoint>
   source.run = run;
+  source.hints = {.sequence_length = run.sequence_length, .decay_embedding = run.decay_embedding};
   source.checkpoint = info;
   if (run.tokenizer != TokenizerKind::kBytes) {
+    const char* const kind = run.tokenizer == TokenizerKind::kTask ? "TASK" : "NONE";
     source.text_is_bytes = absl::FailedPreconditionError(
-        absl::StrCat(dir, ": the run has data.tokenizer: NONE, so its token ids have no text"));
+        absl::StrCat(dir, ": the run has data.tokenizer: ", kind, ", so its token ids have no text"));
     source.tokens = {.bos = -1, .eos = {}, .pad = -1};
   }
   CAROUSEL_ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(dir));
@@ -81,15 +116,24 @@ absl::StatusOr<ModelSource> OpenModel(const std::string& path) {
   if (!info.exists) return absl::NotFoundError(absl::StrCat(path, " does not exist"));
   if (!info.is_directory) {
     return absl::InvalidArgumentError(absl::StrCat(
-        path, " is a file; a model is a run directory, a checkpoint directory or a Hugging Face directory"));
+        path,
+        " is a file; a model is a run directory, a checkpoint directory, a Hugging Face directory or a ",
+        "directory of the package xlstm"));
   }
+  if (IsPackageDirectory(path)) return OpenPackage(path);
   if (IsHfDirectory(path)) return OpenHuggingFace(path);
   absl::StatusOr<ModelSource> run = OpenRun(path);
+  for (const char* yaml : {"config.yaml", "config.yml"}) {
+    if (!absl::IsNotFound(run.status()) || !HasFile(path, yaml)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, " has a ", yaml, " and no config.json: YAML is not read; write the same fields as ",
+        "JSON, as json.dump(dataclasses.asdict(config), ...) does, to config.json"));
+  }
   if (absl::IsNotFound(run.status())) {
     return absl::NotFoundError(
         absl::StrCat(path,
-                     " holds no model: it has no config.json (a Hugging Face directory) "
-                     "and no checkpoint of a run: ",
+                     " holds no model: it has no config.json (a Hugging Face directory or one of the package "
+                     "xlstm) and no checkpoint of a run: ",
                      run.status().message()));
   }
   return run;
