@@ -13,6 +13,8 @@
 
 namespace carousel {
 
+// The version these files are written for and were checked with.
+constexpr const char* kPackageVersion = "2.0.5";
 // What the package always has and no field of its config says.
 constexpr double kPackageNormEps = 1e-5, kPackageCellEps = 1e-6;
 constexpr double kPackageIgateBiasStd = 0.1;

@@ -19,7 +19,7 @@ struct Options {
 
 absl::Status Import(const Options& options) {
   CAROUSEL_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(options.model));
-  if (source.kind != ModelSource::Kind::kHuggingFace) {
+  if (source.kind == ModelSource::Kind::kRun) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.model,
                      " is a run of ours; go on with `carousel train --run_dir`, or start another run "
@@ -27,7 +27,7 @@ absl::Status Import(const Options& options) {
   }
   const RunOverrides overrides{.sets = options.config.sets, .run_dir = options.out};
   const bool has_config = !options.config.config.empty();
-  const std::string own_config = ConfigForModel(source.spec, source.text_is_bytes.ok());
+  const std::string own_config = ConfigForModel(source.spec, source.text_is_bytes.ok(), source.hints);
   absl::StatusOr<RunSpec> run = has_config
                                     ? LoadRun(options.config.config, overrides)
                                     : LoadRunFromText(own_config, "the config of the model", overrides);
@@ -40,9 +40,11 @@ absl::Status Import(const Options& options) {
       WriteImportedRun(*source.weights, *run, absl::StrCat(VersionLine(), " | import of ", options.model)));
   std::printf("%s -> %s: %lld parameters; every byte read back and compared\n", source.description.c_str(),
               checkpoint.c_str(), static_cast<long long>(NumParameters(source.spec)));
-  if (!source.text_is_bytes.ok()) {
+  if (!source.text_is_bytes.ok() && run->tokenizer == TokenizerKind::kNone) {
     std::printf(
-        "its text is not bytes, so the run has data.tokenizer: NONE (token files made elsewhere): %s\n",
+        "its text is not known to be bytes, so the run has data.tokenizer: NONE (token files made "
+        "elsewhere): "
+        "%s\n",
         std::string(source.text_is_bytes.message()).c_str());
   }
   const std::string config = absl::StrCat(options.out, "/config.textproto");
@@ -59,9 +61,13 @@ absl::Status Import(const Options& options) {
 }  // namespace
 
 CLI::App* AddImportCommand(CLI::App& app, std::function<int()>* run) {
-  CLI::App* command = app.add_subcommand("import", "Make a run from a Hugging Face model, to train it on");
+  CLI::App* command =
+      app.add_subcommand("import", "Make a run from a model of another program, to train it on");
   const auto options = std::make_shared<Options>();
-  command->add_option("--model", options->model, "Hugging Face directory: config.json and safetensors")
+  command
+      ->add_option("--model", options->model,
+                   "Directory of Hugging Face Transformers or of the package xlstm: "
+                   "config.json and safetensors")
       ->required()
       ->type_name("DIR");
   command->add_option("--out", options->out, "Run directory to make")->required()->type_name("DIR");
@@ -80,6 +86,10 @@ CLI::App* AddImportCommand(CLI::App& app, std::function<int()>* run) {
       R"(Writes a checkpoint of step 0 with the model's weights and zero optimizer moments. Training then goes on
 from it as from any other checkpoint. Weights may be F32, BF16 or F16, in one file or several, separate or
 fused; a setting of the model that this program cannot honour is an error.
+
+Two kinds of directories are read: that of Hugging Face Transformers (xLSTMForCausalLM), and config.json with
+model.safetensors of an xLSTMLMModel of the Python package xlstm, whose config.json has the fields of
+dataclasses.asdict(config) and whose sLSTM weights may have the layout of either backend.
 
 To start from such a directory without copying it, set checkpoint.initial_weights in a config instead.
 

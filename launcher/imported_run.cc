@@ -9,6 +9,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/hf_names.h"
+#include "core/base/check.h"
 #include "core/base/status_macros.h"
 #include "launcher/run_directory.h"
 
@@ -16,7 +17,23 @@ namespace carousel {
 namespace {
 constexpr int64_t kPieceElems = int64_t{1} << 20;
 
+bool HasMlstm(const ModelSpec& spec) { return static_cast<int64_t>(spec.slstm_at.size()) < spec.num_blocks; }
+
 std::string Exact(double value) { return absl::StrFormat("%.17g", value); }
+
+const char* BiasInitName(SlstmBiasInit init) {
+  switch (init) {
+    case SlstmBiasInit::kPowerLaw:
+      return "POWERLAW_BLOCKDEPENDENT";
+    case SlstmBiasInit::kSmall:
+      return "SMALL_INIT";
+    case SlstmBiasInit::kZero:
+      return "ZEROS";
+    case SlstmBiasInit::kStandard:
+      return "STANDARD";
+  }
+  CheckFailed(__FILE__, __LINE__, "a SlstmBiasInit that is none");
+}
 
 // The memory of a checkpoint: all weights, and one block of zeros that stands for every moment.
 struct ImportedState {
@@ -68,35 +85,80 @@ absl::Status CompareWeights(const WeightSource& source, const std::vector<Param>
 }
 }  // namespace
 
-std::string ConfigForModel(const ModelSpec& m, bool text_is_bytes) {
+std::string ConfigForModel(const ModelSpec& m, bool text_is_bytes, const TrainingHints& hints) {
   const double D = static_cast<double>(m.embedding_dim);
+  const bool paper = m.family == Family::kPaper, has_slstm = !m.slstm_at.empty(), has_mlstm = HasMlstm(m);
   std::string text = "model {\n";
   const auto add = [&](const char* field, const auto& value) {
     absl::StrAppend(&text, "  ", field, ": ", value, "\n");
   };
+  const auto flag = [](bool value) { return value ? "true" : "false"; };
+  if (paper) add("family", "XLSTM_PAPER");
   add("vocab_size", m.vocab_size);
   add("embedding_dim", m.embedding_dim);
   add("num_blocks", m.num_blocks);
   add("num_heads", m.num_heads);
-  add("qk_dim_factor", Exact(static_cast<double>(m.qk_dim) / D));
-  add("v_dim_factor", Exact(static_cast<double>(m.v_dim) / D));
-  add("ffn_dim", m.ffn_dim);
-  add("use_bias", m.use_bias ? "true" : "false");
-  add("add_out_norm", m.add_out_norm ? "true" : "false");
   add("norm_eps", Exact(m.norm_eps));
-  add("cell_eps", Exact(m.cell_eps));
-  add("gate_soft_cap", Exact(m.gate_soft_cap));
   add("logit_soft_cap", Exact(m.logit_soft_cap));
-  add("chunk_length", m.chunk_length);
-  absl::StrAppend(&text, "}\ndata { tokenizer: ", text_is_bytes ? "BYTES" : "NONE", " }\n");
+  add("add_out_norm", flag(m.add_out_norm));
+  add("tie_embeddings", flag(m.tie_embeddings));
+  add("embedding_dropout", Exact(m.embedding_dropout));
+  if (has_mlstm) {
+    add("cell_eps", Exact(m.cell_eps));
+    add("chunk_length", m.chunk_length);
+  }
+  if (!paper) {
+    if (has_mlstm) {
+      add("qk_dim_factor", Exact(static_cast<double>(m.qk_dim) / D));
+      add("v_dim_factor", Exact(static_cast<double>(m.v_dim) / D));
+      add("gate_soft_cap", Exact(m.gate_soft_cap));
+    }
+    add("use_bias", flag(m.use_bias));
+  } else {
+    if (has_mlstm) {
+      add("inner_dim", m.qk_dim);
+      add("conv_kernel", m.conv_kernel);
+      add("qkv_block_size", m.qkv_block_size);
+      add("use_bias", flag(m.use_bias));
+    }
+    add("dropout", Exact(m.dropout));
+  }
+  if (!paper || has_slstm) add("ffn_dim", m.ffn_dim);
+  if (m.ffn_dim > 0) {
+    if (paper) add("ffn_bias", flag(m.ffn_bias));
+    add("ffn_dropout", Exact(m.ffn_dropout));
+  }
+  if (has_slstm) {
+    for (const int64_t block : m.slstm_at) add("slstm_at", block);
+    add("slstm_num_heads", m.slstm_num_heads);
+    add("slstm_conv_kernel", m.slstm_conv_kernel);
+    add("slstm_norm_weight", flag(m.slstm_norm_weight));
+    add("slstm_bias_init", BiasInitName(m.slstm_bias_init));
+    add("slstm_recurrent_init", m.slstm_recurrent_init == RecurrentInit::kStandard ? "STANDARD" : "ZEROS");
+    add("slstm_gradient_clip", Exact(m.slstm_gradient_clip));
+    add("slstm_gradient_cut", flag(m.slstm_gradient_cut));
+  }
+  absl::StrAppend(&text, "}\ndata {\n  tokenizer: ", text_is_bytes ? "BYTES" : "NONE", "\n");
+  if (hints.sequence_length > 0) add("sequence_length", hints.sequence_length);
+  absl::StrAppend(&text, "}\n");
+  if (hints.decay_embedding) absl::StrAppend(&text, "optimizer { decay_embedding: true }\n");
   return text;
 }
 
 absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run) {
   RunSpec imported = run;
   imported.model = spec;
-  // How it is trained is the config's choice.
   imported.model.normalizer_gradient = run.model.normalizer_gradient;
+  imported.model.slstm_bias_init = run.model.slstm_bias_init;
+  imported.model.slstm_recurrent_init = run.model.slstm_recurrent_init;
+  imported.model.igate_bias_init = run.model.igate_bias_init;
+  imported.model.igate_bias_std = run.model.igate_bias_std;
+  imported.model.slstm_gradient_clip = run.model.slstm_gradient_clip;
+  imported.model.slstm_gradient_cut = run.model.slstm_gradient_cut;
+  imported.model.dropout = run.model.dropout;
+  imported.model.ffn_dropout = run.model.ffn_dropout;
+  imported.model.embedding_dropout = run.model.embedding_dropout;
+  if (!HasMlstm(spec)) imported.model.num_heads = run.model.num_heads;
   std::vector<std::string> lines;
   for (const ConfigDifference& difference : ConfigDifferences(imported, run))
     lines.push_back(difference.text);

@@ -5,13 +5,16 @@
 #include "absl/status/statusor.h"
 #include "checkpoints/weight_source.h"
 #include "configs/run_spec.h"
+#include "launcher/model_source.h"
 
 namespace carousel {
 
-// A config for continuing from a model: its model section, text that is bytes or ids only, all else default.
-std::string ConfigForModel(const ModelSpec& spec, bool text_is_bytes);
+// A config for continuing from a model: its model section, text that is bytes or ids only, what the hints
+// say, all else default.
+std::string ConfigForModel(const ModelSpec& spec, bool text_is_bytes, const TrainingHints& hints = {});
 
-// InvalidArgument naming every field of run.model that differs from `spec`.
+// InvalidArgument naming every field of run.model that differs from `spec` and changes what the model
+// computes; how it is initialised and trained is the run's choice.
 absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run);
 
 // Writes run.run_dir: config.textproto, build.txt (build_line) and a checkpoint of step 0 with the weights

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "checkpoints/xlstm_package_config.h"
 #include "launcher/run_directory.h"
 #include "launcher/version.h"
 
@@ -73,31 +74,36 @@ std::string TrainingSection(const ModelSource& source) {
   absl::StrAppend(&text, "- written by: ", source.checkpoint.writer, "\n\n");
   return text;
 }
-}  // namespace
 
-std::string ModelCard(const ModelSource& source, const std::string& name, DType dtype) {
+std::string Architecture(const ModelSource& source, const ModelCardOptions& options) {
   const ModelSpec& spec = source.spec;
-  std::string text = absl::StrCat(
-      "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- xlstm\n---\n\n# ", name,
-      "\n\nAn xLSTM language model (large family: mLSTM blocks with gated feed-forward layers), trained and "
-      "exported with carousel.\n\n");
-  absl::StrAppendFormat(&text,
-                        "| parameters | width | blocks | heads | feed-forward | vocabulary | weights |\n"
-                        "|---|---|---|---|---|---|---|\n| %d | %d | %d | %d | %d | %d | %s |\n\n",
-                        NumParameters(spec), spec.embedding_dim, spec.num_blocks, spec.num_heads,
-                        spec.ffn_dim, spec.vocab_size, dtype == DType::kBF16 ? "bfloat16" : "float32");
-  if (source.kind == ModelSource::Kind::kRun) {
-    text += TrainingSection(source);
-  } else {
-    absl::StrAppend(&text, "## Training\n\nConverted from ", source.description, ".\n\n");
+  const char* dtype = options.dtype == DType::kBF16 ? "bfloat16" : "float32";
+  if (options.format == ExportFormat::kTransformers) {
+    return absl::StrFormat(
+        "An xLSTM language model (large family: mLSTM blocks with gated feed-forward layers), trained and "
+        "exported with carousel.\n\n"
+        "| parameters | width | blocks | heads | feed-forward | vocabulary | weights |\n"
+        "|---|---|---|---|---|---|---|\n| %d | %d | %d | %d | %d | %d | %s |\n\n",
+        NumParameters(spec), spec.embedding_dim, spec.num_blocks, spec.num_heads, spec.ffn_dim,
+        spec.vocab_size, dtype);
   }
-  absl::StrAppend(&text,
-                  "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n",
-                  "model = AutoModelForCausalLM.from_pretrained(\"", name, "\")\n",
-                  "tokenizer = AutoTokenizer.from_pretrained(\"", name, "\")\n",
-                  "inputs = tokenizer(\"It is a truth\", return_tensors=\"pt\")\n",
-                  "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], "
-                  "skip_special_tokens=True))\n```\n\n");
+  const int64_t num_slstm = static_cast<int64_t>(spec.slstm_at.size());
+  return absl::StrFormat(
+      "An xLSTM language model (the blocks of arXiv:2405.04517), trained and exported with carousel.\n\n"
+      "| parameters | width | mLSTM blocks | sLSTM blocks | vocabulary | weights |\n"
+      "|---|---|---|---|---|---|\n| %d | %d | %d | %d | %d | %s |\n\n",
+      NumParameters(spec), spec.embedding_dim, spec.num_blocks - num_slstm, num_slstm, spec.vocab_size,
+      dtype);
+}
+
+std::string TransformersUse(const std::string& name) {
+  std::string text =
+      absl::StrCat("## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n",
+                   "model = AutoModelForCausalLM.from_pretrained(\"", name, "\")\n",
+                   "tokenizer = AutoTokenizer.from_pretrained(\"", name, "\")\n",
+                   "inputs = tokenizer(\"It is a truth\", return_tensors=\"pt\")\n",
+                   "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], "
+                   "skip_special_tokens=True))\n```\n\n");
   absl::StrAppend(
       &text, "- Transformers ", kMinTransformersVersion, " or newer (checked with ", kTransformersVersion,
       "); older versions fail on prompts of 64 tokens and more unless the package `xlstm` is installed.\n",
@@ -106,10 +112,58 @@ std::string ModelCard(const ModelSource& source, const std::string& name, DType 
       "- Transformers keeps the recurrent state in the dtype of the weights: with bfloat16 weights its "
       "logits "
       "drift from those of an f32 state.\n");
-  if (source.text_is_bytes.ok()) {
+  return text;
+}
+
+std::string PackageUse(const ModelSource& source, const ModelCardOptions& options) {
+  const std::string ids = source.text_is_bytes.ok() ? "[[256, *b\"It is a truth\"]]" : "[[0]]";
+  std::string text = absl::StrCat(
+      "## Use\n\n```python\nimport glob, json, torch\nfrom dacite import from_dict\n"
+      "from safetensors.torch import load_file\nfrom xlstm import xLSTMLMModel, xLSTMLMModelConfig\n\n",
+      "path = \"", options.name, "\"\n",
+      "with open(path + \"/config.json\") as file:\n"
+      "    model = xLSTMLMModel(from_dict(xLSTMLMModelConfig, json.load(file)))\n"
+      "state = {k: v for file in glob.glob(path + \"/*.safetensors\") for k, v in load_file(file).items()}\n"
+      "model.load_state_dict(state)\n",
+      "logits = model.eval()(torch.tensor(", ids, "))\n```\n\n");
+  absl::StrAppend(&text, "- pip install xlstm==", kPackageVersion,
+                  " dacite safetensors; checked with that version.\n", "- Inputs of at most ",
+                  options.context_length,
+                  " tokens, `context_length` in config.json: the package allocates a mask of that size. The "
+                  "weights have no such limit; a larger number there is allowed.\n");
+  if (source.spec.slstm_at.empty()) return text;
+  absl::StrAppend(&text, "- The sLSTM weights have the layout of the package's backend `",
+                  NameOf(options.slstm_backend), "`, and config.json selects it. ");
+  if (options.slstm_backend == SlstmBackend::kVanilla) {
     text +=
-        "- The tokens are bytes; 256 starts every text and ends documents (the tokenizer adds it), 257 is "
-        "padding. Rows of the embedding from 258 on are unused.\n";
+        "It runs everywhere. The backend `cuda` stores them in another order: export again with "
+        "--slstm_backend cuda.\n";
+  } else {
+    text +=
+        "It needs an NVIDIA GPU and compiles its kernels when it is first used. For other machines export "
+        "again with --slstm_backend vanilla.\n";
+  }
+  return text;
+}
+}  // namespace
+
+std::string ModelCard(const ModelSource& source, const ModelCardOptions& options) {
+  const bool transformers = options.format == ExportFormat::kTransformers;
+  std::string text =
+      absl::StrCat("---\nlibrary_name: ", transformers ? "transformers" : "xlstm",
+                   "\npipeline_tag: text-generation\ntags:\n- xlstm\n---\n\n# ", options.name, "\n\n");
+  text += Architecture(source, options);
+  if (source.kind == ModelSource::Kind::kRun) {
+    text += TrainingSection(source);
+  } else {
+    absl::StrAppend(&text, "## Training\n\nConverted from ", source.description, ".\n\n");
+  }
+  text += transformers ? TransformersUse(options.name) : PackageUse(source, options);
+  if (source.text_is_bytes.ok()) {
+    absl::StrAppendFormat(&text,
+                          "- The tokens are bytes; 256 starts every text and ends documents%s, 257 is "
+                          "padding. Rows of the embedding from 258 on are unused.\n",
+                          transformers ? " (the tokenizer adds it)" : "");
   }
   absl::StrAppend(&text, "\nExported by ", VersionLine(),
                   ".\n\n## Licence\n\nNot stated. Whoever publishes this model ",

@@ -2,12 +2,23 @@
 #pragma once
 #include <string>
 
+#include "checkpoints/xlstm_package_names.h"
 #include "core/base/dtype.h"
 #include "launcher/model_source.h"
 
 namespace carousel {
 
-// `name`: the title. Losses are taken from the run's metrics.jsonl, if it is there. The licence is left to
-// the user.
-std::string ModelCard(const ModelSource& source, const std::string& name, DType dtype);
+// Which program the files beside the card are for.
+enum class ExportFormat { kTransformers, kPackage };  // kPackage: the Python package xlstm
+
+struct ModelCardOptions {
+  std::string name;  // the title
+  ExportFormat format = ExportFormat::kTransformers;
+  DType dtype = DType::kF32;                            // of the stored weights
+  SlstmBackend slstm_backend = SlstmBackend::kVanilla;  // kPackage only
+  int64_t context_length = 0;                           // kPackage only
+};
+
+// Losses are taken from the run's metrics.jsonl, if it is there. The licence is left to the user.
+std::string ModelCard(const ModelSource& source, const ModelCardOptions& options);
 }  // namespace carousel

@@ -1,4 +1,5 @@
-// Opens "a model", however it is stored: a run directory, one checkpoint in it, or a Hugging Face directory.
+// Opens "a model", however it is stored: a run directory, one checkpoint in it, a Hugging Face directory, or
+// a directory of the Python package xlstm.
 #pragma once
 #include <memory>
 #include <string>
@@ -14,8 +15,14 @@
 
 namespace carousel {
 
+// What a model's files say about its training; 0 and false where they say nothing.
+struct TrainingHints {
+  int64_t sequence_length = 0;
+  bool decay_embedding = false;
+};
+
 struct ModelSource {
-  enum class Kind { kRun, kHuggingFace };
+  enum class Kind { kRun, kHuggingFace, kPackage };
   Kind kind = Kind::kRun;
   std::string path;         // what holds the weights: the checkpoint or the directory
   std::string description;  // one line for people: "run runs/demo, checkpoint of step 200"
@@ -23,6 +30,7 @@ struct ModelSource {
   SpecialTokens tokens;
   // OK: text is bytes (core/text/tokenizer.h). Otherwise why this version cannot read or write its text.
   absl::Status text_is_bytes;
+  TrainingHints hints;
   std::unique_ptr<WeightSource> weights;
   // kRun only:
   std::string run_dir;
@@ -30,7 +38,8 @@ struct ModelSource {
   CheckpointInfo checkpoint;
 };
 
-// `path`: a run directory (its newest checkpoint is taken), a checkpoint, or a Hugging Face directory.
+// `path`: a run directory (its newest checkpoint is taken), a checkpoint, a Hugging Face directory, or a
+// directory of the package xlstm (checkpoints/xlstm_package_import.h), which its config.json tells apart.
 // NotFound if there is no such model, with what was looked for.
 absl::StatusOr<ModelSource> OpenModel(const std::string& path);
 
