@@ -175,7 +175,9 @@ void RecordOrigins(const Message& message, const TextFormat::ParseInfoTree& tree
       const int index = field->is_repeated() ? i : -1;
       std::string path = prefix + field->name();
       if (field->is_repeated()) absl::StrAppend(&path, "[", i, "]");
-      const TextFormat::ParseLocation location = tree.GetLocation(field, index);
+      TextFormat::ParseLocation location = tree.GetLocation(field, index);
+      // Of a list in brackets, Protobuf tells where it begins.
+      if (location.line < 0) location = tree.GetLocation(field, 0);
       if (location.line >= 0) {
         (*origins)[path] = absl::StrCat(name, ":", location.line + 1, ":", location.column + 1);
       }

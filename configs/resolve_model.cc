@@ -56,9 +56,12 @@ int64_t WidthOf(int64_t embedding_dim, double factor) {
 
 MixersUsed MixersOf(const ModelConfig& model) {
   if (model.slstm_all()) return {.mlstm = false, .slstm = true};
-  const std::set<int64_t> at(model.slstm_at().begin(), model.slstm_at().end());
-  const bool every_block = model.has_num_blocks() && static_cast<int64_t>(at.size()) >= model.num_blocks();
-  return {.mlstm = at.empty() || !every_block, .slstm = !at.empty()};
+  std::set<int64_t> blocks;
+  for (const int64_t block : model.slstm_at()) {
+    if (block < model.num_blocks()) blocks.insert(block);
+  }
+  const bool some = model.slstm_at_size() > 0;
+  return {.mlstm = !some || static_cast<int64_t>(blocks.size()) != model.num_blocks(), .slstm = some};
 }
 
 std::map<std::string, UnusedField> UnusedModelFields(const ModelConfig& model) {

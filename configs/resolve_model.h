@@ -15,7 +15,7 @@ using FieldNotes = std::map<std::string, std::string>;
 // nearest integer of embedding_dim * factor, or -1 if the product is not one (to within 1e-3).
 int64_t WidthOf(int64_t embedding_dim, double factor);
 
-// Which mixers occur. With an unknown number of blocks, slstm_at leaves room for both.
+// Which mixers occur.
 struct MixersUsed {
   bool mlstm = true, slstm = false;
 };

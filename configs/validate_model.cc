@@ -163,6 +163,12 @@ void CheckModel(const ModelConfig& model, const Origins& origins, const std::set
   if (!good({"family", "slstm_at", "slstm_all"}) || (model.slstm_at_size() > 0 && !good({"num_blocks"}))) {
     return;
   }
+  if (model.slstm_all() && model.slstm_at_size() > 0) {
+    problems->Add(origins, "model.slstm_all",
+                  "model.slstm_all=true and model.slstm_at both say which blocks are sLSTM blocks; give one "
+                  "of the two only");
+    return;
+  }
   CheckUnused(model, origins, problems);
   CheckSlstmBlocks(model, origins, problems);
   if (model.slstm_gradient_cut() && model.slstm_gradient_clip() > 0) {
