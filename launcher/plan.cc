@@ -1,11 +1,14 @@
 #include "launcher/plan.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <set>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "core/base/status_macros.h"
 #include "core/comm/mesh.h"
 #include "core/model/language_model.h"
@@ -17,6 +20,13 @@
 
 namespace carousel {
 namespace {
+
+// "backbone.blocks.3.mlstm_layer.q.weight" -> "3", "lm_head.weight" -> "".
+std::string BlockOf(const std::string& name) {
+  const std::string blocks = "backbone.blocks.";
+  if (name.compare(0, blocks.size(), blocks) != 0) return "";
+  return name.substr(blocks.size(), name.find('.', blocks.size()) - blocks.size());
+}
 
 // "backbone.blocks.3.mlstm_layer.q.weight" -> "blocks: mlstm_layer", "lm_head.weight" -> "lm_head".
 std::string PartOf(const std::string& name) {
@@ -44,6 +54,19 @@ std::string Binary(int64_t bytes) {
   size_t unit = 0;
   while (value >= 1024 && unit < 6) value /= 1024, ++unit;
   return absl::StrFormat(unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
+}
+
+std::string MlstmNote(const ModelSpec& spec) {
+  return absl::StrFormat("%d wide keys, %d wide values per head", spec.head_dim_qk(), spec.head_dim_v());
+}
+std::string SlstmNote(const ModelSpec& spec) {
+  constexpr size_t kMaxShown = 16;
+  std::string at = absl::StrJoin(
+      spec.slstm_at.begin(),
+      spec.slstm_at.begin() + static_cast<int64_t>(std::min(spec.slstm_at.size(), kMaxShown)), ", ");
+  if (spec.slstm_at.size() > kMaxShown) absl::StrAppend(&at, ", ...");
+  return absl::StrFormat("%d heads of %d; block%s %s", spec.slstm_num_heads, spec.slstm_head_dim(),
+                         spec.slstm_at.size() == 1 ? "" : "s", at);
 }
 
 class Table {
@@ -76,15 +99,14 @@ absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world) {
   // The same registration and the same Bind as in training, against a counting arena.
   ParamStore params(run.compute, world, /*shard_index=*/0);
   const LanguageModel model(run.model, params, run.decay_embedding);
+  std::map<std::string, std::set<std::string>> blocks_of;
   for (const Param& param : params.params()) {
-    const std::string part = PartOf(param.name);
-    const auto found = std::find_if(plan.parameters.begin(), plan.parameters.end(),
-                                    [&](const auto& row) { return row.first == part; });
-    if (found == plan.parameters.end()) {
-      plan.parameters.emplace_back(part, param.num_elems);
-    } else {
-      found->second += param.num_elems;
-    }
+    const std::string name = PartOf(param.name), block = BlockOf(param.name);
+    auto part = std::find_if(plan.parts.begin(), plan.parts.end(),
+                             [&](const RunPlan::Part& known) { return known.name == name; });
+    if (part == plan.parts.end()) part = plan.parts.insert(part, {.name = name});
+    part->num_parameters += param.num_elems;
+    if (!block.empty() && blocks_of[name].insert(block).second) ++part->num_blocks;
   }
   plan.num_parameters = params.num_parameters();
 
@@ -116,13 +138,22 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   table.Title(absl::StrFormat("plan for %d rank%s, %d x %d tokens per forward pass, %s", plan.world,
                               plan.world == 1 ? "" : "s", run.micro_batch, T, NameOf(run.compute)));
 
+  table.Title("model");
+  table.Row("family", run.model.family == Family::kPaper ? "paper" : "large",
+            absl::StrFormat("%d wide, %d heads", run.model.embedding_dim, run.model.num_heads));
+  const int64_t num_slstm = static_cast<int64_t>(run.model.slstm_at.size());
+  const int64_t num_mlstm = run.model.num_blocks - num_slstm;
+  table.Row("mLSTM blocks", WithCommas(num_mlstm), num_mlstm == 0 ? "" : MlstmNote(run.model));
+  table.Row("sLSTM blocks", WithCommas(num_slstm), num_slstm == 0 ? "" : SlstmNote(run.model));
+
   table.Title("parameters");
-  const auto block_note = [&](const std::string& part, int64_t count) {
-    if (part.compare(0, 6, "blocks") != 0) return std::string();
-    return absl::StrFormat("%d x %s", run.model.num_blocks, WithCommas(count / run.model.num_blocks));
-  };
-  for (const auto& [part, count] : plan.parameters)
-    table.Row(part, WithCommas(count), block_note(part, count));
+  for (const RunPlan::Part& part : plan.parts) {
+    const std::string note =
+        part.num_blocks == 0
+            ? ""
+            : absl::StrFormat("%d x %s", part.num_blocks, WithCommas(part.num_parameters / part.num_blocks));
+    table.Row(part.name, WithCommas(part.num_parameters), note);
+  }
   table.Row("total", WithCommas(plan.num_parameters));
 
   table.Title("memory per rank, bytes");

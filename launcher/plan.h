@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -15,8 +14,13 @@ namespace carousel {
 
 struct RunPlan {
   int64_t world = 1;
-  // Parameters by part of the model in its order: ("embedding", n), ("blocks: mlstm_layer", n), ...; exact.
-  std::vector<std::pair<std::string, int64_t>> parameters;
+  // Parameters by part of the model in its order: "embedding", "blocks: mlstm_layer", ...; exact.
+  struct Part {
+    std::string name;
+    int64_t num_parameters = 0;
+    int64_t num_blocks = 0;  // that have it; 0: it is not in the blocks
+  };
+  std::vector<Part> parts;
   int64_t num_parameters = 0;
   // Memory of rank 0, which has the most: bytes by category of the arena, then what kernels use in between.
   std::map<std::string, int64_t> memory_bytes;

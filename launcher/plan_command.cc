@@ -50,7 +50,7 @@ parameters on 64 ranks takes a moment on a laptop. Data files need not exist.
 
   parameters   exact, by part of the model
   memory       bytes of rank 0 by purpose; "scratch" is reused by one layer after another
-  training     steps, tokens and floating-point operations (matrix products and the mLSTM cell)
+  training     steps, tokens and floating-point operations (matrix products, convolutions and the cells)
   checkpoint   master weights and both Adam moments; a new one is written before the oldest is removed
   sent         what each rank puts on the network in one step, gradients and weights
 
