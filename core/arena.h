@@ -1,13 +1,13 @@
 // Arena: all memory of a run, planned by running the same Bind code twice.
 //
-//   Arena count(nullptr);  model.Bind(count);                           // pass 1: adds up, returns tensors
-//   without data Arena arena(device.Allocate(count.total_bytes()));  model.Bind(arena);   // pass 2: the same
-//   code places for real
+//   Arena count;  model.Bind(count);                                        // pass 1: adds up, no data
+//   Arena arena(device.Allocate(count.total_bytes()), count);  model.Bind(arena);  // pass 2: the same code
+//                                                                                  // places for real
 //
 // Three kinds of placement. Persistent and Saved memory only grow. Scratch lives inside a ScratchScope and
-// its place is used again after the scope ends, so that scratch costs the maximum over layers. Because
-// scratch sits on top of what grows, pass 1 finds the peak of scratch and pass 2 puts the scratch region
-// behind everything else.
+// its place is used again after the scope ends, so that scratch costs the maximum over layers. A shared
+// region is used by several in turn and is as large as the largest of them. Pass 1 finds all sizes; pass 2
+// puts the shared regions behind what grows and scratch behind them.
 #pragma once
 #include <map>
 #include <string>
@@ -20,8 +20,8 @@ class Arena {
  public:
   static constexpr int64_t kAlignBytes = 256;
 
-  // base == nullptr: counting only. For the real pass, grow_bytes must be the counting pass's grow_bytes().
-  explicit Arena(void* base = nullptr, int64_t grow_bytes = 0);
+  Arena() = default;                        // counts
+  Arena(void* base, const Arena& counted);  // places in counted.total_bytes() bytes at base; base != nullptr
 
   // Memory that lives as long as the arena. `category` is a row of the plan ("weights", "optimizer", "saved",
   // ...).
@@ -42,8 +42,8 @@ class Arena {
   void EndSharedSaved();
 
   bool counting() const { return base_ == nullptr; }
-  int64_t grow_bytes() const { return grow_bytes_; }  // Persistent + Saved + shared regions so far
-  int64_t total_bytes() const { return grow_bytes_ + peak_scratch_bytes_; }  // what to allocate
+  int64_t grow_bytes() const;  // Persistent + Saved + shared regions so far
+  int64_t total_bytes() const { return grow_bytes() + peak_scratch_bytes_; }  // what to allocate
   int64_t peak_scratch_bytes() const { return peak_scratch_bytes_; }
   const std::map<std::string, int64_t>& bytes_by_category() const { return bytes_by_category_; }
 
@@ -51,21 +51,20 @@ class Arena {
   Tensor Place(int64_t offset, DType dtype, std::initializer_list<int64_t> dims) const;
   static int64_t AlignedBytes(DType dtype, std::initializer_list<int64_t> dims);
 
-  std::byte* base_;
-  int64_t planned_grow_bytes_;  // where scratch begins in the real pass
-  int64_t grow_bytes_ = 0;
+  std::byte* base_ = nullptr;
+  int64_t planned_own_bytes_ = 0;  // real pass: where shared regions begin
+  int64_t scratch_begin_ = 0;      // real pass
+  int64_t own_bytes_ = 0;          // Persistent + Saved outside shared regions
   int64_t scratch_bytes_ = 0;
   int64_t peak_scratch_bytes_ = 0;
   std::map<std::string, int64_t> bytes_by_category_;
   struct Region {
-    int64_t offset = 0, size_bytes = 0;
+    int64_t offset = 0, planned_bytes = 0;  // real pass
+    int64_t size_bytes = 0;                 // of the largest user so far
   };
-  // A shared region is laid out as growing memory the first time it is used: its users must be of equal size,
-  // which a CHECK enforces (all recomputed blocks of a model are alike).
   std::map<std::string, Region> regions_;
   std::string active_region_;
   int64_t region_cursor_ = 0;
-  bool region_is_new_ = false;
 };
 
 // Frees scratch at the end of a C++ scope.

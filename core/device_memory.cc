@@ -8,7 +8,7 @@ DeviceMemory::DeviceMemory(Device& device, const std::function<void(Arena&)>& bi
   if (needed_bytes_ > 0) {
     memory_ = device_.Allocate(needed_bytes_);
     if (memory_ == nullptr) return;
-    Arena real(memory_, arena_.grow_bytes());
+    Arena real(memory_, arena_);
     bind(real);
     CAROUSEL_CHECK_EQ(real.total_bytes(), needed_bytes_);
     arena_ = real;

@@ -58,13 +58,13 @@ TEST(Arena, TheSecondPassPlacesWhatTheFirstCounted) {
   Arena count;
   BindSome(count);
   std::vector<std::byte> memory(static_cast<size_t>(count.total_bytes()));
-  Arena arena(memory.data(), count.grow_bytes());
+  Arena arena(memory.data(), count);
   const Placed p = BindSome(arena);
   EXPECT_EQ(arena.total_bytes(), count.total_bytes());
   EXPECT_EQ(arena.bytes_by_category(), count.bytes_by_category());
 
   // Aligned, inside, and disjoint except where sharing is wanted.
-  const Tensor growing[] = {p.weights, p.saved_a, p.shared_a, p.saved_b};
+  const Tensor growing[] = {p.weights, p.saved_a, p.saved_b, p.shared_a};
   int64_t end = 0;
   for (const Tensor& t : growing) {
     EXPECT_EQ(OffsetOf(t, memory.data()) % Arena::kAlignBytes, 0);
@@ -81,21 +81,58 @@ TEST(Arena, TheSecondPassPlacesWhatTheFirstCounted) {
 
 TEST(ArenaDeathTest, BindingMoreThanPlannedIsAnError) {
   std::vector<std::byte> memory(4096);
-  Arena arena(memory.data(), 256);
+  Arena count;
+  count.Persistent("weights", DType::kF32, {64});
+  Arena arena(memory.data(), count);
   arena.Persistent("weights", DType::kF32, {64});
   EXPECT_DEATH(arena.Persistent("weights", DType::kF32, {1}), "more memory bound than planned");
   EXPECT_DEATH(arena.Persistent("weights", DType::kF64, {int64_t{1} << 40, int64_t{1} << 40}), "too large");
 }
 
-TEST(ArenaDeathTest, ASharedRegionDoesNotGrowAfterItsFirstUser) {
-  Arena arena;
+// Binds users of one region, of the sizes given in units of 256 bytes, then something of its own.
+std::vector<Tensor> BindUsers(Arena& arena, const std::vector<int64_t>& sizes) {
+  std::vector<Tensor> result;
+  for (const int64_t size : sizes) {
+    arena.BeginSharedSaved("region");
+    result.push_back(arena.Saved(DType::kF32, {64 * size}));
+    arena.EndSharedSaved();
+  }
+  result.push_back(arena.Saved(DType::kF32, {64}));
+  return result;
+}
+
+TEST(Arena, ASharedRegionIsAsLargeAsItsLargestUser) {
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{1, 3, 2}, {3, 1}, {2}}) {
+    const int64_t largest = *std::max_element(sizes.begin(), sizes.end());
+    Arena count;
+    BindUsers(count, sizes);
+    EXPECT_EQ(count.grow_bytes(), 256 * (largest + 1));
+    EXPECT_EQ(count.bytes_by_category().at("saved"), 256 * (largest + 1));
+    std::vector<std::byte> memory(static_cast<size_t>(count.total_bytes()));
+    Arena arena(memory.data(), count);
+    const std::vector<Tensor> bound = BindUsers(arena, sizes);
+    EXPECT_EQ(arena.total_bytes(), count.total_bytes());
+    EXPECT_EQ(arena.bytes_by_category(), count.bytes_by_category());
+    for (size_t j = 0; j < sizes.size(); ++j) {
+      EXPECT_EQ(bound[j].data, bound[0].data);
+      EXPECT_LE(OffsetOf(bound[j], memory.data()) + bound[j].num_bytes(), count.total_bytes());
+    }
+    EXPECT_TRUE(OffsetOf(bound.back(), memory.data()) + 256 <= OffsetOf(bound[0], memory.data()) ||
+                OffsetOf(bound.back(), memory.data()) >= OffsetOf(bound[0], memory.data()) + 256 * largest);
+  }
+}
+
+TEST(ArenaDeathTest, ASharedRegionIsNotLargerThanPlanned) {
+  Arena count;
+  BindUsers(count, {1});
+  std::vector<std::byte> memory(static_cast<size_t>(count.total_bytes()));
+  Arena arena(memory.data(), count);
   arena.BeginSharedSaved("region");
-  arena.Saved(DType::kF32, {64});
   EXPECT_DEATH(arena.BeginSharedSaved("another"), "do not nest");
-  arena.EndSharedSaved();
-  arena.BeginSharedSaved("region");
   arena.Saved(DType::kF32, {64});
-  EXPECT_DEATH(arena.Saved(DType::kF32, {64}), "");
+  EXPECT_DEATH(arena.Saved(DType::kF32, {1}), "more memory bound than planned");
+  arena.EndSharedSaved();
+  EXPECT_DEATH(arena.BeginSharedSaved("another"), "more memory bound than planned");
 }
 
 TEST(DeviceMemory, BindsForRealInOneAllocation) {

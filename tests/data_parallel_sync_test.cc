@@ -67,7 +67,7 @@ struct TestRank {
     store.Bind(counting, true);
     factory.Bind(*sync, counting);
     memory = device->Allocate(counting.total_bytes());
-    arena = Arena(memory, counting.grow_bytes());
+    arena = Arena(memory, counting);
     store.Bind(arena, true);
     factory.Bind(*sync, arena);
   }

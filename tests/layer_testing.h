@@ -140,9 +140,14 @@ void ExpectPackingEqualsSeparateDocuments(const ModelSpec& spec) {
   }
   EXPECT_LT(RelativeL2(packed.Values(packed.y), alone.Values(alone.y)), 1e-13);
   EXPECT_LT(RelativeL2(packed.Values(packed.dx), alone.Values(alone.dx)), 1e-12);
+  // Compared on one scale: the gradient of the sLSTM's input gate bias is zero but for rounding, because that
+  // gate multiplies both c and n.
   for (int i = 0; i < static_cast<int>(packed.params.params().size()); ++i) {
-    EXPECT_LT(RelativeL2(packed.Values(packed.params.Grad(i)), alone.Values(alone.params.Grad(i))), 1e-12)
-        << packed.params.param(i).name;
+    const std::vector<double> a = packed.Values(packed.params.Grad(i)),
+                              b = alone.Values(alone.params.Grad(i));
+    for (size_t j = 0; j < a.size(); ++j) {
+      EXPECT_NEAR(a[j], b[j], 1e-12 * std::max(1.0, std::abs(b[j]))) << packed.params.param(i).name;
+    }
   }
 }
 }  // namespace carousel::testing

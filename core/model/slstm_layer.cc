@@ -177,7 +177,7 @@ void SlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                                .weight = norm_weight_ >= 0 ? params.Weight(norm_weight_) : Tensor(),
                                .NH = NH,
                                .eps = spec_.norm_eps,
-                               .residual_weight = spec_.residual_norm_weights()});
+                               .residual_weight = norm_weight_ >= 0 && spec_.residual_norm_weights()});
 }
 
 void SlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const BackwardArgs& a) const {
@@ -196,7 +196,7 @@ void SlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const B
                                 .mean = s.mean.Rows(0, N),
                                 .rstd = s.rstd.Rows(0, N),
                                 .NH = NH,
-                                .residual_weight = spec_.residual_norm_weights()});
+                                .residual_weight = norm_weight_ >= 0 && spec_.residual_norm_weights()});
   if (dropout) {
     ctx.ops.Dropout({.y = dy, .x = dy, .rate = spec_.dropout, .key = ctx.DropoutKey(1 + 2 * block_)});
   }
