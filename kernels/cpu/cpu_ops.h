@@ -80,6 +80,10 @@ class CpuOps final : public Ops {
   template <class T>
   void FastRmsNormBackward(const RmsNormBackwardArgs& a);
   template <class T>
+  void FastLayerNormForward(const LayerNormForwardArgs& a);
+  template <class T>
+  void FastLayerNormBackward(const LayerNormBackwardArgs& a);
+  template <class T>
   void FastHeadNormGateForward(const HeadNormGateForwardArgs& a);
   template <class T>
   void FastHeadNormGateBackward(const HeadNormGateBackwardArgs& a);

@@ -62,6 +62,7 @@ void CpuOps::FastCrossEntropy(const CrossEntropyArgs& a) {
                                     .dlogits = RawDataOrNull<T>(a.dlogits),
                                     .logits = a.logits.as<float>(),
                                     .targets = a.targets.as<int32_t>(),
+                                    .correct = RawDataOrNull<uint8_t>(a.correct),
                                     .V = a.logits.dim[1],
                                     .soft_cap = static_cast<float>(a.soft_cap)};
   float* scratch = ScratchF32(2 * rows.V * pool_.num_threads());
@@ -84,7 +85,7 @@ void CpuOps::CrossEntropy(const CrossEntropyArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
   CAROUSEL_CHECK_OPTIONAL(a.correct, DType::kU8, {n});
   for (int64_t r = 0; r < n; ++r) CAROUSEL_CHECK_LT(static_cast<int64_t>(a.targets.as<int32_t>()[r]), V);
-  if (!Fast(compute) || a.correct.defined()) {
+  if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Loss<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastCrossEntropy<float>(a);

@@ -24,20 +24,6 @@ template <class W>
 W NormalDensity(W x) {
   return std::exp(-x * x / 2) * static_cast<W>(0.39894228040143267794);
 }
-template <class W>
-struct ValueAndSlope {
-  W value, slope;
-};
-template <class W>
-ValueAndSlope<W> Activate(GluActivation activation, W x) {
-  if (activation == GluActivation::kGelu) {
-    const W p = NormalDistribution(x);
-    return {x * p, p + x * NormalDensity(x)};
-  }
-  const W s = Sigmoid(x);
-  return {x * s, s * (1 + x * (1 - s))};
-}
-
 template <class T>
 void Forward(const GluForwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
@@ -46,7 +32,8 @@ void Forward(const GluForwardArgs& a, ThreadPool& pool) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t c = 0; c < F; ++c) {
         const W g = static_cast<W>(Row<T>(a.gate, r)[c]), u = static_cast<W>(Row<T>(a.up, r)[c]);
-        Row<T>(a.y, r)[c] = static_cast<T>(Activate(a.activation, g).value * u);
+        const W p = a.activation == GluActivation::kSilu ? Sigmoid(g) : NormalDistribution(g);
+        Row<T>(a.y, r)[c] = static_cast<T>(g * p * u);
       }
     }
   });
@@ -61,43 +48,53 @@ void Backward(const GluBackwardArgs& a, ThreadPool& pool) {
       for (int64_t c = 0; c < F; ++c) {
         const W g = static_cast<W>(Row<T>(a.gate, r)[c]), u = static_cast<W>(Row<T>(a.up, r)[c]);
         const W dy = static_cast<W>(Row<T>(a.dy, r)[c]);
-        const ValueAndSlope<W> act = Activate(a.activation, g);
-        Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * act.slope);
-        Row<T>(a.dup, r)[c] = static_cast<T>(dy * act.value);
+        if (a.activation == GluActivation::kSilu) {
+          const W s = Sigmoid(g);
+          Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * s * (1 + g * (1 - s)));
+          Row<T>(a.dup, r)[c] = static_cast<T>(dy * g * s);
+        } else {
+          const W p = NormalDistribution(g);
+          Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * (p + g * NormalDensity(g)));
+          Row<T>(a.dup, r)[c] = static_cast<T>(dy * g * p);
+        }
       }
     }
   });
+}
+
+int Index(GluActivation activation) {
+  return static_cast<int>(activation == GluActivation::kSilu ? RowActivation::kSilu : RowActivation::kGelu);
 }
 }  // namespace
 
 template <class T>
 void CpuOps::FastGluForward(const GluForwardArgs& a) {
-  const SwiGluForwardRows<T> rows = {.y = RawData<T>(a.y),
-                                     .gate = RawData<T>(a.gate),
-                                     .up = RawData<T>(a.up),
-                                     .F = a.y.dim[1],
-                                     .gate_stride = a.gate.row_stride,
-                                     .up_stride = a.up.row_stride};
-  pool_.ParallelForBlocks(a.y.dim[0], RowsPerTask(rows.F), [&](int64_t begin, int64_t end) {
-    activation<T>().swiglu_forward(rows, begin, end);
-  });
+  const GluForwardRows<T> rows = {.y = RawData<T>(a.y),
+                                  .gate = RawData<T>(a.gate),
+                                  .up = RawData<T>(a.up),
+                                  .F = a.y.dim[1],
+                                  .gate_stride = a.gate.row_stride,
+                                  .up_stride = a.up.row_stride};
+  const auto forward = activation<T>().glu_forward[Index(a.activation)];
+  pool_.ParallelForBlocks(a.y.dim[0], RowsPerTask(rows.F),
+                          [&](int64_t begin, int64_t end) { forward(rows, begin, end); });
 }
 
 template <class T>
 void CpuOps::FastGluBackward(const GluBackwardArgs& a) {
-  const SwiGluBackwardRows<T> rows = {.dgate = RawData<T>(a.dgate),
-                                      .dup = RawData<T>(a.dup),
-                                      .dy = RawData<T>(a.dy),
-                                      .gate = RawData<T>(a.gate),
-                                      .up = RawData<T>(a.up),
-                                      .F = a.dy.dim[1],
-                                      .dgate_stride = a.dgate.row_stride,
-                                      .dup_stride = a.dup.row_stride,
-                                      .gate_stride = a.gate.row_stride,
-                                      .up_stride = a.up.row_stride};
-  pool_.ParallelForBlocks(a.dy.dim[0], RowsPerTask(rows.F), [&](int64_t begin, int64_t end) {
-    activation<T>().swiglu_backward(rows, begin, end);
-  });
+  const GluBackwardRows<T> rows = {.dgate = RawData<T>(a.dgate),
+                                   .dup = RawData<T>(a.dup),
+                                   .dy = RawData<T>(a.dy),
+                                   .gate = RawData<T>(a.gate),
+                                   .up = RawData<T>(a.up),
+                                   .F = a.dy.dim[1],
+                                   .dgate_stride = a.dgate.row_stride,
+                                   .dup_stride = a.dup.row_stride,
+                                   .gate_stride = a.gate.row_stride,
+                                   .up_stride = a.up.row_stride};
+  const auto backward = activation<T>().glu_backward[Index(a.activation)];
+  pool_.ParallelForBlocks(a.dy.dim[0], RowsPerTask(rows.F),
+                          [&](int64_t begin, int64_t end) { backward(rows, begin, end); });
 }
 
 void CpuOps::GluForward(const GluForwardArgs& a) {
@@ -107,7 +104,7 @@ void CpuOps::GluForward(const GluForwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.y, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
-  if (!Fast(compute) || a.activation == GluActivation::kGelu) {
+  if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastGluForward<float>(a);
@@ -125,7 +122,7 @@ void CpuOps::GluBackward(const GluBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
-  if (!Fast(compute) || a.activation == GluActivation::kGelu) {
+  if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastGluBackward<float>(a);

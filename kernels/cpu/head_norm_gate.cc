@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/norm_scale.h"
 #include "kernels/cpu/op_util.h"
 
 namespace carousel::cpu {
@@ -15,15 +16,15 @@ W Sigmoid(W x) {
   const W e = std::exp(-std::abs(x));
   return x < 0 ? e / (1 + e) : 1 / (1 + e);
 }
-// act(x), and its derivative.
 template <class W>
 W Act(OutputGate gate, W x) {
   return gate == OutputGate::kSigmoid ? Sigmoid(x) : x * Sigmoid(x);
 }
+// dy act'(x)
 template <class W>
-W ActSlope(OutputGate gate, W x) {
+W TimesSlope(OutputGate gate, W dy, W x) {
   const W s = Sigmoid(x);
-  return gate == OutputGate::kSigmoid ? s * (1 - s) : s * (1 + x * (1 - s));
+  return gate == OutputGate::kSigmoid ? dy * s * (1 - s) : dy * s * (1 + x * (1 - s));
 }
 // What stands at column c of a vector of parameters, `otherwise` where there is none.
 template <class W>
@@ -114,8 +115,8 @@ void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
             Row<T>(a.dskip, r)[c] = static_cast<T>(dz * a.skip_weight.as<W>()[c]);
           }
           if (a.o_pre.defined()) {
-            const W slope = ActSlope(a.gate, static_cast<W>(Row<T>(a.o_pre, r)[c]));
-            Row<T>(a.do_pre, r)[c] = static_cast<T>(static_cast<W>(Row<T>(a.dy, r)[c]) * z * slope);
+            const W o_pre = static_cast<W>(Row<T>(a.o_pre, r)[c]), dy = static_cast<W>(Row<T>(a.dy, r)[c]);
+            Row<T>(a.do_pre, r)[c] = static_cast<T>(TimesSlope(a.gate, dy, o_pre) * z);
           }
         }
       }
@@ -136,59 +137,82 @@ void CheckOptions(const Args& a, DType compute, int64_t N, int64_t width) {
   CAROUSEL_CHECK_OPTIONAL(a.skip_weight, wide, {width});
 }
 template <class Args>
-bool Extended(const Args& a) {
-  return !a.o_pre.defined() || a.skip.defined() || !a.weight.defined() || a.residual_weight ||
-         a.gate != OutputGate::kSigmoid;
+int GateIndex(const Args& a) {
+  if (!a.o_pre.defined()) return static_cast<int>(RowGate::kNone);
+  return static_cast<int>(a.gate == OutputGate::kSigmoid ? RowGate::kSigmoid : RowGate::kSilu);
 }
 }  // namespace
 
 template <class T>
 void CpuOps::FastHeadNormGateForward(const HeadNormGateForwardArgs& a) {
   const int64_t width = a.h.dim[1];
+  float* scale_room = ScratchF32(NormScaleRoom(a.weight, a.residual_weight, width));
   const HeadNormGateForwardRows<T> rows = {.y = RawData<T>(a.y),
                                            .mean = a.mean.as<float>(),
                                            .rstd = a.rstd.as<float>(),
                                            .h = RawData<T>(a.h),
-                                           .o_pre = RawData<T>(a.o_pre),
+                                           .o_pre = RawDataOrNull<T>(a.o_pre),
                                            .o_stride = a.o_pre.row_stride,
-                                           .weight = a.weight.as<float>(),
+                                           .scale = NormScale(a.weight, a.residual_weight, width, scale_room),
                                            .bias = RawDataOrNull<float>(a.bias),
+                                           .skip = RawDataOrNull<T>(a.skip),
+                                           .skip_weight = RawDataOrNull<float>(a.skip_weight),
+                                           .skip_stride = a.skip.row_stride,
                                            .NH = a.NH,
                                            .DHV = width / a.NH,
                                            .eps = static_cast<float>(a.eps)};
-  pool_.ParallelForBlocks(a.h.dim[0], RowsPerTask(width), [&](int64_t begin, int64_t end) {
-    norm<T>().head_norm_gate_forward(rows, begin, end);
-  });
+  const auto forward = norm<T>().head_norm_gate_forward[GateIndex(a)][a.skip.defined()];
+  pool_.ParallelForBlocks(a.h.dim[0], RowsPerTask(width),
+                          [&](int64_t begin, int64_t end) { forward(rows, begin, end); });
 }
 
 template <class T>
 void CpuOps::FastHeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
-  const int64_t N = a.h.dim[0], width = a.h.dim[1];
-  const HeadNormGateBackwardRows<T> rows = {.dh = RawData<T>(a.dh),
-                                            .do_pre = RawData<T>(a.do_pre),
-                                            .do_stride = a.do_pre.row_stride,
-                                            .dy = RawData<T>(a.dy),
-                                            .h = RawData<T>(a.h),
-                                            .o_pre = RawData<T>(a.o_pre),
-                                            .o_stride = a.o_pre.row_stride,
-                                            .weight = a.weight.as<float>(),
-                                            .bias = RawDataOrNull<float>(a.bias),
-                                            .mean = a.mean.as<float>(),
-                                            .rstd = a.rstd.as<float>(),
-                                            .NH = a.NH,
-                                            .DHV = width / a.NH};
+  const int64_t N = a.h.dim[0], width = a.h.dim[1], DHV = width / a.NH;
+  // One partial sum per block of rows and gradient, then their sums. dweight's are taken without a weight,
+  // too.
   const int64_t per_partial = RowsPerPartial(N), num_partials = CeilDiv(N, per_partial);
-  float* dweight = ScratchF32(2 * num_partials * width + pool_.num_threads() * rows.DHV);
-  float* dbias = a.dbias.defined() ? dweight + num_partials * width : nullptr;
-  float* row_scratch = dweight + 2 * num_partials * width;
+  const int64_t partial_elems = num_partials * width;
+  float* dweight = ScratchF32(3 * partial_elems + pool_.num_threads() * DHV +
+                              NormScaleRoom(a.weight, a.residual_weight, width));
+  float* dbias = a.dbias.defined() ? dweight + partial_elems : nullptr;
+  float* dskip_weight = a.skip.defined() ? dweight + 2 * partial_elems : nullptr;
+  float* row_scratch = dweight + 3 * partial_elems;
+  float* scale_room = row_scratch + pool_.num_threads() * DHV;
+  const HeadNormGateBackwardRows<T> rows = {
+      .dh = RawData<T>(a.dh),
+      .do_pre = RawDataOrNull<T>(a.do_pre),
+      .do_stride = a.do_pre.row_stride,
+      .dskip = RawDataOrNull<T>(a.dskip),
+      .dskip_stride = a.dskip.row_stride,
+      .dy = RawData<T>(a.dy),
+      .h = RawData<T>(a.h),
+      .o_pre = RawDataOrNull<T>(a.o_pre),
+      .o_stride = a.o_pre.row_stride,
+      .scale = NormScale(a.weight, a.residual_weight, width, scale_room),
+      .bias = RawDataOrNull<float>(a.bias),
+      .skip = RawDataOrNull<T>(a.skip),
+      .skip_weight = RawDataOrNull<float>(a.skip_weight),
+      .skip_stride = a.skip.row_stride,
+      .mean = a.mean.as<float>(),
+      .rstd = a.rstd.as<float>(),
+      .NH = a.NH,
+      .DHV = DHV};
+  const auto backward = norm<T>().head_norm_gate_backward[GateIndex(a)][a.skip.defined()];
   pool_.ParallelFor(num_partials, [&](int64_t partial, int worker) {
     const int64_t begin = partial * per_partial, end = std::min(N, begin + per_partial);
-    norm<T>().head_norm_gate_backward(rows, begin, end, dweight + partial * width,
-                                      dbias == nullptr ? nullptr : dbias + partial * width,
-                                      row_scratch + worker * rows.DHV);
+    const auto sums = [&](float* partials) {
+      return partials == nullptr ? nullptr : partials + partial * width;
+    };
+    backward(rows, begin, end,
+             {.dweight = sums(dweight), .dbias = sums(dbias), .dskip_weight = sums(dskip_weight)},
+             row_scratch + worker * DHV);
   });
-  AddPartials(a.dweight.as<float>(), dweight, num_partials, width);
+  if (a.dweight.defined()) AddPartials(a.dweight.as<float>(), dweight, num_partials, width);
   if (dbias != nullptr) AddPartials(a.dbias.as<float>(), dbias, num_partials, width);
+  if (dskip_weight != nullptr) {
+    AddPartials(a.dskip_weight.as<float>(), dskip_weight, num_partials, width);
+  }
 }
 
 void CpuOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
@@ -201,7 +225,7 @@ void CpuOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
   CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
   CheckOptions(a, compute, N, width);
-  if (!Fast(compute) || Extended(a)) {
+  if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastHeadNormGateForward<float>(a);
@@ -230,7 +254,7 @@ void CpuOps::HeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
   CheckOptions(a, compute, N, width);
   CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
-  if (!Fast(compute) || Extended(a)) {
+  if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastHeadNormGateBackward<float>(a);

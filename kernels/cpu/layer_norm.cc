@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/norm_scale.h"
 #include "kernels/cpu/op_util.h"
 
 namespace carousel::cpu {
@@ -84,6 +85,50 @@ void Backward(const LayerNormBackwardArgs& a, ThreadPool& pool) {
 }
 }  // namespace
 
+template <class T>
+void CpuOps::FastLayerNormForward(const LayerNormForwardArgs& a) {
+  const int64_t D = a.x.dim[1];
+  float* scale_room = ScratchF32(NormScaleRoom(a.weight, a.residual_weight, D));
+  const LayerNormForwardRows<T> rows = {.y = RawData<T>(a.y),
+                                        .mean = a.mean.as<float>(),
+                                        .rstd = a.rstd.as<float>(),
+                                        .sum = RawDataOrNull<float>(a.sum),
+                                        .x = a.x.as<float>(),
+                                        .delta = RawDataOrNull<T>(a.delta),
+                                        .scale = NormScale(a.weight, a.residual_weight, D, scale_room),
+                                        .bias = RawDataOrNull<float>(a.bias),
+                                        .D = D,
+                                        .eps = static_cast<float>(a.eps)};
+  pool_.ParallelForBlocks(a.x.dim[0], RowsPerTask(D), [&](int64_t begin, int64_t end) {
+    norm<T>().layer_norm_forward(rows, begin, end);
+  });
+}
+
+template <class T>
+void CpuOps::FastLayerNormBackward(const LayerNormBackwardArgs& a) {
+  const int64_t N = a.x.dim[0], D = a.x.dim[1];
+  const int64_t per_partial = RowsPerPartial(N), num_partials = CeilDiv(N, per_partial);
+  // One partial sum per block of rows, then their sum.
+  float* dweight = ScratchF32(2 * num_partials * D + NormScaleRoom(a.weight, a.residual_weight, D));
+  float* dbias = a.dbias.defined() ? dweight + num_partials * D : nullptr;
+  float* scale_room = dweight + 2 * num_partials * D;
+  const LayerNormBackwardRows<T> rows = {.dx = a.dx.as<float>(),
+                                         .dy = RawData<T>(a.dy),
+                                         .dresidual = RawDataOrNull<float>(a.dresidual),
+                                         .x = a.x.as<float>(),
+                                         .scale = NormScale(a.weight, a.residual_weight, D, scale_room),
+                                         .mean = a.mean.as<float>(),
+                                         .rstd = a.rstd.as<float>(),
+                                         .D = D};
+  pool_.ParallelForBlocks(N, per_partial, [&](int64_t begin, int64_t end) {
+    const int64_t offset = begin / per_partial * D;
+    norm<T>().layer_norm_backward(rows, begin, end, dweight + offset,
+                                  dbias == nullptr ? nullptr : dbias + offset);
+  });
+  AddPartials(a.dweight.as<float>(), dweight, num_partials, D);
+  if (dbias != nullptr) AddPartials(a.dbias.as<float>(), dbias, num_partials, D);
+}
+
 void CpuOps::LayerNormForward(const LayerNormForwardArgs& a) {
   const DType compute = a.y.dtype, wide = WideOf(compute);
   CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
@@ -97,7 +142,13 @@ void CpuOps::LayerNormForward(const LayerNormForwardArgs& a) {
   CAROUSEL_CHECK_MSG(a.sum.defined() || !a.delta.defined(), "delta needs a place for the sum");
   CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
   CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {D});
-  DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastLayerNormForward<float>(a);
+  } else {
+    FastLayerNormForward<uint16_t>(a);
+  }
 }
 
 void CpuOps::LayerNormBackward(const LayerNormBackwardArgs& a) {
@@ -113,6 +164,12 @@ void CpuOps::LayerNormBackward(const LayerNormBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.mean, wide, {N});
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
-  DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
+  if (!Fast(compute)) {
+    DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
+  } else if (compute == DType::kF32) {
+    FastLayerNormBackward<float>(a);
+  } else {
+    FastLayerNormBackward<uint16_t>(a);
+  }
 }
 }  // namespace carousel::cpu

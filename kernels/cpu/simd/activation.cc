@@ -5,21 +5,25 @@
 namespace carousel::cpu::CAROUSEL_SIMD_NS {
 namespace {
 
-template <class T>
-void SwiGluForward(const SwiGluForwardRows<T>& a, int64_t begin, int64_t end) {
+template <class T, RowActivation kActivation>
+void GluForward(const GluForwardRows<T>& a, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const T* gate = a.gate + r * a.gate_stride;
     const T* up = a.up + r * a.up_stride;
     T* y = a.y + r * a.F;
     ForEachVec(a.F, [&](int64_t c, auto count) {
       const VecF g = Load(gate + c, count);
-      Store(y + c, g * Sigmoid(g) * Load(up + c, count), count);
+      if constexpr (kActivation == RowActivation::kSilu) {
+        Store(y + c, g * Sigmoid(g) * Load(up + c, count), count);
+      } else {
+        Store(y + c, g * StandardNormal(g).distribution * Load(up + c, count), count);
+      }
     });
   }
 }
 
-template <class T>
-void SwiGluBackward(const SwiGluBackwardRows<T>& a, int64_t begin, int64_t end) {
+template <class T, RowActivation kActivation>
+void GluBackward(const GluBackwardRows<T>& a, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const T* gate = a.gate + r * a.gate_stride;
     const T* up = a.up + r * a.up_stride;
@@ -28,11 +32,32 @@ void SwiGluBackward(const SwiGluBackwardRows<T>& a, int64_t begin, int64_t end) 
     T* dup = a.dup + r * a.dup_stride;
     ForEachVec(a.F, [&](int64_t c, auto count) {
       const VecF g = Load(gate + c, count), u = Load(up + c, count), d = Load(dy + c, count);
-      const VecF s = Sigmoid(g);
-      Store(dgate + c, d * u * s * (1.0f + g * (1.0f - s)), count);
-      Store(dup + c, d * g * s, count);
+      if constexpr (kActivation == RowActivation::kSilu) {
+        const VecF s = Sigmoid(g);
+        Store(dgate + c, d * u * s * (1.0f + g * (1.0f - s)), count);
+        Store(dup + c, d * g * s, count);
+      } else {
+        const StandardNormal<VecF> n(g);
+        Store(dgate + c, d * u * (n.distribution + g * n.density), count);
+        Store(dup + c, d * g * n.distribution, count);
+      }
     });
   }
+}
+
+// Whether the target's logit is the largest of its row, the first of equals. False if any logit is NaN.
+CAROUSEL_INLINE bool TargetIsLargest(const float* logits, int64_t V, int64_t target) {
+  const float at_target = logits[target];
+  VecI failed = {};
+  ForEachVec(target, [&](int64_t c, auto count) {
+    failed |= ~(Load(logits + c, count, -__builtin_inff()) < at_target);
+  });
+  ForEachVec(V - target, [&](int64_t c, auto count) {
+    failed |= ~(Load(logits + target + c, count, at_target) <= at_target);
+  });
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= failed[i];
+  return any == 0;
 }
 
 // Three passes over a row that stays in cache: maximum; exponentials and their sum; gradient.
@@ -47,12 +72,14 @@ void CrossEntropy(const CrossEntropyRows<T>& a, int64_t begin, int64_t end, floa
     T* dlogits = a.dlogits == nullptr ? nullptr : a.dlogits + r * a.V;
     if (target < 0) {
       a.loss[r] = 0.0f;
+      if (a.correct != nullptr) a.correct[r] = 0;
       if (dlogits != nullptr) {
         for (int64_t c = 0; c < a.V; ++c) StoreOne(dlogits + c, 0.0f);
       }
       continue;
     }
     const float* logits = a.logits + r * a.V;
+    if (a.correct != nullptr) a.correct[r] = TargetIsLargest(logits, a.V, target);
     // z grows with the logit, so the largest logit has the largest z
     VecF largest = Broadcast(logits[0]);
     ForEachVec(a.V,
@@ -98,8 +125,8 @@ void CrossEntropy(const CrossEntropyRows<T>& a, int64_t begin, int64_t end, floa
 
 template <class T>
 constexpr ActivationKernels<T> kKernels = {
-    .swiglu_forward = SwiGluForward<T>,
-    .swiglu_backward = SwiGluBackward<T>,
+    .glu_forward = {GluForward<T, RowActivation::kSilu>, GluForward<T, RowActivation::kGelu>},
+    .glu_backward = {GluBackward<T, RowActivation::kSilu>, GluBackward<T, RowActivation::kGelu>},
     .cross_entropy = CrossEntropy<T>,
 };
 }  // namespace

@@ -1,4 +1,5 @@
-// RMS norm with the residual addition, and the per-head norm with the output gate. Formulas: core/ops.h.
+// RMS norm and layer norm with the residual addition, and the table of the norms. Formulas: core/ops.h.
+#include "kernels/cpu/simd/head_norm.h"
 #include "kernels/cpu/simd/row_kernels.h"
 #include "kernels/cpu/simd/simd_math.h"
 
@@ -69,78 +70,75 @@ void RmsNormBackward(const RmsNormBackwardRows<T>& a, int64_t begin, int64_t end
 }
 
 template <class T>
-void HeadNormGateForward(const HeadNormGateForwardRows<T>& a, int64_t begin, int64_t end) {
-  const float inverse = 1.0f / static_cast<float>(a.DHV);
+void LayerNormForward(const LayerNormForwardRows<T>& a, int64_t begin, int64_t end) {
+  const float inverse = 1.0f / static_cast<float>(a.D);
   for (int64_t r = begin; r < end; ++r) {
-    for (int64_t head = 0; head < a.NH; ++head) {
-      const int64_t column = head * a.DHV;
-      const T* h = a.h + r * a.NH * a.DHV + column;
-      const T* o = a.o_pre + r * a.o_stride + column;
-      const float* weight = a.weight + column;
-      VecF sum = {};
-      ForEachVec(a.DHV, [&](int64_t c, auto count) { sum += Load(h + c, count); });
-      const float mean = SumLanes(sum) * inverse;
-      VecF squares = {};
-      ForEachVec(a.DHV, [&](int64_t c, auto count) {
-        const VecF centred = Load(h + c, count, mean) - mean;  // 0 in missing lanes
-        squares += centred * centred;
+    const float* s = a.x + r * a.D;
+    VecF total = {};
+    if (a.sum != nullptr) {
+      // s = x + delta, kept
+      float* sum = a.sum + r * a.D;
+      ForEachVec(a.D, [&](int64_t c, auto count) {
+        VecF value = Load(s + c, count);
+        if (a.delta != nullptr) value += Load(a.delta + r * a.D + c, count);
+        total += value;
+        Store(sum + c, value, count);
       });
-      const float rstd = 1.0f / __builtin_sqrtf(SumLanes(squares) * inverse + a.eps);
-      a.mean[r * a.NH + head] = mean;
-      a.rstd[r * a.NH + head] = rstd;
-      T* y = a.y + r * a.NH * a.DHV + column;
-      ForEachVec(a.DHV, [&](int64_t c, auto count) {
-        VecF z = (Load(h + c, count) - mean) * rstd * Load(weight + c, count);
-        if (a.bias != nullptr) z += Load(a.bias + column + c, count);
-        Store(y + c, Sigmoid(Load(o + c, count)) * z, count);
-      });
+      s = sum;
+    } else {
+      ForEachVec(a.D, [&](int64_t c, auto count) { total += Load(s + c, count); });
     }
+    const float mean = SumLanes(total) * inverse;
+    VecF squares = {};
+    ForEachVec(a.D, [&](int64_t c, auto count) {
+      const VecF centred = Load(s + c, count, mean) - mean;  // 0 in missing lanes
+      squares += centred * centred;
+    });
+    const float rstd = 1.0f / __builtin_sqrtf(SumLanes(squares) * inverse + a.eps);
+    a.mean[r] = mean;
+    a.rstd[r] = rstd;
+    T* y = a.y + r * a.D;
+    ForEachVec(a.D, [&](int64_t c, auto count) {
+      VecF value = (Load(s + c, count) - mean) * rstd * Load(a.scale + c, count);
+      if (a.bias != nullptr) value += Load(a.bias + c, count);
+      Store(y + c, value, count);
+    });
   }
 }
 
-// g = dy sigmoid(o), the gradient of z = xhat w + b; dh = rstd (w g - mean(w g) - xhat mean(w g xhat))
+// xhat = (x - mean) rstd; dx = rstd (scale dy - mean(scale dy) - xhat mean(scale dy xhat)) + dresidual
 template <class T>
-void HeadNormGateBackward(const HeadNormGateBackwardRows<T>& a, int64_t begin, int64_t end, float* dweight,
-                          float* dbias, float* scratch) {
-  const int64_t width = a.NH * a.DHV;
-  const float inverse = 1.0f / static_cast<float>(a.DHV);
-  for (int64_t c = 0; c < width; ++c) dweight[c] = 0.0f;
+void LayerNormBackward(const LayerNormBackwardRows<T>& a, int64_t begin, int64_t end, float* dweight,
+                       float* dbias) {
+  const float inverse = 1.0f / static_cast<float>(a.D);
+  for (int64_t c = 0; c < a.D; ++c) dweight[c] = 0.0f;
   if (dbias != nullptr) {
-    for (int64_t c = 0; c < width; ++c) dbias[c] = 0.0f;
+    for (int64_t c = 0; c < a.D; ++c) dbias[c] = 0.0f;
   }
   for (int64_t r = begin; r < end; ++r) {
-    for (int64_t head = 0; head < a.NH; ++head) {
-      const int64_t column = head * a.DHV;
-      const T* h = a.h + r * width + column;
-      const T* dy = a.dy + r * width + column;
-      const T* o = a.o_pre + r * a.o_stride + column;
-      T* do_pre = a.do_pre + r * a.do_stride + column;
-      const float* weight = a.weight + column;
-      const float mean = a.mean[r * a.NH + head], rstd = a.rstd[r * a.NH + head];
-      VecF sum = {}, products = {};
-      ForEachVec(a.DHV, [&](int64_t c, auto count) {
-        const VecF xhat = (Load(h + c, count) - mean) * rstd;
-        const VecF w = Load(weight + c, count);
-        const VecF gate = Sigmoid(Load(o + c, count));
-        const VecF g = Load(dy + c, count) * gate;
-        VecF z = xhat * w;
-        if (a.bias != nullptr) z += Load(a.bias + column + c, count);
-        Store(do_pre + c, g * (1.0f - gate) * z, count);
-        const VecF g_xhat = g * xhat, dxhat = g * w;  // 0 in missing lanes, where dy is 0
-        Store(dweight + column + c, Load(dweight + column + c, count) + g_xhat, count);
-        if (dbias != nullptr) Store(dbias + column + c, Load(dbias + column + c, count) + g, count);
-        sum += dxhat;
-        products += dxhat * xhat;
-        Store(scratch + c, dxhat, count);
-      });
-      const float mean_dxhat = SumLanes(sum) * inverse;
-      const float mean_product = SumLanes(products) * inverse;
-      T* dh = a.dh + r * width + column;
-      ForEachVec(a.DHV, [&](int64_t c, auto count) {
-        const VecF xhat = (Load(h + c, count) - mean) * rstd;
-        Store(dh + c, (Load(scratch + c, count) - mean_dxhat - xhat * mean_product) * rstd, count);
-      });
-    }
+    const float* x = a.x + r * a.D;
+    const T* dy = a.dy + r * a.D;
+    const float mean = a.mean[r], rstd = a.rstd[r];
+    VecF sum = {}, products = {};
+    ForEachVec(a.D, [&](int64_t c, auto count) {
+      const VecF g = Load(dy + c, count);  // 0 in missing lanes
+      const VecF xhat = (Load(x + c, count) - mean) * rstd;
+      const VecF dxhat = g * Load(a.scale + c, count);
+      sum += dxhat;
+      products += dxhat * xhat;
+      Store(dweight + c, Load(dweight + c, count) + g * xhat, count);
+      if (dbias != nullptr) Store(dbias + c, Load(dbias + c, count) + g, count);
+    });
+    const float mean_dxhat = SumLanes(sum) * inverse;
+    const float mean_product = SumLanes(products) * inverse;
+    float* dx = a.dx + r * a.D;
+    ForEachVec(a.D, [&](int64_t c, auto count) {
+      const VecF xhat = (Load(x + c, count) - mean) * rstd;
+      const VecF dxhat = Load(dy + c, count) * Load(a.scale + c, count);
+      VecF value = (dxhat - mean_dxhat - xhat * mean_product) * rstd;
+      if (a.dresidual != nullptr) value += Load(a.dresidual + r * a.D + c, count);
+      Store(dx + c, value, count);
+    });
   }
 }
 
@@ -148,8 +146,18 @@ template <class T>
 constexpr NormKernels<T> kKernels = {
     .rms_norm_forward = RmsNormForward<T>,
     .rms_norm_backward = RmsNormBackward<T>,
-    .head_norm_gate_forward = HeadNormGateForward<T>,
-    .head_norm_gate_backward = HeadNormGateBackward<T>,
+    .layer_norm_forward = LayerNormForward<T>,
+    .layer_norm_backward = LayerNormBackward<T>,
+    .head_norm_gate_forward =
+        {{HeadNormGateForward<T, RowGate::kNone, false>, HeadNormGateForward<T, RowGate::kNone, true>},
+         {HeadNormGateForward<T, RowGate::kSigmoid, false>, HeadNormGateForward<T, RowGate::kSigmoid, true>},
+         {HeadNormGateForward<T, RowGate::kSilu, false>, HeadNormGateForward<T, RowGate::kSilu, true>}},
+    .head_norm_gate_backward = {{HeadNormGateBackward<T, RowGate::kNone, false>,
+                                 HeadNormGateBackward<T, RowGate::kNone, true>},
+                                {HeadNormGateBackward<T, RowGate::kSigmoid, false>,
+                                 HeadNormGateBackward<T, RowGate::kSigmoid, true>},
+                                {HeadNormGateBackward<T, RowGate::kSilu, false>,
+                                 HeadNormGateBackward<T, RowGate::kSilu, true>}},
 };
 }  // namespace
 

@@ -30,16 +30,44 @@ struct RmsNormBackwardRows {
   const float* rstd;
   int64_t D;
 };
+// `scale`: the norm's factor per column, ones if it has none.
+template <class T>
+struct LayerNormForwardRows {
+  T* y;
+  float* mean;
+  float* rstd;
+  float* sum;  // may be null
+  const float* x;
+  const T* delta;  // may be null
+  const float* scale;
+  const float* bias;  // may be null
+  int64_t D;
+  float eps;
+};
+template <class T>
+struct LayerNormBackwardRows {
+  float* dx;
+  const T* dy;
+  const float* dresidual;  // may be null
+  const float* x;
+  const float* scale;
+  const float* mean;
+  const float* rstd;
+  int64_t D;
+};
 template <class T>
 struct HeadNormGateForwardRows {
   T* y;
   float* mean;
   float* rstd;
   const T* h;
-  const T* o_pre;
+  const T* o_pre;  // read where there is a gate
   int64_t o_stride;
-  const float* weight;
+  const float* scale;
   const float* bias;  // may be null
+  const T* skip;      // these two: read where there is a skip
+  const float* skip_weight;
+  int64_t skip_stride;
   int64_t NH, DHV;
   float eps;
 };
@@ -48,25 +76,40 @@ struct HeadNormGateBackwardRows {
   T* dh;
   T* do_pre;
   int64_t do_stride;
+  T* dskip;
+  int64_t dskip_stride;
   const T* dy;
   const T* h;
   const T* o_pre;
   int64_t o_stride;
-  const float* weight;
+  const float* scale;
   const float* bias;  // may be null
+  const T* skip;
+  const float* skip_weight;
+  int64_t skip_stride;
   const float* mean;
   const float* rstd;
   int64_t NH, DHV;
 };
+// Sums over rows that a backward pass writes, NH*DHV each. dbias may be null; dskip_weight: used where there
+// is a skip.
+struct HeadNormGateSums {
+  float* dweight;
+  float* dbias;
+  float* dskip_weight;
+};
+enum class RowGate { kNone, kSigmoid, kSilu };
+constexpr int kNumRowGates = 3;
+
 template <class T>
-struct SwiGluForwardRows {
+struct GluForwardRows {
   T* y;
   const T* gate;
   const T* up;
   int64_t F, gate_stride, up_stride;
 };
 template <class T>
-struct SwiGluBackwardRows {
+struct GluBackwardRows {
   T* dgate;
   T* dup;
   const T* dy;
@@ -74,12 +117,16 @@ struct SwiGluBackwardRows {
   const T* up;
   int64_t F, dgate_stride, dup_stride, gate_stride, up_stride;
 };
+enum class RowActivation { kSilu, kGelu };
+constexpr int kNumRowActivations = 2;
+
 template <class T>
 struct CrossEntropyRows {
   float* loss;
   T* dlogits;  // may be null
   const float* logits;
   const int32_t* targets;
+  uint8_t* correct;  // may be null
   int64_t V;
   float soft_cap;
 };
@@ -97,22 +144,28 @@ struct AdamWRange {
 // ---- tables, one per file of this folder
 
 template <class T>
-struct NormKernels {  // norm.cc. Rows [begin, end).
+struct NormKernels {  // norm.cc, head_norm.h. Rows [begin, end).
   void (*rms_norm_forward)(const RmsNormForwardRows<T>&, int64_t begin, int64_t end);
   // Writes this range's sums over rows: dweight (D), and dbias (D) unless null.
   void (*rms_norm_backward)(const RmsNormBackwardRows<T>&, int64_t begin, int64_t end, float* dweight,
                             float* dbias);
-  void (*head_norm_gate_forward)(const HeadNormGateForwardRows<T>&, int64_t begin, int64_t end);
-  // Writes this range's sums over rows: dweight (NH*DHV), and dbias (NH*DHV) unless null. scratch: DHV
-  // floats.
-  void (*head_norm_gate_backward)(const HeadNormGateBackwardRows<T>&, int64_t begin, int64_t end,
-                                  float* dweight, float* dbias, float* scratch);
+  void (*layer_norm_forward)(const LayerNormForwardRows<T>&, int64_t begin, int64_t end);
+  // Writes this range's sums over rows, as above.
+  void (*layer_norm_backward)(const LayerNormBackwardRows<T>&, int64_t begin, int64_t end, float* dweight,
+                              float* dbias);
+  // Indices: RowGate, whether there is a skip.
+  void (*head_norm_gate_forward[kNumRowGates][2])(const HeadNormGateForwardRows<T>&, int64_t begin,
+                                                  int64_t end);
+  // Writes this range's sums over rows. scratch: DHV floats.
+  void (*head_norm_gate_backward[kNumRowGates][2])(const HeadNormGateBackwardRows<T>&, int64_t begin,
+                                                   int64_t end, const HeadNormGateSums& sums, float* scratch);
 };
 
 template <class T>
 struct ActivationKernels {  // activation.cc. Rows [begin, end).
-  void (*swiglu_forward)(const SwiGluForwardRows<T>&, int64_t begin, int64_t end);
-  void (*swiglu_backward)(const SwiGluBackwardRows<T>&, int64_t begin, int64_t end);
+  // Index: RowActivation.
+  void (*glu_forward[kNumRowActivations])(const GluForwardRows<T>&, int64_t begin, int64_t end);
+  void (*glu_backward[kNumRowActivations])(const GluBackwardRows<T>&, int64_t begin, int64_t end);
   // scratch: 2 * V floats.
   void (*cross_entropy)(const CrossEntropyRows<T>&, int64_t begin, int64_t end, float* scratch);
 };

@@ -1,7 +1,7 @@
-// exp, log, log1p, tanh, sigmoid for one float or a VecF: T is float or VecF. No branches, so loops over
-// floats vectorise too. Reductions and polynomials: S. L. Moshier, Cephes library, single precision (expf,
-// logf, tanhf). Largest errors seen over all floats of the stated range: tests/simd_math_test.cc. NaN gives
-// NaN.
+// exp, log, log1p, tanh, sigmoid and the normal distribution for one float or a VecF: T is float or VecF. No
+// branches, so loops over floats vectorise too. Reductions and polynomials: S. L. Moshier, Cephes library,
+// single precision (expf, logf, tanhf). Largest errors seen over all floats of the stated range:
+// tests/simd_math_test.cc. NaN gives NaN.
 #pragma once
 #include "kernels/cpu/simd/vec.h"
 
@@ -12,19 +12,36 @@ namespace carousel::cpu::CAROUSEL_SIMD_NS {
 template <class T>
 struct ReducedExp {
   [[gnu::always_inline]] explicit ReducedExp(T x) {
+    const T nearest = Nearest(x);
+    Expand((x - nearest * 0.693359375f) - nearest * -2.12194440e-4f);
+  }
+  // e^(x + low) for a low much smaller than x, to more bits than x + low has.
+  [[gnu::always_inline]] ReducedExp(T x, T low) {
+    const T nearest = Nearest(x + low);
+    Expand(((x - nearest * 0.693359375f) - nearest * -2.12194440e-4f) + low);
+  }
+  // e^r 2^n, in two steps, because 2^n alone may be outside of the exponent range
+  [[gnu::always_inline]] T Scaled() const {
+    const auto half = n >> 1;
+    return exp_r * AsFloat((half + 127) << 23) * AsFloat((n - half + 127) << 23);
+  }
+  T exp_r;
+  decltype(AsInt(T{})) n;
+
+ private:
+  [[gnu::always_inline]] T Nearest(T x) {
     const T shifted = x * 1.44269504088896341f + 12582912.0f;
-    const T nearest = shifted - 12582912.0f;
-    const T r = (x - nearest * 0.693359375f) - nearest * -2.12194440e-4f;
+    n = AsInt(shifted) - 0x4b400000;
+    return shifted - 12582912.0f;
+  }
+  [[gnu::always_inline]] void Expand(T r) {
     T p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     exp_r = p * (r * r) + r + 1.0f;
-    n = AsInt(shifted) - 0x4b400000;
   }
-  T exp_r;
-  decltype(AsInt(T{})) n;
 };
 
 // e^x for every x: 0 below -104, infinity above 88.73; subnormal results are right.
@@ -33,10 +50,7 @@ CAROUSEL_INLINE T Exp(T x) {
   // Max and Min return their second argument if one is NaN
   x = Max(T{} - 104.0f, x);
   x = Min(T{} + 89.0f, x);
-  const ReducedExp<T> e(x);
-  // times 2^n in two steps, because 2^n alone may be outside of the exponent range
-  const auto half = e.n >> 1;
-  return e.exp_r * AsFloat((half + 127) << 23) * AsFloat((e.n - half + 127) << 23);
+  return ReducedExp<T>(x).Scaled();
 }
 // e^x for -87 <= x <= 88 or NaN.
 template <class T>
@@ -111,4 +125,37 @@ CAROUSEL_INLINE T Tanh(T x) {
   const T large = 1.0f - Reciprocal(ExpInRange(bounded + bounded) + 1.0f) * 2.0f;
   return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
 }
+
+// The distribution P(x) = (1 + erf(x / sqrt 2)) / 2 and the density p(x) = e^(-x^2 / 2) / sqrt(2 pi) of the
+// standard normal. Below zero P keeps its relative precision until it underflows; it is 0 below -14.5.
+//   P(-t) = e^(-t^2 / 2) R(t) for t >= 0;  P(t) = 1 - P(-t)
+//   R(t) = s q(w), s = 2 / (t + 2), w = 1 - s; the polynomial q by Remez exchange, relative error 2.5e-8 up
+//   to t = 14.5, exactly 1/2 at 0. R is flat in such a variable: Shepherd & Laframboise, Math. Comp. 36
+//   (1981).
+template <class T>
+struct StandardNormal {
+  [[gnu::always_inline]] explicit StandardNormal(T x) {
+    const T t = Min(T{} + 14.5f, x < 0.0f ? -x : x);  // NaN stays
+    // -t^2 / 2 as the exact square of t's upper 12 bits and the rest
+    const T upper = AsFloat(AsInt(t) & ~0xfff);
+    const T e = ReducedExp<T>(upper * upper * -0.5f, (t - upper) * (t + upper) * -0.5f).Scaled();
+    const T s = Reciprocal(t * 0.5f + 1.0f);
+    const T w = t * 0.5f * s;
+    T p = w * -3.75375189e-02f + 1.95984080e-01f;
+    p = p * w - 3.67586017e-01f;
+    p = p * w + 3.26006979e-01f;
+    p = p * w - 1.93475932e-01f;
+    p = p * w + 8.62145275e-02f;
+    p = p * w + 3.95173319e-02f;
+    p = p * w + 4.41023856e-02f;
+    p = p * w - 9.58624408e-02f;
+    p = p * w - 2.97882676e-01f;
+    p = p * w + 0.5f;
+    const T below = p * s * e;
+    distribution = x < 0.0f ? below : 1.0f - below;
+    density = e * 3.98942280e-1f;
+  }
+  T distribution;
+  T density;
+};
 }  // namespace carousel::cpu::CAROUSEL_SIMD_NS

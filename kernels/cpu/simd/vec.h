@@ -54,7 +54,8 @@ CAROUSEL_INLINE float Min(float a, float b) { return a < b ? a : b; }
 CAROUSEL_INLINE float Reciprocal(float x) { return 1.0f / x; }
 CAROUSEL_INLINE VecF Reciprocal(VecF x) {
 #if defined(__AVX512F__)
-  const VecF estimate = reinterpret_cast<VecF>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  // the masked form is the same instruction; GCC 12 warns of the other's undefined source (GCC bug 105593)
+  const VecF estimate = reinterpret_cast<VecF>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
   return estimate + estimate * (1.0f - x * estimate);
 #else
   return 1.0f / x;
