@@ -1,5 +1,4 @@
-// `carousel data build | inspect | synth`: text into token files, a look into token files, text of known
-// entropy.
+// `carousel data` with its subcommands build, text into token files, and synth, text of known entropy.
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,31 +6,19 @@
 #include <cstdio>
 #include <fstream>
 #include <memory>
-#include <thread>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "core/base/random.h"
 #include "core/base/status_macros.h"
 #include "core/data/builder.h"
 #include "core/data/synthetic_text.h"
 #include "core/data/token_file.h"
 #include "launcher/commands.h"
+#include "launcher/data_command.h"
 
 namespace carousel {
 namespace {
-
-// 1234567 -> "1,234,567".
-std::string Grouped(int64_t number) {
-  std::string text = absl::StrCat(number);
-  for (int64_t i = static_cast<int64_t>(text.size()) - 3; i > (number < 0 ? 1 : 0); i -= 3) {
-    text.insert(static_cast<size_t>(i), ",");
-  }
-  return text;
-}
-
-int HardwareThreads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
 // One line on a terminal, rewritten a few times a second; nothing elsewhere.
 class ProgressLine {
@@ -103,93 +90,6 @@ absl::Status RunBuild(BuildOptions options) {
   return absl::OkStatus();
 }
 
-struct InspectOptions {
-  std::string prefix, tokenizer;
-  int64_t num_samples = 0, sample_tokens = 200, vocab_size = 0;
-  uint64_t seed = 0;
-  bool verify = false;
-};
-
-// Documents by length in powers of two, with a bar.
-void PrintHistogram(const TokenFile& file) {
-  std::vector<int64_t> counts;
-  for (int64_t d = 0; d < file.num_documents(); ++d) {
-    size_t bucket = 0;  // lengths in [2^(bucket-1), 2^bucket)
-    for (int64_t length = file.DocumentLength(d); length > 0; length /= 2) ++bucket;
-    if (counts.size() <= bucket) counts.resize(bucket + 1);
-    ++counts[bucket];
-  }
-  if (counts.empty()) return;
-  const int64_t most = *std::max_element(counts.begin(), counts.end());
-  const auto first = std::find_if(counts.begin(), counts.end(), [](int64_t n) { return n > 0; });
-  absl::PrintF("document lengths (tokens):\n");
-  for (size_t b = static_cast<size_t>(first - counts.begin()); b < counts.size(); ++b) {
-    const int64_t low = b == 0 ? 0 : int64_t{1} << (b - 1), high = b == 0 ? 0 : (int64_t{1} << b) - 1;
-    const double share = static_cast<double>(counts[b]) / static_cast<double>(most);
-    absl::PrintF("  %15s - %-15s %12s  %s\n", Grouped(low), Grouped(high), Grouped(counts[b]),
-                 std::string(static_cast<size_t>(40 * share + (counts[b] > 0 ? 0.999 : 0)), '#'));
-  }
-}
-
-void PrintSamples(const TokenFile& file, const InspectOptions& options, const Tokenizer* tokenizer) {
-  for (int64_t i = 0; i < options.num_samples && file.num_documents() > 0; ++i) {
-    const uint64_t r = RandomUint64(options.seed, StreamOf("inspect"), static_cast<uint64_t>(i));
-    const int64_t d = static_cast<int64_t>(r % static_cast<uint64_t>(file.num_documents()));
-    const int64_t length = std::min(file.DocumentLength(d), options.sample_tokens);
-    std::vector<int32_t> ids(static_cast<size_t>(length));
-    file.Read(file.DocumentBegin(d), ids);
-    absl::PrintF("document %d, %s tokens, first %d:\n  ", d, Grouped(file.DocumentLength(d)), length);
-    if (tokenizer != nullptr) {
-      absl::PrintF("\"%s\"\n", absl::Utf8SafeCEscape(tokenizer->Decode(ids)));
-    } else {
-      for (const int32_t id : ids) absl::PrintF("%d ", id);
-      absl::PrintF("\n");
-    }
-  }
-}
-
-absl::Status RunInspect(const InspectOptions& options) {
-  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TokenFile> file, TokenFile::Open(options.prefix));
-  std::unique_ptr<Tokenizer> tokenizer;
-  const std::string name = !options.tokenizer.empty() ? options.tokenizer
-                           : file->meta().has_value() ? file->meta()->tokenizer
-                                                      : "";
-  if (!name.empty()) {
-    CAROUSEL_ASSIGN_OR_RETURN(tokenizer, MakeTokenizer(name));
-    CAROUSEL_RETURN_IF_ERROR(file->CheckTokenizer(name));
-  }
-  absl::PrintF("%s.bin, .idx: Megatron indexed dataset, version 1\n", options.prefix);
-  absl::PrintF("  tokens     %s (%s, %s bytes)\n", Grouped(file->num_tokens()), NameOf(file->dtype()),
-               Grouped(file->num_tokens() * BytesPerToken(file->dtype())));
-  absl::PrintF("  documents  %s (%s sequence%s)\n", Grouped(file->num_documents()),
-               Grouped(file->num_sequences()), file->num_sequences() == 1 ? "" : "s");
-  if (file->meta().has_value()) {
-    const TokenMeta& meta = *file->meta();
-    absl::PrintF("  tokenizer  %s: %d ids, end of document %d\n", meta.tokenizer, meta.vocab_size,
-                 meta.eod_id);
-    absl::PrintF("  text       %s bytes\n", Grouped(meta.text_bytes));
-    absl::PrintF("  CRC-32C    %08x (.bin), %08x (.idx)\n", meta.bin_crc32c, meta.idx_crc32c);
-  } else {
-    absl::PrintF("  tokenizer  unknown: there is no %s.meta\n", options.prefix);
-  }
-  PrintHistogram(*file);
-  PrintSamples(*file, options, tokenizer.get());
-  std::fflush(stdout);
-
-  const int64_t vocab_size = options.vocab_size > 0     ? options.vocab_size
-                             : file->meta().has_value() ? file->meta()->vocab_size
-                                                        : 0;
-  if (vocab_size > 0) {
-    CAROUSEL_RETURN_IF_ERROR(file->CheckTokenIds(vocab_size, HardwareThreads()));
-    absl::PrintF("every token id is below %d\n", vocab_size);
-  }
-  if (options.verify) {
-    CAROUSEL_RETURN_IF_ERROR(file->VerifyChecksums());
-    absl::PrintF("the checksums of .bin and .idx are right\n");
-  }
-  return absl::OkStatus();
-}
-
 struct SynthOptions {
   std::string output;
   int64_t num_bytes = 4000000;
@@ -226,18 +126,6 @@ absl::Status RunSynth(const SynthOptions& options) {
   absl::PrintF("entropy %.4f bits per byte, the floor of every model; this text carries %.4f\n",
                source.entropy_bits_per_byte(), source.information_bits() / static_cast<double>(written));
   return absl::OkStatus();
-}
-
-// Makes `command` run `function` on a copy of the options when it is chosen.
-template <class Options, class Function>
-void RunWhenChosen(CLI::App* command, std::shared_ptr<Options> options, Function function,
-                   std::function<int()>* run) {
-  command->callback([options, function, run] {
-    *run = [options, function] {
-      const absl::Status status = function(*options);
-      return status.ok() ? kExitOk : ReportError(status);
-    };
-  });
 }
 
 void AddBuild(CLI::App& data, std::function<int()>* run) {
@@ -277,36 +165,6 @@ void AddBuild(CLI::App& data, std::function<int()>* run) {
   RunWhenChosen(build, options, RunBuild, run);
 }
 
-void AddInspect(CLI::App& data, std::function<int()>* run) {
-  const auto options = std::make_shared<InspectOptions>();
-  CLI::App* const inspect = data.add_subcommand("inspect", "Describe and check token files");
-  inspect->add_option("prefix", options->prefix, "Prefix of .bin and .idx")->required()->type_name("PREFIX");
-  inspect->add_option("--sample", options->num_samples, "Show the beginning of so many random documents")
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("N");
-  inspect->add_option("--sample_tokens", options->sample_tokens, "Tokens of each sample")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->type_name("N");
-  inspect->add_option("--seed", options->seed, "Which documents")->capture_default_str()->type_name("N");
-  inspect
-      ->add_option("--tokenizer", options->tokenizer,
-                   "Tokenizer to decode with (default: as PREFIX.meta says)")
-      ->type_name("NAME");
-  inspect
-      ->add_option("--vocab_size", options->vocab_size, "Check that every id is below (default: PREFIX.meta)")
-      ->check(CLI::PositiveNumber)
-      ->type_name("V");
-  inspect->add_flag("--verify", options->verify, "Compare the files with the checksums in PREFIX.meta");
-  inspect->footer(
-      "Exit code 1 if anything is wrong with the files.\n"
-      "Examples:\n"
-      "  carousel data inspect data/novels_train --sample 3\n"
-      "  carousel data inspect data/novels_train --verify\n"
-      "  carousel data inspect megatron_text_document --vocab_size 50304");
-  RunWhenChosen(inspect, options, RunInspect, run);
-}
-
 void AddSynth(CLI::App& data, std::function<int()>* run) {
   const auto options = std::make_shared<SynthOptions>();
   CLI::App* const synth =
@@ -328,16 +186,26 @@ void AddSynth(CLI::App& data, std::function<int()>* run) {
 }
 }  // namespace
 
+std::string Grouped(int64_t number) {
+  std::string text = absl::StrCat(number);
+  for (int64_t i = static_cast<int64_t>(text.size()) - 3; i > (number < 0 ? 1 : 0); i -= 3) {
+    text.insert(static_cast<size_t>(i), ",");
+  }
+  return text;
+}
+
 CLI::App* AddDataCommand(CLI::App& app, std::function<int()>* run) {
-  CLI::App* const data = app.add_subcommand("data", "Build and inspect token files");
+  CLI::App* const data = app.add_subcommand("data", "Make and inspect token files");
   data->require_subcommand(1);
   data->footer(
       "Examples:\n"
       "  carousel data build --input novels.txt --output data/novels --validation_fraction 0.1\n"
-      "  carousel data inspect data/novels_train --sample 3");
+      "  carousel data inspect data/novels_train --sample 3\n"
+      "  carousel data task parity --output data/parity");
   AddBuild(*data, run);
-  AddInspect(*data, run);
+  AddDataInspect(*data, run);
   AddSynth(*data, run);
+  AddDataTask(*data, run);
   return data;
 }
 }  // namespace carousel

@@ -131,15 +131,27 @@ absl::Status MetricsFile::Append(const StepMetrics& metrics) {
   return AppendLine(Dump(json));
 }
 
-absl::Status MetricsFile::AppendEvaluation(const EvaluationMetrics& metrics) {
-  if (metrics.step <= last_evaluated_step_) return absl::OkStatus();
+absl::Status MetricsFile::AppendEvaluation(const EvaluationReport& report) {
+  if (report.step <= last_evaluated_step_) return absl::OkStatus();
+  Json evaluation = {{"step", report.step},
+                     {"loss", report.loss},
+                     {"bits_per_byte", report.bits_per_byte},
+                     {"num_targets", report.num_targets},
+                     {"accuracy", report.accuracy}};
+  for (const LengthBucket& bucket : report.by_length) {
+    evaluation["accuracy_by_length"].push_back(Json{{"length_from", bucket.first},
+                                                    {"length_to", bucket.last},
+                                                    {"count", bucket.count},
+                                                    {"accuracy", bucket.accuracy()}});
+  }
+  if (report.source_entropy > 0) {
+    evaluation["source_entropy"] = report.source_entropy;
+    evaluation["excess_percent"] = report.excess_percent();
+  }
   Json json;
-  json["evaluation"] = Json{{"step", metrics.step},
-                            {"loss", metrics.loss},
-                            {"bits_per_byte", metrics.bits_per_byte},
-                            {"num_targets", metrics.num_targets}};
+  json["evaluation"] = std::move(evaluation);
   CAROUSEL_RETURN_IF_ERROR(AppendLine(Dump(json)));
-  last_evaluated_step_ = metrics.step;
+  last_evaluated_step_ = report.step;
   return absl::OkStatus();
 }
 

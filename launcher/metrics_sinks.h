@@ -4,11 +4,16 @@
 //
 //   {"step":20,"tokens":81920,"loss":3.0712,"grad_norm":1.28,"lr":0.001,"seconds":0.45,"wall_seconds":9.1,
 //    "data_wait_seconds":0.01,"data_digest":"00c0ffee00c0ffee","skipped":false}
-//   {"evaluation":{"step":100,"loss":1.9,"bits_per_byte":2.74,"num_targets":65536}}
+//   {"evaluation":{"step":100,"loss":1.9,"bits_per_byte":2.74,"num_targets":65536,"accuracy":0.47}}
+//   {"evaluation":{"step":100,"loss":0.2,"bits_per_byte":null,"num_targets":1820,"accuracy":0.93,
+//    "accuracy_by_length":[{"length_from":40,"length_to":59,"count":181,"accuracy":0.98}, ...]}}
 //   {"sample":{"step":200,"text":"It is a truth ..."}}
 //
-// "step" counts finished steps from 1. Numbers are written so that reading them gives the same bits; what is
-// not finite is null.
+// "accuracy" is the share of the targets that had the largest logit. A task's evaluation has
+// "accuracy_by_length": at most 12 ranges of problem lengths, both ends included (core/train/accuracy.h).
+// Where the data come from a source of known entropy, there are "source_entropy" in nats per token and
+// "excess_percent", how far the loss is above it. "step" counts finished steps from 1. Numbers are written so
+// that reading them gives the same bits; what is not finite is null.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -16,6 +21,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "launcher/evaluation_report.h"
 
 namespace carousel {
 
@@ -29,12 +35,6 @@ struct StepMetrics {
   double data_wait_seconds = 0;
   uint64_t data_digest = 0;
   bool skipped = false;
-};
-struct EvaluationMetrics {
-  int64_t step = 0;
-  double loss = 0;  // nats per target token
-  double bits_per_byte = 0;
-  int64_t num_targets = 0;
 };
 
 class MetricsFile {
@@ -53,7 +53,7 @@ class MetricsFile {
   absl::Status Append(const StepMetrics& metrics);
   // Nothing is appended for a step whose evaluation (sample) stands in the file already: a run that goes on
   // from its last step evaluates that step again.
-  absl::Status AppendEvaluation(const EvaluationMetrics& metrics);
+  absl::Status AppendEvaluation(const EvaluationReport& report);
   absl::Status AppendSample(int64_t step, const std::string& text);
 
   const std::string& path() const { return path_; }

@@ -52,6 +52,9 @@ absl::Status TrainingRun::Train() {
   if (saved_step_ != state_.step) CAROUSEL_RETURN_IF_ERROR(Save());
   if (stop != Stop::kSignal && evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
   if (IsMain()) {
+    if (evaluated_step_ == state_.step && !evaluation_report_.by_length.empty()) {
+      console_->Message(FormatAccuracyTable(evaluation_report_));
+    }
     const char* why = stop == Stop::kTokens   ? "token budget used up"
                       : stop == Stop::kTime   ? "time budget used up"
                       : stop == Stop::kSignal ? "stopped by a signal; run the same command to go on"
@@ -124,18 +127,24 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
 
 void TrainingRun::Evaluate() {
   const double start = Seconds();
-  int64_t num_targets = 0;
-  const double loss = trainer_->Evaluate(*evaluation_, evaluation_->num_batches(), &num_targets);
+  const EvaluationResult result = trainer_->Evaluate(*evaluation_, evaluation_->num_batches());
   evaluated_step_ = state_.step;
   if (!IsMain()) return;
   // With the byte tokenizer a token is a byte, so nats per token become bits per byte.
   const bool is_bytes = run_.tokenizer == TokenizerKind::kBytes;
-  const double bits = is_bytes ? loss / std::log(2.0) : std::nan("");
-  ReportMetrics(metrics_->AppendEvaluation(
-      {.step = state_.step, .loss = loss, .bits_per_byte = bits, .num_targets = num_targets}));
-  console_->Message(
-      absl::StrFormat("step %d  validation loss %.4f nats/token, %.4f bits/byte (%d tokens, %.1f s)",
-                      state_.step, loss, bits, num_targets, Seconds() - start));
+  const bool one_task = validation_data_->num_sources() == 1 && validation_data_->file(0).task() != nullptr;
+  EvaluationReport& report = evaluation_report_;
+  report = {.step = state_.step,
+            .loss = result.loss,
+            .num_targets = result.num_targets,
+            .accuracy = result.accuracy(),
+            .bits_per_byte = is_bytes ? result.loss / std::log(2.0) : std::nan(""),
+            .source_entropy = validation_data_->entropy_nats_per_token(),
+            .by_length = BucketsByLength(result.by_length),
+            .chance = one_task ? validation_data_->file(0).task()->chance : 0,
+            .seconds = Seconds() - start};
+  ReportMetrics(metrics_->AppendEvaluation(report));
+  console_->Message(FormatEvaluation(report));
 }
 
 void TrainingRun::Sample() {

@@ -1,5 +1,6 @@
 #include "launcher/training_run.h"
 
+#include <algorithm>
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
@@ -54,10 +55,20 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
 
 absl::Status TrainingRun::OpenData() {
   const ByteTokenizer bytes;
-  const bool is_bytes = run_.tokenizer == TokenizerKind::kBytes;
-  const DatasetChecks checks{.tokenizer = is_bytes ? bytes.name() : "none",
-                             .vocab_size = run_.model.vocab_size,
-                             .scan_token_ids = environment_.local_rank() == 0};
+  DatasetChecks checks{.vocab_size = run_.model.vocab_size,
+                       .scan_token_ids = environment_.local_rank() == 0,
+                       .sequence_length = run_.sequence_length};
+  switch (run_.tokenizer) {
+    case TokenizerKind::kBytes:
+      checks.tokenizer = bytes.name();
+      break;
+    case TokenizerKind::kTask:
+      checks.tokenizer = kTaskTokenizer;
+      break;
+    case TokenizerKind::kNone:
+      checks.tokenizer = "none";
+      break;
+  }
   if (run_.train_data.empty()) {
     return absl::InvalidArgumentError(
         "data.train names no token file; make one with `carousel data build` and add train { path: "
@@ -66,15 +77,23 @@ absl::Status TrainingRun::OpenData() {
   CAROUSEL_ASSIGN_OR_RETURN(train_data_, Dataset::Open(Sources(run_.train_data), checks));
   batch_shape_ = {.B = run_.micro_batch,
                   .T = run_.sequence_length,
-                  .eod_id = is_bytes ? bytes.eod_id() : -1,  // without a tokenizer no id starts a document
+                  .eod_id = -1,  // without a tokenizer no id starts a document
                   .reset_at_document = run_.reset_at_document};
+  if (run_.tokenizer == TokenizerKind::kBytes) batch_shape_.eod_id = bytes.eod_id();
+  if (const TokenMeta* meta = train_data_->task_meta()) batch_shape_.eod_id = meta->eod_id;
   CAROUSEL_ASSIGN_OR_RETURN(sampler_,
                             Sampler::Create(train_data_->SamplerSources(), run_.sequence_length, run_.seed));
   if (!run_.validation_data.empty() && run_.eval_every_steps > 0) {
+    checks.sequence_length = run_.eval_sequence_length;
+    checks.sequence_length_field = "eval.sequence_length";
     CAROUSEL_ASSIGN_OR_RETURN(validation_data_, Dataset::Open(Sources(run_.validation_data), checks));
-    CAROUSEL_ASSIGN_OR_RETURN(
-        EvaluationSource evaluation,
-        EvaluationSource::Create(*validation_data_, batch_shape_, run_.eval_num_windows));
+    CAROUSEL_RETURN_IF_ERROR(CheckSameTask(*train_data_, *validation_data_));
+    // As many tokens at a time as in training, but at least one sequence.
+    BatchShape shape = batch_shape_;
+    shape.T = run_.eval_sequence_length;
+    shape.B = std::max<int64_t>(1, run_.micro_batch * run_.sequence_length / shape.T);
+    CAROUSEL_ASSIGN_OR_RETURN(EvaluationSource evaluation,
+                              EvaluationSource::Create(*validation_data_, shape, run_.eval_num_windows));
     evaluation_.emplace(std::move(evaluation));
   }
   data_fingerprint_ = train_data_->Fingerprint();

@@ -15,6 +15,7 @@
 #include "core/train/trainer.h"
 #include "launcher/console.h"
 #include "launcher/environment.h"
+#include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
 #include "parallel/data_parallel_sync.h"
 
@@ -83,6 +84,7 @@ class TrainingRun {
   TrainState state_;
   int64_t saved_step_ = -1;  // step of the newest checkpoint; -1: none
   int64_t evaluated_step_ = -1;
+  EvaluationReport evaluation_report_;  // rank 0: of the last evaluation
   double last_turn_ = 0;  // clock of rank 0 when wall_seconds was last brought up to date
   int64_t skipped_in_row_ = 0;
   int64_t failed_saves_ = 0;  // in a row

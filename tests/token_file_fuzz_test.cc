@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <random>
 
-#include "core/data/sampler.h"
+#include "core/data/dataset.h"
+#include "core/data/loader.h"
+#include "core/data/task_writer.h"
 #include "core/data/token_file.h"
 #include "tests/data_testing.h"
 
@@ -30,6 +32,20 @@ void Use(const std::string& prefix) {
   file.CheckTokenIds(258, 2).IgnoreError();
   file.VerifyChecksums().IgnoreError();
   file.CheckTokenizer("bytes").IgnoreError();
+  file.CheckTokenizer("task").IgnoreError();
+  file.CheckRows(64, "data.sequence_length").IgnoreError();
+  if (file.labels() != nullptr) {
+    std::vector<uint16_t> labels(static_cast<size_t>(file.num_tokens()));
+    file.labels()->Read(0, labels);
+  }
+  // What a run takes: masked batches of every window.
+  const auto dataset =
+      Dataset::Open({{prefix, 1}}, {.tokenizer = "task", .vocab_size = 3, .sequence_length = 32});
+  if (!dataset.ok()) return;
+  auto source = EvaluationSource::Create(*dataset, {.B = 2, .T = 32, .eod_id = kTaskBegin}, 1000);
+  if (!source.ok()) return;
+  Batch batch;
+  for (int64_t i = 0; i < source->num_batches(); ++i) source->Get(0, i, &batch);
 }
 
 class TokenFileFuzz : public testing::Test {
@@ -48,6 +64,85 @@ class TokenFileFuzz : public testing::Test {
   const std::string prefix_ = folder_ / "a";
   std::vector<std::string> originals_;  // .idx, .bin, .meta
 };
+
+// A file of a task, with its labels.
+class TaskFileFuzz : public testing::Test {
+ protected:
+  static constexpr const char* kSuffixes[] = {".idx", ".bin", ".meta", ".labels"};
+  void SetUp() override {
+    const auto results = WriteTaskFiles({{.prefix = prefix_,
+                                          .task = {.min_length = 3, .max_length = 12},
+                                          .split = "train",
+                                          .num_problems = 30,
+                                          .row_tokens = 16}},
+                                        /*overwrite=*/false);
+    ASSERT_TRUE(results.ok()) << results.status();
+    for (const char* suffix : kSuffixes) originals_.push_back(ReadFile(prefix_ + suffix));
+  }
+  const TemporaryFolder folder_;
+  const std::string prefix_ = folder_ / "t";
+  std::vector<std::string> originals_;
+};
+
+TEST_F(TaskFileFuzz, SurvivesFlippedBitsAnywhere) {
+  std::mt19937 engine(4);
+  for (int trial = 0; trial < 6000; ++trial) {
+    // Mostly the sidecar, which says how the others are read.
+    const size_t which = trial % 8 < 2 ? 0 : trial % 8 == 2 ? 1 : trial % 8 == 3 ? 3 : 2;
+    std::string bytes = originals_[which];
+    const int num_flips = 1 + static_cast<int>(engine() % 3);
+    for (int i = 0; i < num_flips; ++i)
+      bytes[engine() % bytes.size()] ^= static_cast<char>(1 << (engine() % 8));
+    WriteFile(prefix_ + kSuffixes[which], bytes);
+    Use(prefix_);
+    WriteFile(prefix_ + kSuffixes[which], originals_[which]);
+  }
+  EXPECT_NE(MustOpen(prefix_), nullptr);
+}
+
+TEST_F(TaskFileFuzz, SurvivesOtherNumbersInTheSidecar) {
+  const std::string& meta = originals_[2];
+  for (const char* number : {"0",
+                             "1",
+                             "15",
+                             "17",
+                             "65536",
+                             "1073741824",
+                             "1073741825",
+                             "9223372036854775807",
+                             "18446744073709551615",
+                             "18446744073709551616",
+                             "-1",
+                             "1e308",
+                             "1e999",
+                             "0.5",
+                             "null",
+                             "[]",
+                             "{}",
+                             "\"\"",
+                             "\"00000000\"",
+                             "true"}) {
+    // Every value in its turn.
+    for (size_t colon = meta.find(": "); colon != std::string::npos; colon = meta.find(": ", colon + 2)) {
+      const size_t end = meta.find_first_of(",\n", colon);
+      WriteFile(prefix_ + ".meta", meta.substr(0, colon + 2) + number + meta.substr(end));
+      Use(prefix_);
+    }
+  }
+  WriteFile(prefix_ + ".meta", meta);
+  EXPECT_NE(MustOpen(prefix_), nullptr);
+}
+
+TEST_F(TaskFileFuzz, SurvivesCutsOfEveryFile) {
+  for (size_t which = 0; which < 4; ++which) {
+    for (size_t size = 0; size <= originals_[which].size(); ++size) {
+      WriteFile(prefix_ + kSuffixes[which], originals_[which].substr(0, size));
+      Use(prefix_);
+    }
+    WriteFile(prefix_ + kSuffixes[which], originals_[which]);
+  }
+  EXPECT_NE(MustOpen(prefix_), nullptr);
+}
 
 TEST_F(TokenFileFuzz, SurvivesFlippedBitsAnywhere) {
   std::mt19937 engine(1);

@@ -307,8 +307,8 @@ TEST_F(DamagedTokenFile, IsRefusedIfTheSidecarDoesNotFit) {
   ExpectError(OpenWithMeta("\"num_documents\": 2", "\"num_documents\": 3"), kDataLoss, {"3 documents"});
   ExpectError(OpenWithMeta("\"eod_id\": 256", "\"eod_id\": 258"), kDataLoss, {"eod_id 258"});
   ExpectError(OpenWithMeta("\"eod_id\": 256", "\"eod_id\": -1"), kDataLoss, {"\"eod_id\""});
-  ExpectError(OpenWithMeta("\"version\": 1", "\"version\": 2"), absl::StatusCode::kUnimplemented,
-              {"version 2"});
+  ExpectError(OpenWithMeta("\"version\": 1", "\"version\": 3"), absl::StatusCode::kUnimplemented,
+              {"version 3"});
   ExpectError(OpenWithMeta("\"version\": 1", "\"version\": 1.5"), kDataLoss, {"\"version\""});
   ExpectError(OpenWithMeta("\"vocab_size\"", "\"vocab_sise\""), kDataLoss, {"\"vocab_size\""});
   ExpectError(OpenWithMeta("\"bin_crc32c\": \"", "\"bin_crc32c\": \"0"), kDataLoss, {"\"bin_crc32c\""});

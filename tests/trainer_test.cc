@@ -6,7 +6,7 @@
 #include "parallel/counting_communicator.h"
 #include "parallel/data_parallel_sync.h"
 #include "parallel/local_communicator.h"
-#include "tests/model_testing.h"
+#include "tests/layer_testing.h"
 
 namespace carousel {
 namespace {
@@ -243,7 +243,7 @@ TEST(Trainer, EvaluationIsTheMeanOverAllTargets) {
 }
 
 // Losses, norms, evaluations and weights of a few steps on `size` ranks.
-std::vector<double> RunOnRanks(int size, DType compute) {
+std::vector<double> RunOnRanks(int size, const ModelSpec& model, DType compute) {
   std::vector<double> result;
   RunLocalRanks(size, [&](Communicator& communicator) {
     const auto device = CpuDevice(1);
@@ -252,7 +252,9 @@ std::vector<double> RunOnRanks(int size, DType compute) {
     mesh.data = {
         .size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr};
     TrainSpec spec = Spec(4);
+    spec.model = model;
     spec.compute = compute;
+    spec.dropout_seed = 21;
     Trainer trainer(spec, *device, mesh, sync);
     trainer.Initialize(9);
     RandomSource source;
@@ -279,11 +281,43 @@ std::vector<double> RunOnRanks(int size, DType compute) {
 }
 
 TEST(Trainer, HasTheSameBitsOnEveryNumberOfRanks) {
-  for (const DType compute : {DType::kF32, DType::kBF16}) {
-    const std::vector<double> one = RunOnRanks(1, compute);
-    EXPECT_GT(one.size(), 100u);
-    for (const int size : {2, 4}) EXPECT_EQ(RunOnRanks(size, compute), one) << size << NameOf(compute);
+  ModelSpec mixed = testing::TinyPaperSpec();
+  mixed.dropout = mixed.ffn_dropout = mixed.embedding_dropout = 0.1;
+  ModelSpec tied = testing::TinyPaperSpec();
+  tied.tie_embeddings = true;
+  tied.recompute = Recompute::kRecompute;
+  for (const ModelSpec& model : {TinySpec(), mixed, tied}) {
+    for (const DType compute : {DType::kF32, DType::kBF16}) {
+      const std::vector<double> one = RunOnRanks(1, model, compute);
+      EXPECT_GT(one.size(), 100u);
+      for (const int size : {2, 4}) {
+        EXPECT_EQ(RunOnRanks(size, model, compute), one) << size << NameOf(compute);
+      }
+    }
   }
+}
+
+TEST(Trainer, DropoutChangesWithTheStepTheMicroBatchAndTheSeed) {
+  class OneBatch final : public RandomSource {
+    void Get(int64_t, int64_t, Batch* batch) override { RandomSource::Get(0, 0, batch); }
+  } source;
+  const auto device = CpuDevice();
+  // The loss of one step at rate 0: weights stay, so that losses differ by their masks alone.
+  const auto loss = [&](uint64_t seed, int64_t step, int64_t micro_batches) {
+    TrainSpec spec = Spec(micro_batches);
+    spec.model = testing::TinyPaperSpec();
+    spec.model.dropout = 0.3;
+    spec.dropout_seed = seed;
+    NoSyncFactory sync;
+    Trainer trainer(spec, *device, Mesh{}, sync);
+    trainer.Initialize(9);
+    return trainer.Step(step, source, {.lr = 0}).loss;
+  };
+  const double first = loss(1, 0, 1);
+  EXPECT_EQ(loss(1, 0, 1), first);
+  EXPECT_NE(loss(1, 1, 1), first);
+  EXPECT_NE(loss(2, 0, 1), first);
+  EXPECT_NE(loss(1, 0, 2), first);  // the mean over two masks of the same batch
 }
 
 TEST(Trainer, PlanIsWhatIsAllocatedToTheByteWithoutAllocating) {

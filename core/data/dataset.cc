@@ -20,14 +20,18 @@ absl::Status CheckVocabulary(const TokenFile& file, int64_t vocab_size) {
 
 // The same symbols must mean the same everywhere.
 absl::Status CheckSameTask(const TokenFile& first, const TokenFile& file) {
-  if (!first.HoldsTaskSymbols()) return absl::OkStatus();
+  if (!first.HoldsTaskSymbols() && !file.HoldsTaskSymbols()) return absl::OkStatus();
+  if (!first.HoldsTaskSymbols() || !file.HoldsTaskSymbols()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(first.prefix(), " and ", file.prefix(), ": one holds a task, the other one does not"));
+  }
   const TokenMeta &a = *first.meta(), &b = *file.meta();
   if (a.task->name == b.task->name && a.vocab_size == b.vocab_size && a.eod_id == b.eod_id) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat(
       first.prefix(), " holds the task ", a.task->name, " with ", a.vocab_size, " ids, ", file.prefix(),
-      " holds ", b.task->name, " with ", b.vocab_size, "; the sources of one list must hold the same task"));
+      " holds ", b.task->name, " with ", b.vocab_size, "; all data of a run must hold the same task"));
 }
 }  // namespace
 
@@ -89,6 +93,11 @@ std::vector<SamplerSource> Dataset::SamplerSources() const {
         {.name = files_[i]->prefix(), .num_tokens = files_[i]->num_tokens(), .weight = weights_[i]});
   }
   return sources;
+}
+
+absl::Status CheckSameTask(const Dataset& a, const Dataset& b) {
+  if (a.num_sources() == 0 || b.num_sources() == 0) return absl::OkStatus();
+  return CheckSameTask(a.file(0), b.file(0));
 }
 
 uint64_t Dataset::Fingerprint() const {

@@ -18,7 +18,7 @@ struct DatasetSource {
 };
 
 struct DatasetChecks {
-  std::string tokenizer;       // Tokenizer::name() or kTaskTokenizer: a file of another tokenizer is refused
+  std::string tokenizer = {};  // Tokenizer::name() or kTaskTokenizer: a file of another tokenizer is refused
   int64_t vocab_size = 0;      // every id must be below
   bool scan_token_ids = true;  // read all ids now; false where another rank of the node does
   int num_threads = 1;         // for the scan
@@ -52,4 +52,7 @@ class Dataset {
   std::vector<std::unique_ptr<TokenFile>> files_;
   std::vector<double> weights_;
 };
+
+// InvalidArgument unless both hold text, or both the same task.
+absl::Status CheckSameTask(const Dataset& a, const Dataset& b);
 }  // namespace carousel

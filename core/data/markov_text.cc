@@ -25,14 +25,11 @@ absl::Status MarkovText::Check(const MarkovSpec& spec) {
                                                    " letters is not between 2 and ", kMaxLetters,
                                                    "; for example 16"));
   }
-  int64_t contexts = 1, order = 0;
-  while (order < spec.order && contexts <= kMaxContexts / spec.num_letters) {
-    contexts *= spec.num_letters;
-    ++order;
-  }
-  if (spec.order >= 0 && order == spec.order) return absl::OkStatus();
+  int64_t contexts = 1, max_order = 0;
+  for (; contexts <= kMaxContexts / spec.num_letters; ++max_order) contexts *= spec.num_letters;
+  if (spec.order >= 0 && spec.order <= max_order) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("an order of ", spec.order, " with ", spec.num_letters,
-                                                 " letters is not between 0 and ", order, ": at most ",
+                                                 " letters is not between 0 and ", max_order, ": at most ",
                                                  kMaxContexts, " contexts"));
 }
 

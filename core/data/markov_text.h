@@ -50,7 +50,7 @@ struct MarkovFileSpec {
   MarkovSpec source;
   std::string split;
   int64_t num_letters = 0;
-  std::string parameters;  // TaskMeta::parameters
+  std::string parameters = {};  // TaskMeta::parameters
 };
 struct MarkovFileResult {
   int64_t num_tokens = 0;

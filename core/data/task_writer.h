@@ -21,8 +21,8 @@ struct TaskFileSpec {
   uint64_t seed = 0;
   std::string split;  // "train", "valid": other problems under the same seed
   int64_t num_problems = 0;
-  int64_t row_tokens = 0;  // 0: the longest problem rounded up to a multiple of 64
-  std::string parameters;  // TaskMeta::parameters
+  int64_t row_tokens = 0;       // 0: the longest problem rounded up to a multiple of 64
+  std::string parameters = {};  // TaskMeta::parameters
 };
 
 struct TaskFileResult {
