@@ -158,32 +158,6 @@ void ReadPositions(FieldReader& fields, const Json& object, bool has_mlstm, Mode
   spec->slstm_at.assign(blocks.begin(), blocks.end());
 }
 
-// What the model has no use for gets the spec's own defaults.
-void ForgetUnused(ModelSpec* spec) {
-  const ModelSpec defaults;
-  const size_t num_slstm = spec->slstm_at.size();
-  if (num_slstm == 0) {
-    spec->ffn_dim = defaults.ffn_dim;
-    spec->ffn_bias = defaults.ffn_bias;
-    spec->ffn_dropout = defaults.ffn_dropout;
-    spec->slstm_num_heads = defaults.slstm_num_heads;
-    spec->slstm_conv_kernel = defaults.slstm_conv_kernel;
-    spec->slstm_norm_weight = defaults.slstm_norm_weight;
-    spec->slstm_bias_init = defaults.slstm_bias_init;
-    spec->slstm_recurrent_init = defaults.slstm_recurrent_init;
-    spec->slstm_gradient_clip = defaults.slstm_gradient_clip;
-    spec->slstm_gradient_cut = defaults.slstm_gradient_cut;
-  }
-  if (static_cast<int64_t>(num_slstm) == spec->num_blocks) {
-    spec->qk_dim = spec->v_dim = spec->embedding_dim;
-    spec->num_heads = spec->slstm_num_heads;
-    spec->use_bias = defaults.use_bias;
-    spec->igate_bias_init = defaults.igate_bias_init;
-    spec->igate_bias_std = defaults.igate_bias_std;
-    spec->conv_kernel = defaults.conv_kernel;
-    spec->qkv_block_size = defaults.qkv_block_size;
-  }
-}
 }  // namespace
 
 bool IsPackageConfig(const std::string& json_text) {
@@ -202,15 +176,13 @@ absl::StatusOr<PackageConfig> ParsePackageConfig(const std::string& json_text, c
   spec.norm_eps = kPackageNormEps;
   spec.cell_eps = kPackageCellEps;
   spec.gate_soft_cap = spec.logit_soft_cap = 0;
-  spec.igate_bias_init = 0;
-  spec.igate_bias_std = kPackageIgateBiasStd;
 
   spec.vocab_size = fields.RequiredInt("vocab_size", 1, kMaxVocab);
   spec.embedding_dim = fields.Int("embedding_dim", 128, 1, kMaxWidth);
   spec.num_blocks = fields.Int("num_blocks", 1, 1, kMaxBlocks);
   config.context_length = fields.Int("context_length", -1, INT64_MIN, INT64_MAX);
   spec.add_out_norm = fields.Bool("add_post_blocks_norm", true);
-  spec.use_bias = fields.Bool("bias", false);
+  const bool use_bias = fields.Bool("bias", false);
   spec.dropout = fields.InRange("dropout", 0, 0, 1);
   spec.tie_embeddings = fields.Bool("tie_weights", false);
   config.decay_embedding = fields.Bool("weight_decay_on_embedding", false);
@@ -219,13 +191,18 @@ absl::StatusOr<PackageConfig> ParsePackageConfig(const std::string& json_text, c
   const Json* mlstm = fields.Object("mlstm_block");
   const Json* slstm = fields.Object("slstm_block");
   ReadPositions(fields, object, mlstm != nullptr, &spec);
-  if (mlstm != nullptr) {
+  // A block that occurs nowhere is not read, as the package builds none; ModelSpec's defaults remain.
+  const int64_t num_slstm = static_cast<int64_t>(spec.slstm_at.size());
+  if (mlstm != nullptr && num_slstm < spec.num_blocks) {
+    spec.use_bias = use_bias;
+    spec.igate_bias_init = 0;
+    spec.igate_bias_std = kPackageIgateBiasStd;
     FieldReader block(*mlstm, "mlstm_block.", &problems);
     const Json* layer = block.Object("mlstm");
     ReadMlstm(layer != nullptr ? *layer : Json::object(), &problems, &spec);
     block.RefuseOthers("_");
   }
-  if (slstm != nullptr) {
+  if (slstm != nullptr && num_slstm > 0) {
     FieldReader block(*slstm, "slstm_block.", &problems);
     const Json* layer = block.Object("slstm");
     ReadSlstm(layer != nullptr ? *layer : Json::object(), &problems, &config);
@@ -234,13 +211,16 @@ absl::StatusOr<PackageConfig> ParsePackageConfig(const std::string& json_text, c
       ReadFeedForward(feed_forward != nullptr ? *feed_forward : Json::object(), &problems, &spec);
     }
     block.RefuseOthers("_");
-  } else if (!spec.slstm_at.empty()) {
+  } else if (num_slstm > 0) {
     fields.Problem("slstm_block",
                    mlstm == nullptr ? "there is no \"mlstm_block\" either" : "\"slstm_at\" needs it");
   }
   fields.RefuseOthers("_");
   CAROUSEL_RETURN_IF_ERROR(problems.ToStatus());
-  ForgetUnused(&spec);
+  if (num_slstm == spec.num_blocks) {
+    spec.num_heads = spec.slstm_num_heads;
+    spec.qk_dim = spec.v_dim = spec.embedding_dim;
+  }
   return config;
 }
 }  // namespace carousel
