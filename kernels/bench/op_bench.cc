@@ -76,6 +76,7 @@ class Bench {
     Matmuls();
     Norms();
     Activations();
+    PaperOps();
     Ends();
     Optimizer();
     Print();
@@ -196,10 +197,10 @@ class Bench {
     const Tensor dgate_up = New(compute_, {N_, 2 * F_});
     Time("swiglu backward", blocks_, 0, Rows(0, 5 * F_), [&] {
       device_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
-                                    .dup = dgate_up.Columns(F_, F_),
-                                    .dy = act,
-                                    .gate = gate,
-                                    .up = up});
+                                 .dup = dgate_up.Columns(F_, F_),
+                                 .dy = act,
+                                 .gate = gate,
+                                 .up = up});
     });
     const Tensor gates = New(wide_, {N_, 2 * NH_}), dgates = New(wide_, {N_, 2 * NH_}),
                  bias = New(wide_, {2 * NH_}), dproj = New(compute_, {N_, 3 * D_ + 2 * NH_});
@@ -213,6 +214,48 @@ class Bench {
          [&] { device_.ops().Cast({.y = dproj.Columns(3 * D_, 2 * NH_), .x = dgates}); });
     const Tensor dx = New(wide_, {N_, D_}), dy = New(compute_, {N_, D_});
     Time("cast of the residual", blocks_, 0, Rows(D_, D_), [&] { device_.ops().Cast({.y = dy, .x = dx}); });
+  }
+
+  // Ops of the paper family's blocks (inner width 2 * width), not part of the step that is added up; a copy
+  // shows what memory allows.
+  void PaperOps() {
+    const int64_t W = 2 * D_, K = 4;
+    const Tensor x = New(compute_, {N_, W}), y = New(compute_, {N_, W}), dy = New(compute_, {N_, W}),
+                 dx = New(compute_, {N_, W}), bias = New(wide_, {W}), dbias = New(wide_, {W});
+    Time("copy", 0, 0, Rows(0, 2 * W), [&] { device_.ops().Cast({.y = y, .x = x}); });
+    const Tensor weight = New(compute_, {W, K}), dweight = New(wide_, {W, K});
+    const CausalConvShape shape = {.B = 1, .T = N_, .C = W, .K = K};
+    Time("convolution", 0, 0, Rows(0, 2 * W), [&] {
+      device_.ops().CausalConvForward({.y = y, .x = x, .weight = weight, .bias = bias, .shape = shape});
+    });
+    Time("convolution backward", 0, 0, Rows(0, 3 * W), [&] {
+      device_.ops().CausalConvBackward({.dx = dx,
+                                        .dweight = dweight,
+                                        .dbias = dbias,
+                                        .dy = dy,
+                                        .x = x,
+                                        .weight = weight,
+                                        .bias = bias,
+                                        .shape = shape});
+    });
+    // blocks of q, k, v; head-wise blocks of the sLSTM gates
+    BlockLinear("blocks of 4", x, y, dx, dy, 4);
+    BlockLinear("blocks of a head", x.Columns(0, D_), y.Columns(0, D_), dx.Columns(0, D_), dy.Columns(0, D_),
+                D_ / NH_);
+    Time("dropout", 0, 0, Rows(0, 2 * W),
+         [&] { device_.ops().Dropout({.y = y, .x = x, .rate = 0.1, .key = 1}); });
+  }
+  void BlockLinear(const std::string& name, Tensor x, Tensor y, Tensor dx, Tensor dy, int64_t block) {
+    const int64_t W = x.dim[1], num_blocks = W / block;
+    const Tensor weight = New(compute_, {num_blocks * block, block}),
+                 dweight = New(wide_, {num_blocks * block, block});
+    Time(name, 0, 0, Rows(0, 2 * W), [&] {
+      device_.ops().BlockLinearForward({.y = y, .x = x, .weight = weight, .num_blocks = num_blocks});
+    });
+    Time(name + " backward", 0, 0, Rows(0, 3 * W), [&] {
+      device_.ops().BlockLinearBackward(
+          {.dx = dx, .dweight = dweight, .dy = dy, .x = x, .weight = weight, .num_blocks = num_blocks});
+    });
   }
 
   void Ends() {

@@ -26,14 +26,15 @@ struct Sequence {
 
   // Oldest position that the K taps of token t may read; at most K-1 before t.
   int64_t Start(int64_t t) const {
-    const int64_t oldest = std::max(t - (K - 1), initial == nullptr ? int64_t{0} : 1 - K);
+    const int64_t oldest = std::max(t - (K - 1), 1 - K);
     for (int64_t s = t; reset != nullptr && s > oldest && s >= 0; --s) {
       if (reset[s] != 0) return s;
     }
     return oldest;
   }
   W X(int64_t position) const {
-    return position >= 0 ? static_cast<W>(x[position * x_stride]) : initial[(K - 1 + position) * C];
+    if (position >= 0) return static_cast<W>(x[position * x_stride]);
+    return initial == nullptr ? W{0} : initial[(K - 1 + position) * C];
   }
   W PreActivation(int64_t t) const {
     const int64_t start = Start(t);

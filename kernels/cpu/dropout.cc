@@ -1,6 +1,7 @@
 // y = x / (1 - rate) where an element is kept, 0 where not. Element e = row * W + column draws word e % 4 of
 // Philox4x32-10 with counter e / 4 and the call's key (core/base/random.h), and is kept if that word is at
 // least rate * 2^32. Srivastava et al. 2014.
+#include "kernels/cpu/simd/dropout.h"
 #include "core/base/random.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/op_util.h"
@@ -23,6 +24,23 @@ void Specification(const DropoutArgs& a, uint32_t threshold, ThreadPool& pool) {
     }
   });
 }
+// Rows without gaps are one range of elements.
+template <class T, class Drop>
+void DropElements(const DropoutArgs& a, Drop drop, const DropoutDraw& draw, ThreadPool& pool) {
+  const int64_t N = a.x.dim[0], width = a.x.dim[1];
+  const T* x = RawData<T>(a.x);
+  T* y = RawData<T>(a.y);
+  if (a.x.contiguous() && a.y.contiguous()) {
+    return pool.ParallelForBlocks(N * width, kElemsPerTask, [&](int64_t begin, int64_t end) {
+      drop(y + begin, x + begin, end - begin, static_cast<uint64_t>(begin), draw);
+    });
+  }
+  pool.ParallelForBlocks(N, RowsPerTask(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      drop(y + r * a.y.row_stride, x + r * a.x.row_stride, width, static_cast<uint64_t>(r * width), draw);
+    }
+  });
+}
 }  // namespace
 
 void CpuOps::Dropout(const DropoutArgs& a) {
@@ -30,7 +48,21 @@ void CpuOps::Dropout(const DropoutArgs& a) {
   CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
   CAROUSEL_CHECK_STRIDED(a.y, a.x.dtype, {a.x.dim[0], a.x.dim[1]});
   CAROUSEL_CHECK(a.rate >= 0 && a.rate < 1);
+  if (a.rate == 0) {
+    if (a.y.data != a.x.data) Cast({.y = a.y, .x = a.x});
+    return;
+  }
   const uint32_t threshold = static_cast<uint32_t>(a.rate * 0x1p32);
-  DispatchFloat(a.x.dtype, [&]<class T>() { Specification<T>(a, threshold, pool_); });
+  if (!Fast(a.x.dtype)) {
+    return DispatchFloat(a.x.dtype, [&]<class T>() { Specification<T>(a, threshold, pool_); });
+  }
+  const DropoutDraw draw = {
+      .key = a.key, .threshold = threshold, .scale = static_cast<float>(1 / (1 - a.rate))};
+  const DropoutKernels& kernels = CAROUSEL_PICK_SIMD(level_, GetDropoutKernels);
+  if (a.x.dtype == DType::kF32) {
+    DropElements<float>(a, kernels.drop_f32, draw, pool_);
+  } else {
+    DropElements<uint16_t>(a, kernels.drop_bf16, draw, pool_);
+  }
 }
 }  // namespace carousel::cpu
