@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -87,11 +88,15 @@ std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const Ru
   };
   const auto number = [](auto value) { return static_cast<int64_t>(value); };
   const ModelSpec &m = earlier.model, &n = now.model;
+  const auto family = [](const ModelSpec& spec) {
+    return std::string(spec.family == Family::kPaper ? "XLSTM_PAPER" : "XLSTM_LARGE");
+  };
+  compare("model.family", family(m), family(n));
   compare("model.vocab_size", m.vocab_size, n.vocab_size);
   compare("model.embedding_dim", m.embedding_dim, n.embedding_dim);
   compare("model.num_blocks", m.num_blocks, n.num_blocks);
   compare("model.num_heads", m.num_heads, n.num_heads);
-  compare("model.qk_dim (qk_dim_factor)", m.qk_dim, n.qk_dim);
+  compare("model.qk_dim (qk_dim_factor, inner_dim)", m.qk_dim, n.qk_dim);
   compare("model.v_dim (v_dim_factor)", m.v_dim, n.v_dim);
   compare("model.ffn_dim", m.ffn_dim, n.ffn_dim);
   compare("model.use_bias", number(m.use_bias), number(n.use_bias));
@@ -103,7 +108,23 @@ std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const Ru
   compare("model.input_gate", number(m.input_gate), number(n.input_gate));
   compare("model.normalize_sigmoid", number(m.normalize_sigmoid), number(n.normalize_sigmoid));
   compare("model.normalizer_gradient", number(m.normalizer_gradient), number(n.normalizer_gradient));
+  compare("model.ffn_bias", number(m.ffn_bias), number(n.ffn_bias));
+  compare("model.tie_embeddings", number(m.tie_embeddings), number(n.tie_embeddings));
+  compare("model.conv_kernel", m.conv_kernel, n.conv_kernel);
+  compare("model.qkv_block_size", m.qkv_block_size, n.qkv_block_size);
+  const auto list = [](const std::vector<int64_t>& v) {
+    return absl::StrCat("[", absl::StrJoin(v, ", "), "]");
+  };
+  compare("model.slstm_at", list(m.slstm_at), list(n.slstm_at));
+  compare("model.slstm_num_heads", m.slstm_num_heads, n.slstm_num_heads);
+  compare("model.slstm_conv_kernel", m.slstm_conv_kernel, n.slstm_conv_kernel);
+  compare("model.slstm_norm_weight", number(m.slstm_norm_weight), number(n.slstm_norm_weight));
+  compare("model.slstm_gradient_clip", m.slstm_gradient_clip, n.slstm_gradient_clip);
+  compare("model.slstm_gradient_cut", number(m.slstm_gradient_cut), number(n.slstm_gradient_cut));
   acceptable = true;
+  compare("model.dropout", m.dropout, n.dropout);
+  compare("model.ffn_dropout", m.ffn_dropout, n.ffn_dropout);
+  compare("model.embedding_dropout", m.embedding_dropout, n.embedding_dropout);
   compare("data.sequence_length", earlier.sequence_length, now.sequence_length);
   compare("data.tokenizer", number(earlier.tokenizer), number(now.tokenizer));
   compare("data.reset_at_document", number(earlier.reset_at_document), number(now.reset_at_document));

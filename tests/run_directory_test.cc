@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 
 #include "tests/temp_dir.h"
@@ -46,6 +47,36 @@ TEST(ConfigDifferences, NameBothValuesAndNeverAcceptAnotherModel) {
   EXPECT_FALSE(differences[0].acceptable);
   EXPECT_EQ(differences[1].text, "train.steps: 10 in the run, 20 now");
   EXPECT_TRUE(differences[1].acceptable);
+}
+
+TEST(ConfigDifferences, SeeEveryFieldOfMixedModels) {
+  const std::function<void(ModelSpec&)> kChanges[] = {[](ModelSpec& m) { m.family = Family::kPaper; },
+                                                      [](ModelSpec& m) { m.slstm_at = {1}; },
+                                                      [](ModelSpec& m) { m.slstm_num_heads = 2; },
+                                                      [](ModelSpec& m) { m.slstm_conv_kernel = 4; },
+                                                      [](ModelSpec& m) { m.slstm_norm_weight = false; },
+                                                      [](ModelSpec& m) { m.slstm_gradient_clip = 1; },
+                                                      [](ModelSpec& m) { m.slstm_gradient_cut = true; },
+                                                      [](ModelSpec& m) { m.conv_kernel = 3; },
+                                                      [](ModelSpec& m) { m.qkv_block_size = 2; },
+                                                      [](ModelSpec& m) { m.tie_embeddings = true; },
+                                                      [](ModelSpec& m) { m.ffn_bias = true; }};
+  for (size_t i = 0; i < std::size(kChanges); ++i) {
+    RunSpec now = SomeRun();
+    kChanges[i](now.model);
+    const std::vector<ConfigDifference> differences = ConfigDifferences(SomeRun(), now);
+    ASSERT_EQ(differences.size(), 1u) << i;
+    EXPECT_FALSE(differences[0].acceptable) << differences[0].text;
+  }
+  double ModelSpec::*const kRates[] = {&ModelSpec::dropout, &ModelSpec::ffn_dropout,
+                                       &ModelSpec::embedding_dropout};
+  for (const auto rate : kRates) {
+    RunSpec now = SomeRun();
+    now.model.*rate = 0.1;
+    const std::vector<ConfigDifference> differences = ConfigDifferences(SomeRun(), now);
+    ASSERT_EQ(differences.size(), 1u);
+    EXPECT_TRUE(differences[0].acceptable) << differences[0].text;
+  }
 }
 
 TEST(ConfigDifferences, SeeAnotherDataSource) {
