@@ -132,28 +132,38 @@ inline OpCase SoftCapBackwardCase(const std::string& name, int64_t n, double cap
           .expected_error = kFiniteDifferenceError};
 }
 
-inline std::vector<double> SwiGlu(const Values& v) {
+inline std::vector<double> Glu(const Values& v, GluActivation activation) {
   std::vector<double> y(v.at("gate").size());
-  for (size_t i = 0; i < y.size(); ++i) y[i] = v.at("gate")[i] * Sigmoid(v.at("gate")[i]) * v.at("up")[i];
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double g = v.at("gate")[i];
+    const double factor =
+        activation == GluActivation::kSilu ? Sigmoid(g) : std::erfc(-g / std::sqrt(2.0)) / 2;
+    y[i] = g * factor * v.at("up")[i];
+  }
   return y;
 }
+inline std::string NameOf(GluActivation activation) {
+  return activation == GluActivation::kSilu ? "silu_" : "gelu_";
+}
 
-inline OpCase SwiGluForwardCase(const std::string& name, int64_t N, int64_t F, int64_t gap) {
-  return {.name = "SwiGluForward_" + name,
+inline OpCase GluForwardCase(const std::string& name, GluActivation activation, int64_t N, int64_t F,
+                             int64_t gap, double range) {
+  return {.name = "GluForward_" + NameOf(activation) + name,
           .tensors = {{.name = "y", .dims = {N, F}, .use = Use::kOut},
-                      {.name = "gate", .dims = {N, F}, .gap = gap, .low = -20, .high = 20},
+                      {.name = "gate", .dims = {N, F}, .gap = gap, .low = -range, .high = range},
                       {.name = "up", .dims = {N, F}, .gap = gap == 0 ? 0 : gap + 2}},
           .run =
-              [](Ops& ops, const Tensors& t) {
-                ops.GluForward({.y = t.at("y"), .gate = t.at("gate"), .up = t.at("up")});
+              [activation](Ops& ops, const Tensors& t) {
+                ops.GluForward(
+                    {.y = t.at("y"), .gate = t.at("gate"), .up = t.at("up"), .activation = activation});
               },
-          .expected = [](Values& v) { v["y"] = SwiGlu(v); },
+          .expected = [activation](Values& v) { v["y"] = Glu(v, activation); },
           .wide_error = 8};
 }
 
-inline OpCase SwiGluBackwardCase(const std::string& name, int64_t N, int64_t F, int64_t gap, bool in_place,
-                                 bool large) {
-  OpCase result = {.name = "SwiGluBackward_" + name,
+inline OpCase GluBackwardCase(const std::string& name, GluActivation activation, int64_t N, int64_t F,
+                              int64_t gap, bool in_place, bool large) {
+  OpCase result = {.name = "GluBackward_" + NameOf(activation) + name,
                    .tensors = {{.name = "dy", .dims = {N, F}},
                                {.name = "gate", .dims = {N, F}, .gap = gap, .low = -6, .high = 6},
                                {.name = "up", .dims = {N, F}, .gap = gap},
@@ -168,16 +178,19 @@ inline OpCase SwiGluBackwardCase(const std::string& name, int64_t N, int64_t F, 
                                 .gap = gap,
                                 .same_memory_as = in_place ? "up" : ""}},
                    .run =
-                       [](Ops& ops, const Tensors& t) {
+                       [activation](Ops& ops, const Tensors& t) {
                          ops.GluBackward({.dgate = t.at("dgate"),
-                                             .dup = t.at("dup"),
-                                             .dy = t.at("dy"),
-                                             .gate = t.at("gate"),
-                                             .up = t.at("up")});
+                                          .dup = t.at("dup"),
+                                          .dy = t.at("dy"),
+                                          .gate = t.at("gate"),
+                                          .up = t.at("up"),
+                                          .activation = activation});
                        },
                    .expected =
-                       [](Values& v) {
-                         const auto loss = [](Values& u) { return Dot(u["dy"], SwiGlu(u)); };
+                       [activation](Values& v) {
+                         const auto loss = [activation](Values& u) {
+                           return Dot(u["dy"], Glu(u, activation));
+                         };
                          const std::vector<double> dgate = NumericGradient(v, "gate", loss);
                          v["dup"] = NumericGradient(v, "up", loss);
                          v["dgate"] = dgate;
@@ -215,11 +228,13 @@ inline void AppendElementwiseCases(std::vector<OpCase>& cases) {
   cases.push_back(SoftCapForwardCase("many", 40001, 30, 100, true));
   cases.push_back(SoftCapBackwardCase("gates", 97, 15, false));
   cases.push_back(SoftCapBackwardCase("in_place", 33, 2.5, true));
-  cases.push_back(SwiGluForwardCase("odd", 7, 53, 0));
-  cases.push_back(SwiGluForwardCase("strided", 300, 70, 70));
-  cases.push_back(SwiGluForwardCase("one", 1, 1, 0));
-  cases.push_back(SwiGluBackwardCase("odd", 3, 21, 0, false, false));
-  cases.push_back(SwiGluBackwardCase("in_place", 5, 18, 4, true, false));
-  cases.push_back(SwiGluBackwardCase("large", 300, 97, 11, true, true));
+  for (const GluActivation activation : {GluActivation::kSilu, GluActivation::kGelu}) {
+    cases.push_back(GluForwardCase("odd", activation, 7, 53, 0, 30));
+    cases.push_back(GluForwardCase("strided", activation, 300, 70, 70, 30));
+    cases.push_back(GluForwardCase("one", activation, 1, 1, 0, 3));
+    cases.push_back(GluBackwardCase("odd", activation, 3, 21, 0, false, false));
+    cases.push_back(GluBackwardCase("in_place", activation, 5, 18, 4, true, false));
+    cases.push_back(GluBackwardCase("large", activation, 300, 97, 11, true, true));
+  }
 }
 }  // namespace carousel::testing

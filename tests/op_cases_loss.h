@@ -1,5 +1,7 @@
 // Cases of the loss and of the optimizer's update.
 #pragma once
+#include <algorithm>
+
 #include "tests/op_cases.h"
 
 namespace carousel::testing {
@@ -10,6 +12,7 @@ struct LossSize {
   double range;     // of the logits
   bool gradient = true;
   bool some_targets_missing = true;
+  bool correct = false;
 };
 
 inline std::vector<double> Losses(Values& v, const LossSize& size) {
@@ -47,11 +50,17 @@ inline OpCase CrossEntropyCase(const std::string& name, const LossSize& size) {
                               .dlogits = Optional(t, "dlogits"),
                               .logits = t.at("logits"),
                               .targets = t.at("targets"),
+                              .correct = Optional(t, "correct"),
                               .soft_cap = cap});
           },
       .expected =
           [size](Values& v) {
             v["loss"] = Losses(v, size);
+            for (int64_t r = 0; size.correct && r < size.n; ++r) {
+              const double* logits = v["logits"].data() + r * size.V;
+              const int64_t largest = std::max_element(logits, logits + size.V) - logits;
+              v["correct"][r] = largest == static_cast<int64_t>(v["targets"][r]) ? 1 : 0;
+            }
             if (!size.gradient) return;
             // Rows are independent: each on its own.
             for (int64_t r = 0; r < size.n; ++r) {
@@ -68,6 +77,9 @@ inline OpCase CrossEntropyCase(const std::string& name, const LossSize& size) {
       .wide_error = 16 + 4 * size.range,
       .expected_error = size.gradient ? 4e-7 : 1e-13};
   if (size.gradient) result.tensors.push_back({.name = "dlogits", .dims = {n, V}, .use = Use::kOut});
+  if (size.correct) {
+    result.tensors.push_back({.name = "correct", .dims = {n}, .role = Role::kU8, .use = Use::kOut});
+  }
   return result;
 }
 
@@ -122,6 +134,10 @@ inline void AppendLossCases(std::vector<OpCase>& cases) {
       CrossEntropyCase("loss_only", {.n = 130, .V = 300, .soft_cap = 30, .range = 90, .gradient = false}));
   cases.push_back(
       CrossEntropyCase("huge_logits", {.n = 9, .V = 17, .soft_cap = 0, .range = 3000, .gradient = false}));
+  cases.push_back(CrossEntropyCase("correct", {.n = 60, .V = 5, .soft_cap = 0, .range = 5, .correct = true}));
+  cases.push_back(
+      CrossEntropyCase("correct_beyond_the_cap",
+                       {.n = 300, .V = 23, .soft_cap = 3, .range = 300, .gradient = false, .correct = true}));
   cases.push_back(CrossEntropyCase("one_class", {.n = 1, .V = 1, .soft_cap = 30, .range = 1}));
   cases.push_back(AdamWCase("first_step_to_compute", 1003, 1, true, Role::kCompute));
   cases.push_back(AdamWCase("later_step_to_wide", 77, 10, true, Role::kWide));

@@ -1,6 +1,7 @@
-// Cases of the RMS norm and of the per-head norm with the output gate.
+// Cases of the norms.
 #pragma once
 #include "tests/op_cases.h"
+#include "tests/op_cases_head_norm.h"
 
 namespace carousel::testing {
 
@@ -118,138 +119,178 @@ inline OpCase RmsNormBackwardCase(const std::string& name, const RmsNormSize& si
   return result;
 }
 
-struct HeadNormSize {
-  int64_t N, NH, DHV;
-  bool bias;
-  int64_t gap;
+struct LayerNormSize {
+  int64_t N, D;
+  bool delta = false, bias = false, residual_weight = false;
+  bool dresidual = false;
+  bool in_place = false;  // forward: sum takes the place of x; backward: dx takes the place of dresidual
   bool large = false;
 };
-
-inline void HeadNormGate(Values& v, const HeadNormSize& size, double eps) {
-  const int64_t width = size.NH * size.DHV;
-  std::vector<double> y(size.N * width), mean(size.N * size.NH), rstd(size.N * size.NH);
-  for (int64_t i = 0; i < size.N * size.NH; ++i) {
-    const double* h = v["h"].data() + i * size.DHV;
-    for (int64_t c = 0; c < size.DHV; ++c) mean[i] += h[c] / static_cast<double>(size.DHV);
-    double variance = 0;
-    for (int64_t c = 0; c < size.DHV; ++c) {
-      variance += (h[c] - mean[i]) * (h[c] - mean[i]) / static_cast<double>(size.DHV);
-    }
-    rstd[i] = 1 / std::sqrt(variance + eps);
-    for (int64_t c = 0; c < size.DHV; ++c) {
-      const int64_t column = i % size.NH * size.DHV + c;
-      const double z =
-          (h[c] - mean[i]) * rstd[i] * v["weight"][column] + (v.count("bias") ? v["bias"][column] : 0);
-      y[i * size.DHV + c] = Sigmoid(v["o_pre"][i * size.DHV + c]) * z;
-    }
-  }
-  v["y"] = y;
-  v["mean"] = mean;
-  v["rstd"] = rstd;
+inline TensorSpec LayerNormWeight(const LayerNormSize& size) {
+  const double zero = size.residual_weight ? -1 : 0;
+  return {.name = "weight", .dims = {size.D}, .role = Role::kWide, .low = zero + 0.5, .high = zero + 1.5};
 }
 
-inline OpCase HeadNormGateForwardCase(const std::string& name, const HeadNormSize& size) {
+inline OpCase LayerNormForwardCase(const std::string& name, const LayerNormSize& size) {
   constexpr double kEps = 1e-3;
-  const int64_t N = size.N, width = size.NH * size.DHV;
-  OpCase result = {
-      .name = "HeadNormGateForward_" + name,
-      .tensors = {{.name = "y", .dims = {N, width}, .use = Use::kOut},
-                  {.name = "mean", .dims = {N, size.NH}, .role = Role::kWide, .use = Use::kOut},
-                  {.name = "rstd", .dims = {N, size.NH}, .role = Role::kWide, .use = Use::kOut},
-                  {.name = "h", .dims = {N, width}, .low = -1, .high = 2},
-                  {.name = "o_pre", .dims = {N, width}, .gap = size.gap, .low = -8, .high = 8},
-                  {.name = "weight", .dims = {width}, .role = Role::kWide, .low = 0.5, .high = 1.5}},
-      .run =
-          [NH = size.NH](Ops& ops, const Tensors& t) {
-            ops.HeadNormGateForward({.y = t.at("y"),
-                                     .mean = t.at("mean"),
-                                     .rstd = t.at("rstd"),
-                                     .h = t.at("h"),
-                                     .o_pre = t.at("o_pre"),
-                                     .weight = t.at("weight"),
-                                     .bias = Optional(t, "bias"),
-                                     .NH = NH,
-                                     .eps = kEps});
-          },
-      .expected = [size](Values& v) { HeadNormGate(v, size, kEps); },
-      // a variance near eps magnifies rounding of the mean by sqrt(1 / eps)
-      .wide_error = 64};
-  if (size.bias) result.tensors.push_back({.name = "bias", .dims = {width}, .role = Role::kWide});
+  const int64_t N = size.N, D = size.D;
+  OpCase result = {.name = "LayerNormForward_" + name,
+                   .tensors = {{.name = "y", .dims = {N, D}, .use = Use::kOut},
+                               {.name = "mean", .dims = {N}, .role = Role::kWide, .use = Use::kOut},
+                               {.name = "rstd", .dims = {N}, .role = Role::kWide, .use = Use::kOut},
+                               {.name = "x", .dims = {N, D}, .role = Role::kWide, .low = -1, .high = 2},
+                               LayerNormWeight(size)},
+                   .run =
+                       [residual_weight = size.residual_weight](Ops& ops, const Tensors& t) {
+                         ops.LayerNormForward({.y = t.at("y"),
+                                               .mean = t.at("mean"),
+                                               .rstd = t.at("rstd"),
+                                               .sum = Optional(t, "sum"),
+                                               .x = t.at("x"),
+                                               .delta = Optional(t, "delta"),
+                                               .weight = t.at("weight"),
+                                               .bias = Optional(t, "bias"),
+                                               .residual_weight = residual_weight,
+                                               .eps = kEps});
+                       },
+                   .expected =
+                       [size](Values& v) {
+                         std::vector<double> s = v["x"];
+                         if (v.count("delta")) AddTo(s, v["delta"]);
+                         for (int64_t r = 0; r < size.N; ++r) {
+                           const double* row = s.data() + r * size.D;
+                           double mean = 0, variance = 0;
+                           for (int64_t c = 0; c < size.D; ++c) mean += row[c] / static_cast<double>(size.D);
+                           for (int64_t c = 0; c < size.D; ++c) {
+                             variance += (row[c] - mean) * (row[c] - mean) / static_cast<double>(size.D);
+                           }
+                           v["mean"][r] = mean;
+                           v["rstd"][r] = 1 / std::sqrt(variance + kEps);
+                           for (int64_t c = 0; c < size.D; ++c) {
+                             const double scale = v["weight"][c] + (size.residual_weight ? 1 : 0);
+                             v["y"][r * size.D + c] = (row[c] - mean) * v["rstd"][r] * scale +
+                                                      (v.count("bias") ? v["bias"][c] : 0);
+                           }
+                         }
+                         v["sum"] = s;
+                       },
+                   .wide_error = 64};
+  if (size.delta) result.tensors.push_back({.name = "delta", .dims = {N, D}});
+  if (size.delta || size.in_place) {
+    result.tensors.push_back({.name = "sum",
+                              .dims = {N, D},
+                              .role = Role::kWide,
+                              .use = Use::kOut,
+                              .same_memory_as = size.in_place ? "x" : ""});
+  }
+  if (size.bias) result.tensors.push_back({.name = "bias", .dims = {D}, .role = Role::kWide});
   return result;
 }
 
-// The op gets mean and rstd as numbers. They are chosen freely here, so the gradient is checked through a
-// loss in which h enters xhat = (h - mean) rstd, and mean and rstd change with h as those of the norm would.
-inline OpCase HeadNormGateBackwardCase(const std::string& name, const HeadNormSize& size) {
-  const int64_t N = size.N, width = size.NH * size.DHV;
+// Layer norm's y of one row for the gradient's check: mean and rstd are given numbers near the point `at`,
+// and change with x as those of the norm do: d mean / dx_c = 1 / D, d rstd / dx_c = -rstd^3 (x_c - mean) / D.
+inline double NormalizedNear(const double* at, const double* x, int64_t D, int64_t column, double mean,
+                             double rstd) {
+  double new_mean = mean, new_rstd = rstd;
+  for (int64_t c = 0; c < D; ++c) {
+    const double step = (x[c] - at[c]) / static_cast<double>(D);
+    new_mean += step;
+    new_rstd -= rstd * rstd * rstd * (at[c] - mean) * step;
+  }
+  return (x[column] - new_mean) * new_rstd;
+}
+
+inline OpCase LayerNormBackwardCase(const std::string& name, const LayerNormSize& size) {
+  const int64_t N = size.N, D = size.D;
   OpCase result = {
-      .name = "HeadNormGateBackward_" + name,
-      .tensors = {{.name = "dh", .dims = {N, width}, .use = Use::kOut},
-                  {.name = "do_pre", .dims = {N, width}, .use = Use::kOut, .gap = size.gap},
-                  {.name = "dweight", .dims = {width}, .role = Role::kWide, .use = Use::kAccumulate},
-                  {.name = "dy", .dims = {N, width}},
-                  {.name = "h", .dims = {N, width}, .low = -1, .high = 2},
-                  {.name = "o_pre",
-                   .dims = {N, width},
-                   .gap = size.gap == 0 ? 0 : size.gap + 1,
-                   .low = -4,
-                   .high = 4},
-                  {.name = "weight", .dims = {width}, .role = Role::kWide, .low = 0.5, .high = 1.5},
-                  {.name = "mean", .dims = {N, size.NH}, .role = Role::kWide, .low = 0.4, .high = 0.6},
-                  {.name = "rstd", .dims = {N, size.NH}, .role = Role::kWide, .low = 0.5, .high = 1}},
+      .name = "LayerNormBackward_" + name,
+      .tensors = {{.name = "dx",
+                   .dims = {N, D},
+                   .role = Role::kWide,
+                   .use = Use::kOut,
+                   .same_memory_as = size.in_place ? "dresidual" : ""},
+                  {.name = "dweight", .dims = {D}, .role = Role::kWide, .use = Use::kAccumulate},
+                  {.name = "dy", .dims = {N, D}},
+                  {.name = "x", .dims = {N, D}, .role = Role::kWide, .low = -1, .high = 2},
+                  LayerNormWeight(size),
+                  {.name = "mean", .dims = {N}, .role = Role::kWide, .low = 0.4, .high = 0.6},
+                  {.name = "rstd", .dims = {N}, .role = Role::kWide, .low = 0.5, .high = 1}},
       .run =
-          [NH = size.NH](Ops& ops, const Tensors& t) {
-            ops.HeadNormGateBackward({.dh = t.at("dh"),
-                                      .do_pre = t.at("do_pre"),
-                                      .dweight = t.at("dweight"),
-                                      .dbias = Optional(t, "dbias"),
-                                      .dy = t.at("dy"),
-                                      .h = t.at("h"),
-                                      .o_pre = t.at("o_pre"),
-                                      .weight = t.at("weight"),
-                                      .bias = Optional(t, "bias"),
-                                      .mean = t.at("mean"),
-                                      .rstd = t.at("rstd"),
-                                      .NH = NH});
+          [residual_weight = size.residual_weight](Ops& ops, const Tensors& t) {
+            ops.LayerNormBackward({.dx = t.at("dx"),
+                                   .dweight = t.at("dweight"),
+                                   .dbias = Optional(t, "dbias"),
+                                   .dy = t.at("dy"),
+                                   .dresidual = Optional(t, "dresidual"),
+                                   .x = t.at("x"),
+                                   .weight = t.at("weight"),
+                                   .mean = t.at("mean"),
+                                   .rstd = t.at("rstd"),
+                                   .residual_weight = residual_weight});
           },
       .expected =
           [size](Values& v) {
-            // d mean / dh_c = 1 / DHV; d rstd / dh_c = -rstd^2 (h_c - mean) rstd / DHV: what layer norm's
-            // mean and deviation do near this point, whatever their values are.
-            const Values at = v;
-            const auto loss = [&size, &at](Values& u) {
-              double total = 0;
-              const int64_t width = size.NH * size.DHV;
-              for (int64_t i = 0; i < size.N * size.NH; ++i) {
-                double mean = at.at("mean")[i], rstd = at.at("rstd")[i];
-                for (int64_t c = i * size.DHV; c < (i + 1) * size.DHV; ++c) {
-                  const double step = (u["h"][c] - at.at("h")[c]) / static_cast<double>(size.DHV);
-                  mean += step;
-                  rstd -= at.at("rstd")[i] * at.at("rstd")[i] * at.at("rstd")[i] *
-                          (at.at("h")[c] - at.at("mean")[i]) * step;
-                }
-                for (int64_t c = i * size.DHV; c < (i + 1) * size.DHV; ++c) {
-                  const double z = (u["h"][c] - mean) * rstd * u["weight"][c % width] +
-                                   (u.count("bias") ? u["bias"][c % width] : 0);
-                  total += u["dy"][c] * Sigmoid(u["o_pre"][c]) * z;
-                }
+            std::vector<double> dx;
+            for (int64_t r = 0; r < size.N; ++r) {
+              Values row = {{"weight", v["weight"]}};
+              for (const char* part : {"x", "dy"}) {
+                row[part].assign(v[part].begin() + r * size.D, v[part].begin() + (r + 1) * size.D);
               }
-              return total;
-            };
-            v["dh"] = NumericGradient(v, "h", loss);
-            v["do_pre"] = NumericGradient(v, "o_pre", loss);
-            AddTo(v["dweight"], NumericGradient(v, "weight", loss));
-            if (v.count("dbias")) AddTo(v["dbias"], NumericGradient(v, "bias", loss));
+              const std::vector<double> at = row["x"];
+              const auto loss = [&](Values& u) {
+                double total = 0;
+                for (int64_t c = 0; c < size.D; ++c) {
+                  total += u["dy"][c] * (u["weight"][c] + (size.residual_weight ? 1 : 0)) *
+                           NormalizedNear(at.data(), u["x"].data(), size.D, c, v["mean"][r], v["rstd"][r]);
+                }
+                return total;
+              };
+              const std::vector<double> dx_row = NumericGradient(row, "x", loss);
+              dx.insert(dx.end(), dx_row.begin(), dx_row.end());
+              AddTo(v["dweight"], NumericGradient(row, "weight", loss));
+              if (v.count("dbias")) AddTo(v["dbias"], row["dy"]);
+            }
+            if (v.count("dresidual")) AddTo(dx, v["dresidual"]);
+            v["dx"] = dx;
           },
       .wide_error = 64,
       .expected_error = kFiniteDifferenceError};
+  if (size.dresidual) result.tensors.push_back({.name = "dresidual", .dims = {N, D}, .role = Role::kWide});
   if (size.bias) {
-    result.tensors.push_back({.name = "bias", .dims = {width}, .role = Role::kWide});
-    result.tensors.push_back(
-        {.name = "dbias", .dims = {width}, .role = Role::kWide, .use = Use::kAccumulate});
+    result.tensors.push_back({.name = "dbias", .dims = {D}, .role = Role::kWide, .use = Use::kAccumulate});
   }
   if (size.large) result.expected = nullptr;
   return result;
+}
+
+inline void AppendLayerNormCases(std::vector<OpCase>& cases) {
+  // every combination of the options
+  for (int options = 0; options < 16; ++options) {
+    LayerNormSize size = {.N = 3, .D = 21};
+    size.bias = (options & 1) != 0;
+    size.residual_weight = (options & 2) != 0;
+    size.delta = size.dresidual = (options & 4) != 0;
+    size.in_place = (options & 8) != 0;
+    if (size.in_place) size.dresidual = true;
+    std::string name = size.bias ? "bias" : "plain";
+    if (size.residual_weight) name += "_residual_weight";
+    if (size.delta) name += "_delta";
+    if (size.in_place) name += "_in_place";
+    cases.push_back(LayerNormForwardCase(name, size));
+    if (!size.in_place || size.delta) cases.push_back(LayerNormBackwardCase(name, size));
+  }
+  cases.push_back(LayerNormForwardCase("one", {.N = 1, .D = 1, .bias = true}));
+  cases.push_back(LayerNormForwardCase("aligned", {.N = 70, .D = 64, .delta = true}));
+  cases.push_back(LayerNormForwardCase("many_rows", {.N = 300, .D = 131, .delta = true, .bias = true}));
+  cases.push_back(LayerNormBackwardCase("one", {.N = 1, .D = 1, .dresidual = true}));
+  cases.push_back(LayerNormBackwardCase("aligned", {.N = 2, .D = 32, .bias = true}));
+  cases.push_back(LayerNormBackwardCase("many_rows", {.N = 2100,
+                                                      .D = 45,
+                                                      .bias = true,
+                                                      .residual_weight = true,
+                                                      .dresidual = true,
+                                                      .in_place = true,
+                                                      .large = true}));
 }
 
 inline void AppendNormCases(std::vector<OpCase>& cases) {
@@ -275,12 +316,7 @@ inline void AppendNormCases(std::vector<OpCase>& cases) {
                                                     .residual = true,
                                                     .dx_in_place = true,
                                                     .large = true}));
-  cases.push_back(HeadNormGateForwardCase("odd", {.N = 5, .NH = 3, .DHV = 21, .bias = false, .gap = 0}));
-  cases.push_back(HeadNormGateForwardCase("strided", {.N = 140, .NH = 4, .DHV = 32, .bias = true, .gap = 9}));
-  cases.push_back(HeadNormGateForwardCase("one_row", {.N = 1, .NH = 1, .DHV = 2, .bias = true, .gap = 0}));
-  cases.push_back(HeadNormGateBackwardCase("odd", {.N = 2, .NH = 3, .DHV = 7, .bias = false, .gap = 0}));
-  cases.push_back(HeadNormGateBackwardCase("strided", {.N = 3, .NH = 2, .DHV = 16, .bias = true, .gap = 5}));
-  cases.push_back(HeadNormGateBackwardCase(
-      "many_rows", {.N = 333, .NH = 4, .DHV = 40, .bias = true, .gap = 3, .large = true}));
+  AppendLayerNormCases(cases);
+  AppendHeadNormCases(cases);
 }
 }  // namespace carousel::testing

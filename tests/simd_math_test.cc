@@ -1,5 +1,5 @@
-// Accuracy of exp, log, log1p, tanh and sigmoid over the floats, and agreement of one value with a vector of
-// values.
+// Accuracy of exp, log, log1p, tanh, sigmoid and the normal distribution over the floats, and agreement of
+// one value with a vector of values.
 #define CAROUSEL_SIMD_NS simd_test
 #include "kernels/cpu/simd/simd_math.h"
 
@@ -73,6 +73,30 @@ TEST(SimdMath, LogSigmoidIsWithinThreeUlps) {
             3.0);
 }
 
+TEST(SimdMath, NormalDistributionIsWithinFiveUlps) {
+  EXPECT_LE(LargestUlps(
+                -12.9f, 30, [](float x) { return StandardNormal(x).distribution; },
+                [](double x) { return std::erfc(-x / std::sqrt(2.0)) / 2; }),
+            5.0);
+  // the same in terms of erf, where that loses nothing
+  EXPECT_LE(LargestUlps(
+                -0.5f, 30, [](float x) { return StandardNormal(x).distribution; },
+                [](double x) { return (1 + std::erf(x / std::sqrt(2.0))) / 2; }),
+            5.0);
+}
+TEST(SimdMath, NormalDensityIsWithinThreeUlps) {
+  EXPECT_LE(LargestUlps(
+                -12.9f, 12.9f, [](float x) { return StandardNormal(x).density; },
+                [](double x) { return std::exp(-x * x / 2) / std::sqrt(2 * M_PI); }),
+            3.0);
+}
+TEST(SimdMath, NormalDistributionIsNearlyZeroWhereItUnderflows) {
+  ForFloats(-3e38f, -12.9f, [](float x) {
+    const double want = std::erfc(-static_cast<double>(x) / std::sqrt(2.0)) / 2;
+    ASSERT_LE(std::abs(static_cast<double>(StandardNormal(x).distribution) - want), 0x1p-144) << x;
+  });
+}
+
 TEST(SimdMath, SpecialValuesAreRight) {
   const float infinity = INFINITY;
   EXPECT_EQ(Exp(-infinity), 0.0f);
@@ -96,18 +120,30 @@ TEST(SimdMath, SpecialValuesAreRight) {
   EXPECT_GE(Sigmoid(-infinity), 0.0f);
   EXPECT_TRUE(std::isnan(Sigmoid(NAN)));
   EXPECT_TRUE(std::isnan(LogSigmoid(NAN)));
+  EXPECT_EQ(StandardNormal(0.0f).distribution, 0.5f);
+  EXPECT_EQ(StandardNormal(-0.0f).distribution, 0.5f);
+  EXPECT_EQ(StandardNormal(infinity).distribution, 1.0f);
+  EXPECT_EQ(StandardNormal(-infinity).distribution, 0.0f);
+  EXPECT_EQ(StandardNormal(infinity).density, 0.0f);
+  EXPECT_TRUE(std::isnan(StandardNormal(NAN).distribution));
+  EXPECT_TRUE(std::isnan(StandardNormal(NAN).density));
 }
 
 TEST(SimdMath, AVectorIsItsLanes) {
-  float x[kLanes], exp[kLanes], tanh[kLanes], log[kLanes];
+  float x[kLanes], exp[kLanes], tanh[kLanes], log[kLanes], distribution[kLanes], density[kLanes];
   for (float start = -80; start < 80; start += 0.37f) {
     for (int i = 0; i < kLanes; ++i) x[i] = start + 0.01f * static_cast<float>(i);
     Store(exp, Exp(Load(x)));
     Store(tanh, Tanh(Load(x)));
     Store(log, Log(Load(x)));
+    const StandardNormal<VecF> normal(Load(x));
+    Store(distribution, normal.distribution);
+    Store(density, normal.density);
     for (int i = 0; i < kLanes; ++i) {
       ASSERT_EQ(exp[i], Exp(x[i]));
       ASSERT_EQ(tanh[i], Tanh(x[i]));
+      ASSERT_EQ(distribution[i], StandardNormal(x[i]).distribution);
+      ASSERT_EQ(density[i], StandardNormal(x[i]).density);
       if (x[i] > 0) {
         ASSERT_EQ(log[i], Log(x[i]));
       }

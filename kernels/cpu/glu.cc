@@ -15,15 +15,18 @@ W Sigmoid(W x) {
   const W e = std::exp(-std::abs(x));
   return x < 0 ? e / (1 + e) : 1 / (1 + e);
 }
-// P(x) = erfc(-x / sqrt(2)) / 2: the complement keeps its relative precision far below zero.
+// P(x) = erfc(-x / sqrt(2)) / 2: the complement keeps its relative precision far below zero. In double for
+// every type, because erfc and exp multiply the relative error of their argument by x^2 there.
 template <class W>
 W NormalDistribution(W x) {
-  return std::erfc(x * static_cast<W>(-0.70710678118654752440)) / 2;
+  return static_cast<W>(std::erfc(static_cast<double>(x) * -0.70710678118654752440) / 2);
 }
 template <class W>
 W NormalDensity(W x) {
-  return std::exp(-x * x / 2) * static_cast<W>(0.39894228040143267794);
+  const double wide = static_cast<double>(x);
+  return static_cast<W>(std::exp(-wide * wide / 2) * 0.39894228040143267794);
 }
+
 template <class T>
 void Forward(const GluForwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
