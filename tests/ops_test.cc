@@ -80,7 +80,8 @@ class Call {
       t.rank = static_cast<int8_t>(spec.dims.size());
       for (int d = 0; d < t.rank; ++d) t.dim[d] = spec.dims[d];
       t.row_stride = spec.dims.back() + spec.gap;
-      const int64_t rows = t.num_elems() / spec.dims.back();
+      int64_t rows = 1;
+      for (int d = 0; d + 1 < t.rank; ++d) rows *= t.dim[d];
       const int64_t elems = rows == 0 ? 0 : (rows - 1) * t.row_stride + spec.dims.back();
       memory_.emplace_back(static_cast<size_t>(elems * SizeOf(t.dtype)), std::byte{0xff});
       t.data = memory_.back().data();
