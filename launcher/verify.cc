@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
@@ -67,39 +68,63 @@ const Comparison* DumpReport::Find(const std::string& name) const {
   return found;
 }
 
+namespace {
+// The table of one section: names in a column of `width`.
+std::string SectionText(const DumpReport::Section& section, int width) {
+  std::string text = section.heading.empty() ? "" : section.heading + ":\n";
+  size_t reason_width = 0;
+  bool has_effect = false;
+  for (const Comparison& row : section.rows) {
+    reason_width = std::max(reason_width, row.allows_for.size());
+    has_effect |= row.eps_effect.has_value();
+  }
+  if (reason_width > 0) reason_width = std::max(reason_width, std::string("allows for").size());
+  absl::StrAppendFormat(&text, "%-*s  %12s  %8s      ", width, "tensor", "relative L2", "bound");
+  absl::StrAppendFormat(&text, "%-*s", static_cast<int>(reason_width), reason_width > 0 ? "allows for" : "");
+  if (has_effect) absl::StrAppendFormat(&text, "  %10s", "eps effect");
+  absl::StripTrailingAsciiWhitespace(&text);
+  text += "\n";
+  for (const Comparison& row : section.rows) {
+    absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %-4s", width, row.name + Marks(row), row.error,
+                          row.bound, row.ok() ? "ok" : "FAIL");
+    if (reason_width > 0) {
+      absl::StrAppendFormat(&text, "%-*s", static_cast<int>(reason_width), row.allows_for);
+    }
+    if (row.eps_effect.has_value()) absl::StrAppendFormat(&text, "  %10.1e", *row.eps_effect);
+    absl::StripTrailingAsciiWhitespace(&text);
+    text += "\n";
+  }
+  return text;
+}
+}  // namespace
+
 std::string DumpReport::ToText() const {
   size_t width = 6;
-  for (const Section& section : sections) {
-    for (const Comparison& row : section.rows) width = std::max(width, row.name.size() + Marks(row).size());
-  }
-  std::string text = title + "\n";
   bool any_cancels = false, any_explained = false;
   size_t num_rows = 0, num_failed = 0;
   for (const Section& section : sections) {
-    if (!section.heading.empty()) absl::StrAppend(&text, section.heading, ":\n");
-    absl::StrAppendFormat(&text, "%-*s  %12s  %8s\n", static_cast<int>(width), "tensor", "relative L2",
-                          "bound");
     for (const Comparison& row : section.rows) {
+      width = std::max(width, row.name.size() + Marks(row).size());
       any_cancels |= row.cancels;
       any_explained |= row.explained;
       num_failed += !row.ok();
       ++num_rows;
-      absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %s\n", static_cast<int>(width),
-                            row.name + Marks(row), row.error, row.bound, row.ok() ? "ok" : "FAIL");
     }
   }
+  std::string text = title + "\n";
+  for (const Section& section : sections) text += SectionText(section, static_cast<int>(width));
   if (any_cancels) absl::StrAppend(&text, "* ", cancels_note, "\n");
   if (any_explained) absl::StrAppend(&text, "+ ", explained_note, "\n");
   if (num_failed == 0) {
-    absl::StrAppend(&text, "all ", num_rows, " tensors are within their bounds\n");
+    absl::StrAppend(&text, "all ", num_rows, " rows are within their bounds\n");
   } else {
-    absl::StrAppend(&text, num_failed, " of ", num_rows, " tensors FAIL\n");
+    absl::StrAppend(&text, num_failed, " of ", num_rows, " rows FAIL\n");
   }
   return text;
 }
 
 absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump) {
-  std::string tensor = "q";
+  std::string tensor = dump.Has("wx") ? "wx" : "q";
   if (!dump.Has(tensor)) {
     for (const SafetensorsEntry& entry : dump.tensors()) {
       if (entry.name.rfind("param.", 0) == 0) tensor = entry.name;
@@ -120,7 +145,7 @@ absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump) {
 }
 
 namespace {
-enum class DumpKind : uint8_t { kMlstmCell, kLargeModel, kLargeCurve };
+enum class DumpKind : uint8_t { kMlstmCell, kSlstmCell, kModel, kCurve };
 
 absl::StatusOr<DumpKind> KindOf(const ReferenceDump& dump) {
   const std::string cell = dump.Field("cell", ""), family = dump.Field("family", "");
@@ -128,32 +153,27 @@ absl::StatusOr<DumpKind> KindOf(const ReferenceDump& dump) {
     return dump.Invalid("the metadata names both a \"cell\" and a \"family\"");
   }
   if (cell == "mlstm") return DumpKind::kMlstmCell;
-  if (family == "xlstm_large") return dump.Has("losses") ? DumpKind::kLargeCurve : DumpKind::kLargeModel;
-  if (cell == "slstm") {
-    return dump.Invalid(
-        "metadata field \"cell\" is \"slstm\": sLSTM cells are not in this version; mlstm is");
-  }
-  if (family == "xlstm_v1") {
-    return dump.Invalid(
-        "metadata field \"family\" is \"xlstm_v1\": the family of the first paper is not in this version; "
-        "xlstm_large is");
+  if (cell == "slstm") return DumpKind::kSlstmCell;
+  if (family == "xlstm_large" || family == "xlstm_v1") {
+    return dump.Has("losses") ? DumpKind::kCurve : DumpKind::kModel;
   }
   if (!cell.empty()) {
-    return dump.Invalid(absl::StrCat("metadata field \"cell\" is \"", cell, "\"; it must be mlstm"));
+    return dump.Invalid(absl::StrCat("metadata field \"cell\" is \"", cell, "\"; it must be mlstm or slstm"));
   }
   if (!family.empty()) {
     return dump.Invalid(
-        absl::StrCat("metadata field \"family\" is \"", family, "\"; it must be xlstm_large"));
+        absl::StrCat("metadata field \"family\" is \"", family, "\"; it must be xlstm_large or xlstm_v1"));
   }
   return dump.Invalid(
-      "not a reference dump: the metadata has neither \"cell\" (mlstm) nor \"family\" (xlstm_large)");
+      "not a reference dump: the metadata has neither \"cell\" (mlstm, slstm) nor \"family\" (xlstm_large, "
+      "xlstm_v1)");
 }
 }  // namespace
 
 absl::StatusOr<DType> DefaultDType(const ReferenceDump& dump) {
   CAROUSEL_ASSIGN_OR_RETURN(const DumpKind kind, KindOf(dump));
   CAROUSEL_ASSIGN_OR_RETURN(const DType dtype, DTypeOfDump(dump));
-  return kind == DumpKind::kLargeCurve ? DType::kF64 : dtype;
+  return kind == DumpKind::kCurve ? DType::kF64 : dtype;
 }
 
 absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions& options, Device& device) {
@@ -161,10 +181,12 @@ absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions
   switch (kind) {
     case DumpKind::kMlstmCell:
       return VerifyMlstmCell(dump, options, device);
-    case DumpKind::kLargeModel:
-      return VerifyLargeModel(dump, options, device);
-    case DumpKind::kLargeCurve:
-      return VerifyLargeCurve(dump, options, device);
+    case DumpKind::kSlstmCell:
+      return VerifySlstmCell(dump, options, device);
+    case DumpKind::kModel:
+      return VerifyModel(dump, options, device);
+    case DumpKind::kCurve:
+      return VerifyCurve(dump, options, device);
   }
   return absl::InternalError("unknown kind of dump");
 }

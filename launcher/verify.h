@@ -1,6 +1,7 @@
 // `carousel verify`: runs the computation of a reference dump on a device and compares every tensor.
 #pragma once
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,11 @@ struct Comparison {
   double error = 0;  // not finite if anything computed is not
   double bound = 0;
   bool cancels = false;
-  bool explained = false;  // it fails, for the likely reason in explained_note
+  bool explained = false;       // it fails, for the likely reason in explained_note
+  std::string allows_for = {};  // what the bound allows for: "f64 rounding"
+  // How far the numbers of training here are from the computed ones because of eps, relative as the error is;
+  // for information, no part of the verdict.
+  std::optional<double> eps_effect = {};
   bool ok() const { return error <= bound; }
 };
 
@@ -58,15 +63,18 @@ absl::StatusOr<DType> DTypeOfDump(const ReferenceDump& dump);
 // f32 drift apart and f64 leaves only the reference's own rounding.
 absl::StatusOr<DType> DefaultDType(const ReferenceDump& dump);
 
-// Dispatches on the metadata: cell "mlstm", family "xlstm_large", with "losses" a curve. A dump that cannot
-// be computed here is an InvalidArgument naming the field or the tensor.
+// Dispatches on the metadata: cell "mlstm" or "slstm", family "xlstm_large" or "xlstm_v1", with "losses" a
+// curve. A dump that cannot be computed here is an InvalidArgument naming the field or the tensor. Bounds
+// depend on the kind of dump and on the dtypes alone, never on what was computed.
 absl::StatusOr<DumpReport> Verify(const ReferenceDump& dump, const VerifyOptions& options, Device& device);
 
 // Its parts.
 absl::StatusOr<DumpReport> VerifyMlstmCell(const ReferenceDump& dump, const VerifyOptions& options,
                                            Device& device);
-absl::StatusOr<DumpReport> VerifyLargeModel(const ReferenceDump& dump, const VerifyOptions& options,
-                                            Device& device);
-absl::StatusOr<DumpReport> VerifyLargeCurve(const ReferenceDump& dump, const VerifyOptions& options,
-                                            Device& device);
+absl::StatusOr<DumpReport> VerifySlstmCell(const ReferenceDump& dump, const VerifyOptions& options,
+                                           Device& device);
+absl::StatusOr<DumpReport> VerifyModel(const ReferenceDump& dump, const VerifyOptions& options,
+                                       Device& device);
+absl::StatusOr<DumpReport> VerifyCurve(const ReferenceDump& dump, const VerifyOptions& options,
+                                       Device& device);
 }  // namespace carousel

@@ -19,6 +19,7 @@
 #include "checkpoints/hf_names.h"
 #include "core/base/status_macros.h"
 #include "launcher/mlstm_cell_run.h"
+#include "launcher/reference_stabiliser.h"
 #include "launcher/verify.h"
 
 namespace carousel {
@@ -320,36 +321,25 @@ absl::StatusOr<MlstmCellResults> RunFrozen(MlstmCellInputs in, Device& device) {
   return RunMlstmCell(in, DType::kF64, device);
 }
 
-// h depends on the stabiliser m only through eps: dL/dm_t = -(dh_t.h_t) eps / (N_t + eps). The reference
-// differentiates through it and through m_t = max(log sigmoid(f_t) + m_{t-1}, i_t); the cell here holds m
-// constant. Adds what the reference adds.
-void AddStabiliserPath(const MlstmCellInputs& in, MlstmCellResults* r) {
+// The reference differentiates through the stabiliser m, the cell here holds it constant: adds what the
+// reference adds (launcher/reference_stabiliser.h).
+void AddStabiliserPathOfCell(const MlstmCellInputs& in, MlstmCellResults* r) {
   const MlstmShape& s = in.shape;
   if (s.input_gate != InputGate::kExponential) return;
   const size_t T = static_cast<size_t>(s.T), V = static_cast<size_t>(s.DHV);
   for (size_t head = 0; head < static_cast<size_t>(s.B * s.NH); ++head) {
-    const double *i = &in.i[head * T], *f = &in.f[head * T];
-    // forgets[t]: m_t comes from m_{t-1}, not from i_t.
-    std::vector<bool> forgets(T);
-    double m = in.m0.empty() ? 0 : in.m0[head];
-    for (size_t t = 0; t < T; ++t) {
-      const double kept = std::min(f[t], 0.0) - std::log1p(std::exp(-std::abs(f[t]))) + m;
-      forgets[t] = kept >= i[t];
-      m = std::max(kept, i[t]);
-    }
-    double dm = 0;
-    for (size_t t = T; t-- > 0;) {
-      double dot = 0;  // dh.h
-      for (size_t e = (head * T + t) * V; e < (head * T + t + 1) * V; ++e) dot += in.dh[e] * r->h[e];
-      dm -= dot * s.eps / (r->denominator[head * T + t] + s.eps);
-      if (forgets[t]) {
-        r->df[head * T + t] += dm / (1 + std::exp(f[t]));  // d log sigmoid(f) / df = sigmoid(-f)
-      } else {
-        r->di[head * T + t] += dm;
-        dm = 0;
-      }
-    }
-    if (!r->dm0.empty()) r->dm0[head] += dm;
+    std::vector<double> dh_h(T);
+    for (size_t e = 0; e < T * V; ++e) dh_h[e / V] += in.dh[head * T * V + e] * r->h[head * T * V + e];
+    const double dm0 = AddStabiliserPath({.di = &r->di[head * T],
+                                          .df = &r->df[head * T],
+                                          .i = &in.i[head * T],
+                                          .f = &in.f[head * T],
+                                          .dh_h = dh_h.data(),
+                                          .denominator = &r->denominator[head * T],
+                                          .T = s.T,
+                                          .m0 = in.m0.empty() ? 0 : in.m0[head],
+                                          .eps = s.eps});
+    if (!r->dm0.empty()) r->dm0[head] += dm0;
   }
 }
 
@@ -396,7 +386,7 @@ absl::StatusOr<DumpReport> VerifyMlstmCell(const ReferenceDump& dump, const Veri
   const CellBounds bounds = BoundsOf(stored == DType::kF64 ? dtype : stored);
   CAROUSEL_ASSIGN_OR_RETURN(const MlstmCellResults run, RunMlstmCell(in, dtype, device));
   MlstmCellResults as_reference = run;
-  AddStabiliserPath(in, &as_reference);
+  AddStabiliserPathOfCell(in, &as_reference);
   CAROUSEL_ASSIGN_OR_RETURN(const MlstmCellResults frozen, RunFrozen(in, device));
   report.sections.push_back(
       {is_bf16 ? "f64 against the dump" : "",
