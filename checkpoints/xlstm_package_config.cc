@@ -72,7 +72,8 @@ void ReadMlstm(const Json& object, FieldProblems* problems, ModelSpec* spec) {
   const int64_t block = fields.Int("qkv_proj_blocksize", 4, 1, kMaxWidth), num_blocks = W / block;
   if (num_blocks < 1 || W % num_blocks != 0) {
     fields.Problem("qkv_proj_blocksize",
-                   absl::StrCat("it must divide the width after the up-projection, ", W));
+                   absl::StrCat("it must divide the width after the up-projection, ", W, " (", num_blocks,
+                                " blocks of equal size are impossible)"));
   } else {
     spec->qkv_block_size = W / num_blocks;
   }

@@ -231,7 +231,7 @@ TEST(PackageConfig, NamesTheFieldThatCannotBeHonoured) {
       {"/mlstm_block/mlstm/conv1d_kernel_size", 0},
       {"/mlstm_block/mlstm/channel_mixing", true},
       {"/mlstm_block/mlstm/num_heads", 3},
-      {"/mlstm_block/mlstm/qkv_proj_blocksize", 48},
+      {"/mlstm_block/mlstm/qkv_proj_blocksize", 40},
       {"/mlstm_block/mlstm/proj_factor", 0},
       {"/mlstm_block/mlstm/unheard_of", 1},
       {"/mlstm_block/unheard_of", 1},

@@ -99,7 +99,16 @@ TEST(ExportPackage, SplitsIntoShards) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->total_bytes, 2 * NumParameters(MixedPaperSpec()));
   EXPECT_FALSE(fs::exists(dir + "/model.safetensors"));
-  EXPECT_TRUE(fs::exists(dir + "/model-00001-of-00003.safetensors"));
+  EXPECT_TRUE(fs::exists(dir + "/model.safetensors.index.json"));
+  int num_shards = 0;
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    ++num_shards;
+    const auto reader = SafetensorsReader::Open(entry.path().string());
+    ASSERT_TRUE(reader.ok()) << reader.status();
+    EXPECT_EQ(reader->metadata().at("slstm_backend"), "cuda");
+  }
+  EXPECT_GT(num_shards, 2);
   EXPECT_EQ(Read(dir + "/README.md"), "read me");
   const auto model = PackageModel::Open(dir);
   ASSERT_TRUE(model.ok()) << model.status();
