@@ -8,8 +8,8 @@
 
 #include "configs/load.h"
 #include "launcher/imported_run.h"
-#include "tests/hf_testing.h"
 #include "tests/temp_dir.h"
+#include "tests/xlstm_package_testing.h"
 
 namespace carousel {
 namespace {
@@ -26,11 +26,7 @@ class ModelCommands : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     temp_ = new TempDir;
-    const auto run =
-        LoadRunFromText(ConfigForModel(ExportableSpec(), true), "test", {.sets = {}, .run_dir = Path("run")});
-    ASSERT_TRUE(run.ok()) << run.status();
-    const auto checkpoint = WriteImportedRun(MemoryWeights(ExportableSpec()), *run, "test");
-    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    MakeRun(ExportableSpec(), "run");
   }
   static void TearDownTestSuite() { delete temp_; }
 
@@ -38,6 +34,12 @@ class ModelCommands : public ::testing::Test {
   static std::string Read(const std::string& path) {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
+  }
+  static void MakeRun(const ModelSpec& spec, const std::string& name) {
+    const auto run = LoadRunFromText(ConfigForModel(spec, true), "test", {.sets = {}, .run_dir = Path(name)});
+    ASSERT_TRUE(run.ok()) << run.status();
+    const auto checkpoint = WriteImportedRun(MemoryWeights(spec), *run, "test");
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   }
   // `arguments` as in a shell.
   static Outcome Run(const std::string& arguments) {
@@ -71,6 +73,55 @@ TEST_F(ModelCommands, GreedyTextIsTheSameFromRunAndExport) {
   ASSERT_EQ(back.exit_code, 0) << back.err;
   EXPECT_EQ(Run("generate --model " + Path("b") + prompt).out, run.out);
   EXPECT_EQ(Run("import --model " + Path("a") + " --out " + Path("b")).exit_code, 1);  // it is a run now
+}
+
+TEST_F(ModelCommands, APaperModelGoesToThePackageXlstmAndBack) {
+  MakeRun(testing::MixedPaperSpec(), "paper");
+  const std::string prompt = " --prompt 'It is a truth universally' --temperature 0 --max_tokens 40";
+  const std::string text = Run("generate --model " + Path("paper") + prompt).out;
+  EXPECT_EQ(text.rfind("It is a truth universally", 0), 0u);
+  for (const std::string backend : {"vanilla", "cuda"}) {
+    const std::string dir = Path("paper_" + backend), back = Path("paper_run_" + backend);
+    const Outcome exported =
+        Run("export --model " + Path("paper") + " --slstm_backend " + backend + " --out " + dir);
+    ASSERT_EQ(exported.exit_code, 0) << exported.err;
+    EXPECT_NE(exported.out.find("max |delta logit| = 0 "), std::string::npos) << exported.out;
+    EXPECT_NE(exported.out.find("layout of the backend " + backend), std::string::npos) << exported.out;
+    EXPECT_NE(Read(dir + "/README.md").find("backend `" + backend + "`"), std::string::npos);
+    EXPECT_EQ(Run("generate --model " + dir + prompt).out, text);
+    const Outcome imported = Run("import --model " + dir + " --out " + back);
+    ASSERT_EQ(imported.exit_code, 0) << imported.err;
+    EXPECT_EQ(Run("generate --model " + back + prompt).out, text);
+    ASSERT_EQ(Run("export --model " + back + " --slstm_backend " + backend + " --out " + dir + "2").exit_code,
+              0);
+    for (const std::string file : {"/config.json", "/model.safetensors"}) {
+      EXPECT_EQ(Read(dir + "2" + file), Read(dir + file)) << file;
+    }
+  }
+  // Vanilla unless asked otherwise.
+  ASSERT_EQ(Run("export --model " + Path("paper") + " --context_length 5 --out " + Path("plain")).exit_code,
+            0);
+  EXPECT_EQ(Read(Path("plain") + "/model.safetensors"), Read(Path("paper_vanilla") + "/model.safetensors"));
+  EXPECT_NE(Read(Path("plain") + "/config.json").find("\"context_length\": 5"), std::string::npos);
+}
+
+TEST_F(ModelCommands, AModelThatNoOtherProgramHasIsNotExported) {
+  ModelSpec spec = ExportableSpec();
+  spec.slstm_at = {1};
+  spec.slstm_num_heads = 4;
+  MakeRun(spec, "large_slstm");
+  const Outcome refused = Run("export --model " + Path("large_slstm") + " --out " + Path("nowhere"));
+  EXPECT_EQ(refused.exit_code, 1) << refused.err;
+  EXPECT_NE(refused.err.find("XLSTM_LARGE with sLSTM blocks"), std::string::npos) << refused.err;
+  EXPECT_NE(refused.err.find("XLSTM_PAPER (--format xlstm)"), std::string::npos) << refused.err;
+  EXPECT_FALSE(std::filesystem::exists(Path("nowhere")));
+  const Outcome other = Run("export --format xlstm --model " + Path("run") + " --out " + Path("nowhere"));
+  EXPECT_EQ(other.exit_code, 1) << other.err;
+  EXPECT_NE(other.err.find("family = XLSTM_LARGE"), std::string::npos) << other.err;
+  const Outcome option =
+      Run("export --slstm_backend cuda --model " + Path("run") + " --out " + Path("nowhere"));
+  EXPECT_EQ(option.exit_code, 2) << option.err;
+  EXPECT_NE(option.err.find("--slstm_backend"), std::string::npos) << option.err;
 }
 
 TEST_F(ModelCommands, GeneratedTextDependsOnTheSeedAndIsValidUtf8) {
