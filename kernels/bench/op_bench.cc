@@ -2,7 +2,8 @@
 // and adds them up: where does the time of a step go that is not the cell?
 //
 //   op_bench [dtype=bf16] [threads=2] [tokens=2048] [width=256] [heads=4] [ffn=704] [vocab=256] [blocks=6]
-//            [repeats=20]
+//            [repeats=20] [batch=8]
+// batch: sequences of the sLSTM cell, each of tokens / batch tokens.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -22,7 +23,7 @@ namespace {
 struct Options {
   std::map<std::string, int64_t> numbers = {{"threads", 2}, {"tokens", 2048}, {"width", 256},
                                             {"heads", 4},   {"ffn", 704},     {"vocab", 256},
-                                            {"blocks", 6},  {"repeats", 20}};
+                                            {"blocks", 6},  {"repeats", 20},  {"batch", 8}};
   DType dtype = DType::kBF16;
 };
 
@@ -70,13 +71,16 @@ class Bench {
         F_(options.numbers.at("ffn")),
         V_(options.numbers.at("vocab")),
         blocks_(options.numbers.at("blocks")),
-        repeats_(options.numbers.at("repeats")) {}
+        repeats_(options.numbers.at("repeats")),
+        batch_(options.numbers.at("batch")) {}
 
   void Run() {
     Matmuls();
     Norms();
     Activations();
+    PaperNorms();
     PaperOps();
+    Slstm();
     Ends();
     Optimizer();
     Print();
@@ -216,6 +220,95 @@ class Bench {
     Time("cast of the residual", blocks_, 0, Rows(D_, D_), [&] { device_.ops().Cast({.y = dy, .x = dx}); });
   }
 
+  // All options of the head norm, or its scale alone.
+  void HeadNorm(const std::string& name, int64_t width, bool skip_and_gate) {
+    const Tensor y = New(compute_, {N_, width}), h = New(compute_, {N_, width}),
+                 o_pre = New(compute_, {N_, width}), skip = New(compute_, {N_, width}),
+                 mean = New(wide_, {N_, NH_}), rstd = New(wide_, {N_, NH_}), weight = New(wide_, {width}),
+                 skip_weight = New(wide_, {width}), dh = New(compute_, {N_, width}),
+                 do_pre = New(compute_, {N_, width}), dskip = New(compute_, {N_, width}),
+                 dweight = New(wide_, {width}), dskip_weight = New(wide_, {width});
+    const auto option = [&](const Tensor& t) { return skip_and_gate ? t : Tensor(); };
+    Time(name, 0, 0, Rows(0, (skip_and_gate ? 4 : 2) * width), [&] {
+      device_.ops().HeadNormGateForward({.y = y,
+                                         .mean = mean,
+                                         .rstd = rstd,
+                                         .h = h,
+                                         .o_pre = option(o_pre),
+                                         .weight = weight,
+                                         .skip = option(skip),
+                                         .skip_weight = option(skip_weight),
+                                         .NH = NH_,
+                                         .eps = 1e-5,
+                                         .gate = OutputGate::kSilu,
+                                         .residual_weight = true});
+    });
+    Time(name + " back", 0, 0, Rows(0, (skip_and_gate ? 7 : 3) * width), [&] {
+      device_.ops().HeadNormGateBackward({.dh = dh,
+                                          .do_pre = option(do_pre),
+                                          .dskip = option(dskip),
+                                          .dweight = dweight,
+                                          .dskip_weight = option(dskip_weight),
+                                          .dy = y,
+                                          .h = h,
+                                          .o_pre = option(o_pre),
+                                          .weight = weight,
+                                          .skip = option(skip),
+                                          .skip_weight = option(skip_weight),
+                                          .mean = mean,
+                                          .rstd = rstd,
+                                          .NH = NH_,
+                                          .gate = OutputGate::kSilu,
+                                          .residual_weight = true});
+    });
+  }
+  // Norms and gates of the paper family: layer norm at the model's width, head norm with skip and SiLU gate
+  // (the mLSTM's, inner width 2 * width) and without either (the sLSTM's), GELU. Not part of the step either.
+  void PaperNorms() {
+    const Tensor y = New(compute_, {N_, D_}), x = New(wide_, {N_, D_}), sum = New(wide_, {N_, D_}),
+                 delta = New(compute_, {N_, D_}), mean = New(wide_, {N_}), rstd = New(wide_, {N_}),
+                 weight = New(wide_, {D_}), dweight = New(wide_, {D_}), dx = New(wide_, {N_, D_});
+    Time("layer norm", 0, 0, Rows(2 * D_, 2 * D_), [&] {
+      device_.ops().LayerNormForward({.y = y,
+                                      .mean = mean,
+                                      .rstd = rstd,
+                                      .sum = sum,
+                                      .x = x,
+                                      .delta = delta,
+                                      .weight = weight,
+                                      .residual_weight = true,
+                                      .eps = 1e-5});
+    });
+    Time("layer norm backward", 0, 0, Rows(3 * D_, D_), [&] {
+      device_.ops().LayerNormBackward({.dx = dx,
+                                       .dweight = dweight,
+                                       .dy = y,
+                                       .dresidual = dx,
+                                       .x = x,
+                                       .weight = weight,
+                                       .mean = mean,
+                                       .rstd = rstd,
+                                       .residual_weight = true});
+    });
+    HeadNorm("head norm", D_, false);
+    HeadNorm("head norm skip gate", 2 * D_, true);
+    const Tensor gate_up = New(compute_, {N_, 2 * F_}), act = New(compute_, {N_, F_}),
+                 dgate_up = New(compute_, {N_, 2 * F_});
+    Time("gelu", 0, 0, Rows(0, 3 * F_), [&] {
+      device_.ops().GluForward({.y = act,
+                                .gate = gate_up.Columns(0, F_),
+                                .up = gate_up.Columns(F_, F_),
+                                .activation = GluActivation::kGelu});
+    });
+    Time("gelu backward", 0, 0, Rows(0, 5 * F_), [&] {
+      device_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
+                                 .dup = dgate_up.Columns(F_, F_),
+                                 .dy = act,
+                                 .gate = gate_up.Columns(0, F_),
+                                 .up = gate_up.Columns(F_, F_),
+                                 .activation = GluActivation::kGelu});
+    });
+  }
   // Ops of the paper family's blocks (inner width 2 * width), not part of the step that is added up; a copy
   // shows what memory allows.
   void PaperOps() {
@@ -256,6 +349,64 @@ class Bench {
       device_.ops().BlockLinearBackward(
           {.dx = dx, .dweight = dweight, .dy = dy, .x = x, .weight = weight, .num_blocks = num_blocks});
     });
+  }
+
+  // The sLSTM cell at the model's width and heads, not part of the step that is added up: over the tokens,
+  // and one token of every sequence (generation).
+  void Slstm() {
+    const int64_t width = D_ / NH_ * NH_, head = D_ / NH_;
+    const SlstmShape shapes[] = {{.B = batch_, .T = std::max<int64_t>(N_ / batch_, 1), .NH = NH_, .D = head},
+                                 {.B = batch_, .T = 1, .NH = NH_, .D = head}};
+    const Tensor R = New(compute_, {4 * width, head}), bias = New(wide_, {4 * width}),
+                 dR = New(wide_, {4 * width, head}), dbias = New(wide_, {4 * width});
+    device_.ops().Fill({.y = R, .value = 0.01});  // gradients neither grow nor vanish
+    for (const SlstmShape& shape : shapes) {
+      const int64_t rows = shape.B * shape.T;
+      const Tensor y = New(compute_, {rows, width}), wx = New(wide_, {rows, 4 * width}),
+                   gates = New(wide_, {rows, 4 * width}), c = New(wide_, {rows, width}),
+                   n = New(wide_, {rows, width}), m = New(wide_, {rows, width}),
+                   dy = New(compute_, {rows, width}), dwx = New(compute_, {rows, 4 * width});
+      const SlstmState state = {New(wide_, {shape.B, width}), New(wide_, {shape.B, width}),
+                                New(wide_, {shape.B, width}), New(wide_, {shape.B, width})};
+      for (const Tensor& start : {state.c, state.n}) device_.ops().Fill({.y = start, .value = 0});
+      const int64_t workspace_bytes = device_.ops().SlstmWorkspaceBytes(shape, compute_);
+      const Tensor workspace(device_.Allocate(workspace_bytes), DType::kU8, {workspace_bytes});
+      const double flops = 8.0 * static_cast<double>(rows * width * head);
+      const double row_bytes = static_cast<double>(rows * width);
+      const double R_bytes = static_cast<double>(R.num_bytes());
+      const bool step = shape.T == 1;
+      Time(step ? "slstm step" : "slstm", 0, flops,
+           row_bytes * static_cast<double>(11 * SizeOf(wide_) + SizeOf(compute_)) + R_bytes, [&] {
+             device_.ops().SlstmForward({.y = y,
+                                         .gates = gates,
+                                         .c = c,
+                                         .n = n,
+                                         .m = m,
+                                         .last = step ? state : SlstmState(),
+                                         .wx = wx,
+                                         .recurrent = R,
+                                         .bias = bias,
+                                         .initial = step ? state : SlstmState(),
+                                         .workspace = workspace,
+                                         .shape = shape});
+           });
+      if (step) continue;
+      Time("slstm backward", 0, 2 * flops,
+           row_bytes * static_cast<double>(6 * SizeOf(wide_) + 7 * SizeOf(compute_)) + 2 * R_bytes, [&] {
+             device_.ops().SlstmBackward({.dwx = dwx,
+                                          .drecurrent = dR,
+                                          .dbias = dbias,
+                                          .dy = dy,
+                                          .y = y,
+                                          .gates = gates,
+                                          .c = c,
+                                          .n = n,
+                                          .m = m,
+                                          .recurrent = R,
+                                          .workspace = workspace,
+                                          .shape = shape});
+           });
+    }
   }
 
   void Ends() {
@@ -324,7 +475,7 @@ class Bench {
 
   cpu::CpuDevice device_;
   const DType compute_, wide_;
-  const int64_t N_, D_, NH_, F_, V_, blocks_, repeats_;
+  const int64_t N_, D_, NH_, F_, V_, blocks_, repeats_, batch_;
   uint64_t streams_ = 0;
   std::vector<Timing> timings_;
 };
