@@ -56,7 +56,7 @@ void PrintFile(const TaskFileSpec& file, const TaskFileResult& result) {
   const double filled = static_cast<double>(result.filled_tokens) / static_cast<double>(result.num_tokens);
   absl::PrintF(
       "%s.{bin,idx,meta,labels}: %s problems of lengths %d to %d, %s answers, %s rows of %d tokens "
-      "(%.1f %% of them empty)\n",
+      "(%.1f %% empty)\n",
       file.prefix, Grouped(result.num_problems), file.task.min_length, file.task.max_length,
       Grouped(result.num_answers), Grouped(result.num_rows), result.row_tokens, 100 * filled);
 }

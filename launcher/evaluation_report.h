@@ -17,7 +17,7 @@ struct EvaluationReport {
   // Of the source that wrote the data, nats per token: the least mean loss there is. 0: not known.
   double source_entropy = 0;
   // A task's answers by the length of their problem; empty for text.
-  std::vector<LengthBucket> by_length;
+  std::vector<LengthBucket> by_length = {};
   double chance = 0;   // accuracy of the most frequent answer; 0: not known
   double seconds = 0;  // that the evaluation took
   // How far the loss is above the entropy, in percent of it. REQUIRES: source_entropy > 0.

@@ -97,6 +97,92 @@ TEST(DataCommand, WritesTextOfKnownEntropyThatCanBeBuilt) {
   EXPECT_NE(MustOpen(folder / "s_valid"), nullptr);
 }
 
+TEST(DataTaskCommand, MakesEveryTask) {
+  const TemporaryFolder folder;
+  const std::vector<std::pair<std::string, std::vector<std::string>>> tasks = {
+      {"parity", {}},
+      {"even_pairs", {}},
+      {"cycle_navigation", {"--modulus", "3"}},
+      {"modular_arithmetic", {}},
+      {"modular_arithmetic", {"--brackets", "--modulus", "7"}},
+      {"majority", {"--symbols", "5"}},
+      {"mqar",
+       {"--context", "32", "--pairs", "4", "--test_context", "64", "--test_pairs", "8", "--vocab", "64"}}};
+  int64_t vocabulary[] = {3, 3, 7, 10, 14, 6, 64};
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const std::string prefix = folder / ("t" + std::to_string(i));
+    std::vector<std::string> arguments = {"data",       "task", tasks[i].first,    "--output", prefix,
+                                          "--problems", "50",   "--test_problems", "20",       "--seed",
+                                          "4"};
+    arguments.insert(arguments.end(), tasks[i].second.begin(), tasks[i].second.end());
+    const Outcome outcome = Call(arguments);
+    EXPECT_EQ(outcome.exit_code, kExitOk) << outcome.err;
+    ExpectPrints(outcome.out,
+                 {prefix + "_train.{bin,idx,meta,labels}: 50 problems", "always the most frequent answer",
+                  "the first problem, its answers in brackets: ",
+                  "model { vocab_size: " + std::to_string(vocabulary[i]) + " }", "tokenizer: TASK"});
+    for (const char* split : {"_train", "_valid"}) {
+      const auto file = MustOpen(prefix + split);
+      ASSERT_NE(file, nullptr);
+      EXPECT_EQ(file->task()->name, tasks[i].first);
+      EXPECT_EQ(file->meta()->vocab_size, vocabulary[i]);
+      const Outcome inspected =
+          Call({"data", "inspect", prefix + split, "--sample", "1", "--sample_tokens", "400", "--verify"});
+      EXPECT_EQ(inspected.exit_code, kExitOk) << inspected.err;
+      ExpectPrints(inspected.out, {"task       " + tasks[i].first + " ", "--seed 4", "(.labels)", "] ",
+                                   "checksums of .bin, .idx and .labels are right"});
+    }
+  }
+  EXPECT_EQ(Call({"data", "task", "parity", "--output", folder / "t0"}).exit_code, kExitFailure);
+}
+
+TEST(DataTaskCommand, MakesTextOfKnownEntropy) {
+  const TemporaryFolder folder;
+  const Outcome outcome = Call({"data", "task", "markov", "--out", folder / "m", "--letters", "3000",
+                                "--test_letters", "1000", "--alphabet", "4", "--order", "1"});
+  EXPECT_EQ(outcome.exit_code, kExitOk) << outcome.err;
+  ExpectPrints(outcome.out, {"3,001 tokens", "entropy of the source: 0.889858", "tokenizer: BYTES"});
+  const Outcome inspected = Call({"data", "inspect", folder / "m_valid", "--sample", "1", "--verify"});
+  EXPECT_EQ(inspected.exit_code, kExitOk) << inspected.err;
+  ExpectPrints(inspected.out, {"task       markov --alphabet 4 --order 1", "entropy    0.889858"});
+}
+
+TEST(DataTaskCommand, SaysWhatIsWrong) {
+  const TemporaryFolder folder;
+  const auto refuse = [&](const std::vector<std::string>& more, const std::vector<std::string>& parts) {
+    std::vector<std::string> arguments = {"data", "task"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    arguments.insert(arguments.end(), {"--output", folder / "x"});
+    const Outcome outcome = Call(arguments);
+    EXPECT_EQ(outcome.exit_code, kExitUsage);
+    ExpectPrints(outcome.err, parts);
+    EXPECT_EQ(folder.NumFiles(), 0);
+  };
+  refuse({"parity", "--lengths", "40:3"}, {"shortest length 40 is above the longest 3"});
+  refuse({"parity", "--lengths", "3-40"}, {"--lengths 3-40", "3:40"});
+  refuse({"parity", "--test_lengths", "1:2:3"}, {"--test_lengths 1:2:3"});
+  refuse({"parity", "--test_lengths", "99999999999999999999"}, {"--test_lengths"});
+  refuse({"parity", "--lengths", "0:7"}, {"0 to 7"});
+  refuse({"parity", "--row_tokens", "41"}, {"rows of 41", "42 tokens"});
+  refuse({"parity", "--problems", "0"}, {"--problems"});
+  refuse({"cycle_navigation", "--modulus", "1"}, {"a modulus of 1"});
+  refuse({"mqar", "--context", "16"}, {"16"});
+  refuse({"mqar", "--vocab", "-5"}, {"a vocabulary of -5"});
+  refuse({"markov", "--alphabet", "27"}, {"27 letters"});
+  refuse({"markov", "--order", "9"}, {"order of 9"});
+  EXPECT_EQ(Call({"data", "task"}).exit_code, kExitUsage);
+  EXPECT_EQ(Call({"data", "task", "parity"}).exit_code, kExitUsage);
+}
+
+TEST(DataTaskCommand, HelpsWithExamples) {
+  for (const char* name :
+       {"parity", "even_pairs", "cycle_navigation", "modular_arithmetic", "majority", "mqar", "markov"}) {
+    const Outcome outcome = Call({"data", "task", name, "--help"});
+    EXPECT_EQ(outcome.exit_code, kExitOk);
+    ExpectPrints(outcome.out, {"Example", std::string("carousel data task ") + name, "--seed"});
+  }
+}
+
 TEST(DataCommand, SaysWhatIsWrongWithTheCommandLine) {
   const TemporaryFolder folder;
   EXPECT_EQ(Call({"data"}).exit_code, kExitUsage);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "core/data/loader.h"
 #include "core/data/markov_text.h"
@@ -49,21 +50,29 @@ TEST(TaskFile, HoldsEveryProblemWholeInItsRow) {
     EXPECT_EQ(file->num_documents(), 301);  // and the last begin
     const std::vector<int32_t> ids = AllTokens(*file);
     const std::vector<uint16_t> labels = AllLabels(*file);
-    int64_t filled = 0, answers = 0;
+    // Every problem once, whole, in any order.
+    std::multiset<std::vector<int32_t>> expected, found;
+    for (int64_t i = 0; i < 300; ++i) {
+      expected.insert(MakeProblem(spec.task, spec.seed, spec.split, i).ids);
+    }
+    int64_t filled = 0;
     for (int64_t d = 0; d < 300; ++d) {
-      const TaskProblem problem = MakeProblem(spec.task, spec.seed, spec.split, d);
-      const int64_t begin = file->DocumentBegin(d), size = static_cast<int64_t>(problem.ids.size());
-      ASSERT_EQ(begin / R, (begin + size - 1) / R) << "problem " << d << " is cut";
-      ASSERT_TRUE(std::equal(problem.ids.begin(), problem.ids.end(), ids.begin() + begin));
-      ASSERT_TRUE(std::equal(problem.labels.begin(), problem.labels.end(), labels.begin() + begin));
-      for (int64_t t = begin + size; t < begin + file->DocumentLength(d); ++t, ++filled) {
+      const int64_t begin = file->DocumentBegin(d), end = begin + file->DocumentLength(d);
+      const auto answer = std::find_if(labels.begin() + begin, labels.begin() + end,
+                                       [](uint16_t label) { return label > 0; });
+      const int64_t size = answer - labels.begin() - begin + 1;
+      ASSERT_LE(begin + size, end);
+      ASSERT_EQ(begin / R, (begin + size - 1) / R) << "document " << d << " is cut";
+      EXPECT_EQ(*answer, size - 2);  // without the begin and the answer
+      found.insert(std::vector<int32_t>(ids.begin() + begin, ids.begin() + begin + size));
+      for (int64_t t = begin + size; t < end; ++t, ++filled) {
         ASSERT_EQ(ids[static_cast<size_t>(t)], kTaskBegin);
         ASSERT_EQ(labels[static_cast<size_t>(t)], 0);
       }
-      ++answers;
     }
+    EXPECT_EQ(found, expected);
     EXPECT_EQ(result.filled_tokens, filled);
-    EXPECT_EQ(result.num_answers, answers);
+    EXPECT_EQ(result.num_answers, 300);
     EXPECT_EQ(ids.back(), kTaskBegin);
     // Windows of whole rows: the target after a row is no answer.
     for (int64_t t = 0; t < file->num_tokens(); t += R) EXPECT_EQ(labels[static_cast<size_t>(t)], 0);

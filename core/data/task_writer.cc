@@ -31,39 +31,84 @@ absl::Status CheckFile(const TaskFileSpec& spec) {
                    "; use for example ", RoundUp(longest, kRowMultiple)));
 }
 
+// Lays problems into rows and writes those that are full enough.
+class RowPacker {
+ public:
+  RowPacker(int64_t row_tokens, TokenFileWriter& writer) : row_tokens_(row_tokens), writer_(writer) {}
+
+  // REQUIRES: the problem is not longer than a row.
+  absl::Status Add(TaskProblem problem) {
+    const int64_t tokens = static_cast<int64_t>(problem.ids.size());
+    // The open row that it fills best.
+    Row* best = nullptr;
+    for (Row& row : open_) {
+      if (row.left >= tokens && (best == nullptr || row.left < best->left)) best = &row;
+    }
+    if (best == nullptr) {
+      if (open_.size() == kOpenRows) {
+        const auto fullest = std::min_element(open_.begin(), open_.end(),
+                                              [](const Row& a, const Row& b) { return a.left < b.left; });
+        CAROUSEL_RETURN_IF_ERROR(Write(*fullest));
+        open_.erase(fullest);
+      }
+      open_.push_back({.left = row_tokens_});
+      best = &open_.back();
+    }
+    best->left -= tokens;
+    best->problems.push_back(std::move(problem));
+    return absl::OkStatus();
+  }
+  absl::Status Finish() {
+    for (const Row& row : open_) CAROUSEL_RETURN_IF_ERROR(Write(row));
+    open_.clear();
+    return absl::OkStatus();
+  }
+  int64_t num_rows() const { return num_rows_; }
+  int64_t filled_tokens() const { return filled_tokens_; }
+
+ private:
+  static constexpr size_t kOpenRows = 32;
+  struct Row {
+    int64_t left = 0;
+    std::vector<TaskProblem> problems = {};
+  };
+  absl::Status Write(const Row& row) {
+    ++num_rows_;
+    filled_tokens_ += row.left;
+    for (size_t i = 0; i < row.problems.size(); ++i) {
+      const TaskProblem& problem = row.problems[i];
+      CAROUSEL_RETURN_IF_ERROR(writer_.AppendLabelled(problem.ids, problem.labels));
+      if (i + 1 < row.problems.size()) writer_.CloseDocument();
+    }
+    const std::vector<int32_t> ids(static_cast<size_t>(row.left), kTaskBegin);
+    const std::vector<uint16_t> labels(static_cast<size_t>(row.left), 0);
+    CAROUSEL_RETURN_IF_ERROR(writer_.AppendLabelled(ids, labels));
+    writer_.CloseDocument();
+    return absl::OkStatus();
+  }
+
+  const int64_t row_tokens_;
+  TokenFileWriter& writer_;
+  std::vector<Row> open_;
+  int64_t num_rows_ = 0, filled_tokens_ = 0;
+};
+
 absl::StatusOr<TaskFileResult> WriteProblems(const TaskFileSpec& spec, TokenFileWriter& writer) {
   TaskFileResult result;
   result.row_tokens =
       spec.row_tokens > 0 ? spec.row_tokens : RoundUp(LongestProblem(spec.task), kRowMultiple);
   std::map<int32_t, int64_t> answers;  // how often each was right
-  int64_t left = 0;                    // of the row
-  // Fills the row and closes the last problem's document, if there is one.
-  const auto finish_row = [&]() -> absl::Status {
-    result.filled_tokens += left;
-    const std::vector<int32_t> ids(static_cast<size_t>(left), kTaskBegin);
-    const std::vector<uint16_t> labels(static_cast<size_t>(left), 0);
-    left = 0;
-    return writer.AppendLabelled(ids, labels);
-  };
+  RowPacker rows(result.row_tokens, writer);
   for (int64_t i = 0; i < spec.num_problems; ++i) {
-    const TaskProblem problem = MakeProblem(spec.task, spec.seed, spec.split, i);
-    const int64_t tokens = static_cast<int64_t>(problem.ids.size());
-    if (tokens > left) {
-      if (i > 0) CAROUSEL_RETURN_IF_ERROR(finish_row());
-      left = result.row_tokens;
-      ++result.num_rows;
-    }
-    if (i > 0) writer.CloseDocument();
-    CAROUSEL_RETURN_IF_ERROR(writer.AppendLabelled(problem.ids, problem.labels));
-    left -= tokens;
+    TaskProblem problem = MakeProblem(spec.task, spec.seed, spec.split, i);
     for (size_t t = 0; t < problem.ids.size(); ++t) {
       if (problem.labels[t] == 0) continue;
       ++answers[problem.ids[t]];
       ++result.num_answers;
     }
+    CAROUSEL_RETURN_IF_ERROR(rows.Add(std::move(problem)));
   }
-  CAROUSEL_RETURN_IF_ERROR(finish_row());
-  writer.CloseDocument();
+  CAROUSEL_RETURN_IF_ERROR(rows.Finish());
   const int32_t last_id = kTaskBegin;
   const uint16_t last_label = 0;
   CAROUSEL_RETURN_IF_ERROR(writer.AppendLabelled(std::span(&last_id, 1), std::span(&last_label, 1)));
@@ -73,6 +118,8 @@ absl::StatusOr<TaskFileResult> WriteProblems(const TaskFileSpec& spec, TokenFile
   for (const auto& [id, count] : answers) most_frequent = std::max(most_frequent, count);
   result.chance = static_cast<double>(most_frequent) / static_cast<double>(result.num_answers);
   result.num_problems = spec.num_problems;
+  result.num_rows = rows.num_rows();
+  result.filled_tokens = rows.filled_tokens();
   result.num_tokens = writer.num_tokens();
   return result;
 }

@@ -1,10 +1,10 @@
 // Problems of a task into token files: what `carousel data task` does.
 //
-// Problems are laid one after the other into rows of `row_tokens` tokens; one that does not fit into what is
-// left of a row begins the next, and the rest is filled with kTaskBegin. Windows that hold whole rows (see
-// TokenFile::CheckRows) so never cut a problem. A last kTaskBegin stands behind the last row, because a
-// window is one token longer than its inputs. Each problem is a document that begins with kTaskBegin; what
-// fills a row belongs to the problem before.
+// Problems are laid into rows of `row_tokens` tokens, each into the row that it fills best of a few that are
+// open; what stays empty is filled with kTaskBegin. Windows that hold whole rows (see TokenFile::CheckRows)
+// so never cut a problem. A last kTaskBegin stands behind the last row, because a window is one token longer
+// than its inputs. Each problem is a document that begins with kTaskBegin; what fills a row belongs to the
+// problem before.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -63,8 +63,9 @@ EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, Param
   for (int64_t i = begin; i < end; ++i) {
     source.Get(/*step=*/0, i, &batch);
     num_targets += batch.num_targets();
+    const LanguageModel::Input input = batch_.Load(device, batch);
     const Tensor correct = correct_.Rows(0, batch.B * batch.T);
-    model.ForwardLoss(device.ops(), sync, batch_.Load(device, batch), sums_.loss(), correct);
+    model.ForwardLoss(device.ops(), sync, input, sums_.loss(), correct);
     host_correct.resize(batch.targets.size());
     device.CopyToHost(host_correct.data(), correct.data, correct.num_bytes());
     counts.Add(batch, host_correct);
