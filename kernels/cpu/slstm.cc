@@ -74,14 +74,14 @@ void ForEachGroup(const SlstmDims& d, const SlstmKernels& kernels, const Scratch
 // or zeros.
 template <class T>
 void FillBefore(const SlstmBackwardArgs& a, T* y_before, ThreadPool& pool) {
-  const int64_t T_ = a.shape.T, width = a.shape.NH * a.shape.D;
-  pool.ParallelForBlocks(a.shape.B * T_, RowsPerTask(width), [&](int64_t begin, int64_t end) {
+  const int64_t tokens = a.shape.T, width = a.shape.NH * a.shape.D;
+  pool.ParallelForBlocks(a.shape.B * tokens, RowsPerTask(width), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       T* const row = y_before + n * width;
-      if (SlstmStarts(a.reset, n) || (n % T_ == 0 && !a.initial.y.defined())) {
+      if (SlstmStarts(a.reset, n) || (n % tokens == 0 && !a.initial.y.defined())) {
         std::fill_n(row, width, T(0.0f));
-      } else if (n % T_ == 0) {
-        const float* const y = a.initial.y.as<float>() + n / T_ * width;
+      } else if (n % tokens == 0) {
+        const float* const y = a.initial.y.as<float>() + n / tokens * width;
         for (int64_t e = 0; e < width; ++e) row[e] = static_cast<T>(y[e]);
       } else {
         std::memcpy(static_cast<void*>(row), a.y.as<T>() + (n - 1) * width, width * sizeof(T));

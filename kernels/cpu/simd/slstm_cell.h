@@ -31,15 +31,14 @@ CAROUSEL_INLINE VecF Log1pOfFraction(VecF x, VecF inverse) {
   return (e * 0.693359375f + y) + lost;
 }
 
-// The stabilised input and forget gate from d = raw^i - lambda and n before the token.
+// The stabilised input and forget gate from d = raw^i - lambda, n before the token and smaller = e^-|d|.
 struct SlstmInputForget {
-  [[gnu::always_inline]] SlstmInputForget(VecF d, VecF n) {
-    const VecF smaller = ExpOfNegative(d < 0.0f ? d : -d);
+  [[gnu::always_inline]] SlstmInputForget(VecF d, VecF n, VecF smaller) {
     input_wins = (n == 0.0f) | (d >= 0.0f);
     i = input_wins ? Broadcast(1.0f) : smaller;
     f = d < 0.0f ? Broadcast(1.0f) : smaller;
   }
-  VecI input_wins;  // m is raw^i, not lambda
+  VecI input_wins;  // i is 1, and m is raw^i, not lambda
   VecF i, f;
 };
 
@@ -65,23 +64,76 @@ CAROUSEL_INLINE SlstmBefore StateBefore(const SlstmDims& d, const Arrays& a, con
   return {a.initial.c + at, a.initial.n + at, a.initial.m + at};
 }
 
-// Asks for the memory of SlstmCellForward with these arguments. The rows of a group's sequences lie far
+// Asks for the memory that SlstmCellForward uses for one sequence. The rows of a group's sequences lie far
 // apart, so nothing else would fetch them in time.
 template <class T>
 CAROUSEL_INLINE void SlstmPrefetchForward(const SlstmDims& d, const SlstmForwardArrays& a, int64_t head,
-                                          int64_t first, int64_t count, int64_t t, int64_t panel) {
-  const int64_t unit = panel * kSlstmUnits, width = d.width();
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t row = (first + r) * d.T + t, at = row * width + head * d.D + unit;
-    const int64_t gates_at = row * 4 * width + head * d.D + unit;
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      __builtin_prefetch(a.wx + gates_at + gate * width);
-      if (a.gates != a.wx) __builtin_prefetch(a.gates + gates_at + gate * width);
+                                          int64_t b, int64_t t, int64_t panel) {
+  const int64_t row = b * d.T + t, width = d.width(), unit = head * d.D + panel * kSlstmUnits;
+  for (int64_t gate = 0; gate < 4; ++gate) {
+    __builtin_prefetch(a.wx + (row * 4 + gate) * width + unit);
+    if (a.gates != a.wx) __builtin_prefetch(a.gates + (row * 4 + gate) * width + unit);
+  }
+  __builtin_prefetch(a.c + row * width + unit);
+  __builtin_prefetch(a.n + row * width + unit);
+  __builtin_prefetch(a.m + row * width + unit);
+  __builtin_prefetch(static_cast<const T*>(a.y) + row * width + unit);
+}
+
+// Where one sequence's elements of a panel are.
+template <class T, class Operand>
+struct SlstmCellRow {
+  const float *raw, *wx;
+  const float *c0, *n0, *m0;  // before the token
+  float *gates, *c, *n, *m;
+  T* y;
+  Operand* operand;  // may be null
+};
+
+// Elements e, e + 1, .. of kRows sequences, side by side: one alone would wait for its own chain of
+// exponentials most of the time.
+template <int kRows, class T, class Operand, class Part>
+CAROUSEL_INLINE void SlstmCellUnits(const SlstmCellRow<T, Operand>* rows, const float* bias, int64_t width,
+                                    int64_t e, Part part) {
+  VecF raw[4][kRows], small[kRows], inverse[kRows], log_f[kRows], lambda[kRows], gap[kRows], smaller[kRows];
+  VecF z[kRows], o[kRows], c[kRows], n[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    for (int gate = 0; gate < 4; ++gate) {
+      raw[gate][r] =
+          (Load(rows[r].wx + gate * width + e, part) + Load(rows[r].raw + gate * kSlstmUnits + e)) +
+          Load(bias + gate * width + e, part);
     }
-    __builtin_prefetch(a.c + at);
-    __builtin_prefetch(a.n + at);
-    __builtin_prefetch(a.m + at);
-    __builtin_prefetch(static_cast<const T*>(a.y) + at);
+  }
+  // log sigmoid(raw^f) and sigmoid(-raw^f) from the same exponential
+  for (int r = 0; r < kRows; ++r) small[r] = ExpOfNegative(raw[1][r] < 0.0f ? raw[1][r] : -raw[1][r]);
+  for (int r = 0; r < kRows; ++r) inverse[r] = Reciprocal(small[r] + 1.0f);
+  for (int r = 0; r < kRows; ++r) {
+    log_f[r] = (raw[1][r] < 0.0f ? raw[1][r] : VecF{}) - Log1pOfFraction(small[r], inverse[r]);
+    lambda[r] = Load(rows[r].m0 + e, part) + log_f[r];
+    gap[r] = raw[0][r] - lambda[r];
+  }
+  for (int r = 0; r < kRows; ++r) o[r] = Sigmoid(raw[3][r]);
+  for (int r = 0; r < kRows; ++r) z[r] = Tanh(raw[2][r]);
+  for (int r = 0; r < kRows; ++r) smaller[r] = ExpOfNegative(gap[r] < 0.0f ? gap[r] : -gap[r]);
+  for (int r = 0; r < kRows; ++r) {
+    const VecF n0 = Load(rows[r].n0 + e, part);
+    const SlstmInputForget gate(gap[r], n0, smaller[r]);
+    // i z without a product where i is 1: a sum of two products could be fused in two ways
+    c[r] = gate.f * Load(rows[r].c0 + e, part) + (gate.input_wins ? z[r] : smaller[r] * z[r]);
+    n[r] = gate.f * n0 + gate.i;
+    Store(rows[r].m + e, gate.input_wins ? raw[0][r] : lambda[r], part);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const VecF y = o[r] * c[r] * Reciprocal(n[r]);
+    Store(rows[r].y + e, y, part);
+    if (rows[r].operand != nullptr)
+      Store(rows[r].operand + e, RoundedTo(static_cast<const T*>(nullptr), y), part);
+    Store(rows[r].c + e, c[r], part);
+    Store(rows[r].n + e, n[r], part);
+    Store(rows[r].gates + e, gap[r], part);
+    Store(rows[r].gates + width + e, raw[1][r] < 0.0f ? inverse[r] : small[r] * inverse[r], part);
+    Store(rows[r].gates + 2 * width + e, z[r], part);
+    Store(rows[r].gates + 3 * width + e, o[r], part);
   }
 }
 
@@ -89,45 +141,41 @@ CAROUSEL_INLINE void SlstmPrefetchForward(const SlstmDims& d, const SlstmForward
 // there is no next token. Not inlined: forward and step run the same instructions, so they give the same
 // bits.
 template <class T, class Operand>
-[[gnu::noinline]] static void SlstmCellForward(SlstmDims d, SlstmForwardArrays a, int64_t head, int64_t first,
-                                               int64_t count, int64_t t, int64_t panel, const float* raw,
-                                               Operand* operand) {
+[[gnu::noinline]] static void SlstmCellForward(const SlstmDims& d, const SlstmForwardArrays& a, int64_t head,
+                                               int64_t first, int64_t count, int64_t t, int64_t panel,
+                                               const float* raw, Operand* operand) {
   const int64_t unit = panel * kSlstmUnits, width = d.width();
   const int64_t units = d.D - unit < kSlstmUnits ? d.D - unit : kSlstmUnits;
   const float* const bias = a.bias + head * d.D + unit;
-  for (int64_t r = 0; r < count; ++r, raw += 4 * kSlstmUnits) {
+  const auto row_of = [&](int64_t r) {
     const int64_t row = (first + r) * d.T + t, at = row * width + head * d.D + unit;
-    const SlstmBefore before = StateBefore(d, a, a.m, head, first + r, t);
     const int64_t gates_at = row * 4 * width + head * d.D + unit;
-    ForEachVec(units, [&](int64_t e, auto part) {
-      const auto raw_of = [&](int64_t gate) {
-        return (Load(a.wx + gates_at + gate * width + e, part) + Load(raw + gate * kSlstmUnits + e)) +
-               Load(bias + gate * width + e, part);
-      };
-      const VecF raw_i = raw_of(0), raw_f = raw_of(1);
-      const VecF z = Tanh(raw_of(2)), o = Sigmoid(raw_of(3));
-      const VecF c0 = Load(before.c + unit + e, part), n0 = Load(before.n + unit + e, part);
-      // log sigmoid(raw^f) and sigmoid(-raw^f) from the same exponential
-      const VecF small = ExpOfNegative(raw_f < 0.0f ? raw_f : -raw_f), inverse = Reciprocal(small + 1.0f);
-      const VecF log_f = (raw_f < 0.0f ? raw_f : VecF{}) - Log1pOfFraction(small, inverse);
-      const VecF one_minus_f = raw_f < 0.0f ? inverse : small * inverse;
-      const VecF lambda = Load(before.m + unit + e, part) + log_f, gap = raw_i - lambda;
-      const SlstmInputForget gate(gap, n0);
-      const VecF c = gate.f * c0 + gate.i * z, n = gate.f * n0 + gate.i;
-      const VecF y = o * c * Reciprocal(n);
-      float* const kept = a.gates + gates_at + e;
-      Store(kept, gap, part);
-      Store(kept + width, one_minus_f, part);
-      Store(kept + 2 * width, z, part);
-      Store(kept + 3 * width, o, part);
-      Store(a.c + at + e, c, part);
-      Store(a.n + at + e, n, part);
-      Store(a.m + at + e, gate.input_wins ? raw_i : lambda, part);
-      Store(static_cast<T*>(a.y) + at + e, y, part);
-      if (operand != nullptr) {
-        Store(operand + r * d.Dp + unit + e, RoundedTo(static_cast<const T*>(nullptr), y), part);
-      }
-    });
+    const SlstmBefore before = StateBefore(d, a, a.m, head, first + r, t);
+    return SlstmCellRow<T, Operand>{raw + r * 4 * kSlstmUnits,
+                                    a.wx + gates_at,
+                                    before.c + unit,
+                                    before.n + unit,
+                                    before.m + unit,
+                                    a.gates + gates_at,
+                                    a.c + at,
+                                    a.n + at,
+                                    a.m + at,
+                                    static_cast<T*>(a.y) + at,
+                                    operand == nullptr ? nullptr : operand + r * d.Dp + unit};
+  };
+  // the panel that is made next
+  const bool last = panel + 1 == d.num_panels();
+  const int64_t next_t = last ? t + 1 : t, next_panel = last ? 0 : panel + 1;
+  for (int64_t r = 0; r < count; r += 2) {
+    for (int64_t ahead = r; ahead < r + 2 && ahead < count && next_t < d.T; ++ahead)
+      SlstmPrefetchForward<T>(d, a, head, first + ahead, next_t, next_panel);
+    if (r + 1 < count) {
+      const SlstmCellRow<T, Operand> rows[2] = {row_of(r), row_of(r + 1)};
+      ForEachVec(units, [&](int64_t e, auto part) { SlstmCellUnits<2>(rows, bias, width, e, part); });
+    } else {
+      const SlstmCellRow<T, Operand> row = row_of(r);
+      ForEachVec(units, [&](int64_t e, auto part) { SlstmCellUnits<1>(&row, bias, width, e, part); });
+    }
   }
 }
 
@@ -166,7 +214,8 @@ CAROUSEL_INLINE void SlstmCellBackward(const SlstmDims& d, const SlstmBackwardAr
   ForEachVec(d.D, [&](int64_t e, auto part) {
     const float* const kept = a.gates + gates_at + e;
     const VecF n0 = Load(before.n + e, part), c0 = Load(before.c + e, part);
-    const SlstmInputForget gate(Load(kept, part), n0);
+    const VecF gap = Load(kept, part);
+    const SlstmInputForget gate(gap, n0, ExpOfNegative(gap < 0.0f ? gap : -gap));
     const VecF one_minus_f = Load(kept + width, part), z = Load(kept + 2 * width, part),
                o = Load(kept + 3 * width, part);
     // Min and Max hand on a NaN in their second argument

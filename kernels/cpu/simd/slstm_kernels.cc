@@ -60,11 +60,6 @@ void Forward(const SlstmDims& d, const SlstmForwardArrays& a, const SlstmGroup& 
       for (int64_t e = 0; e < d.D; ++e) y[r * d.Dp + e] = 0;
     }
     for (int64_t panel = 0; panel < d.num_panels(); ++panel) {
-      const bool last = panel + 1 == d.num_panels();
-      if (!last || t + 1 < d.T) {
-        SlstmPrefetchForward<T>(d, a, group.head, group.first, group.count, last ? t + 1 : t,
-                                last ? 0 : panel + 1);
-      }
       products.Gates(d, raw, y, group.packed + panel * d.panel_floats());
       SlstmCellForward<T>(d, a, group.head, group.first, group.count, t, panel, raw, next_y);
     }
