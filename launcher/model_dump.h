@@ -43,4 +43,8 @@ absl::Status ForEachParamValue(const ReferenceDump& dump, const ModelDump& model
 // The values of one tensor of the reference, in its order, from get(index) of its parameters.
 std::vector<double> TensorValues(const ModelDump& model, const PackageTensor& tensor,
                                  const std::function<std::vector<double>(int)>& get);
+
+// Multiplies every value by 1 + relative or 1 - relative: a change as small as one draw of rounding, to see
+// what a dump makes of it.
+void ChangeSlightly(double relative, std::vector<double>* values);
 }  // namespace carousel

@@ -79,13 +79,13 @@ std::string SectionText(const DumpReport::Section& section, int width) {
     has_effect |= row.eps_effect.has_value();
   }
   if (reason_width > 0) reason_width = std::max(reason_width, std::string("allows for").size());
-  absl::StrAppendFormat(&text, "%-*s  %12s  %8s      ", width, "tensor", "relative L2", "bound");
+  absl::StrAppendFormat(&text, "%-*s  %12s  %8s        ", width, "tensor", "relative L2", "bound");
   absl::StrAppendFormat(&text, "%-*s", static_cast<int>(reason_width), reason_width > 0 ? "allows for" : "");
   if (has_effect) absl::StrAppendFormat(&text, "  %10s", "eps effect");
   absl::StripTrailingAsciiWhitespace(&text);
   text += "\n";
   for (const Comparison& row : section.rows) {
-    absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %-4s", width, row.name + Marks(row), row.error,
+    absl::StrAppendFormat(&text, "%-*s  %12.3e  %8.1e  %-4s  ", width, row.name + Marks(row), row.error,
                           row.bound, row.ok() ? "ok" : "FAIL");
     if (reason_width > 0) {
       absl::StrAppendFormat(&text, "%-*s", static_cast<int>(reason_width), row.allows_for);

@@ -39,7 +39,9 @@ absl::StatusOr<bool> RunVerify(const Options& options) {
 CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run) {
   CLI::App* command = app.add_subcommand("verify", "Compare with the numbers of the public implementation");
   const auto options = std::make_shared<Options>();
-  command->add_option("file", options->file, "Reference dump: an mLSTM cell, a model or a training curve")
+  command
+      ->add_option("file", options->file,
+                   "Reference dump: a cell (mLSTM, sLSTM), a model or a training curve")
       ->required()
       ->type_name("FILE.safetensors");
   command->add_option("--backend", options->backend, "Where to compute: cpu, or cuda:N")
@@ -57,9 +59,12 @@ CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run) {
       ->type_name("N")
       ->check(CLI::Range(int64_t{0}, int64_t{4096}));
   command->footer(
-      "Prints the relative L2 error of every tensor with its bound; exits 0 only if all are within theirs.\n"
+      "Prints the relative L2 error of every tensor with its bound and what the bound allows for; exits 0\n"
+      "only if all are within theirs. Bounds depend on the kind of dump and on dtypes, never on the "
+      "results.\n"
       "Examples:\n"
       "  carousel verify tests/golden/large_a.safetensors\n"
+      "  carousel verify tests/golden/v1_mixed.safetensors\n"
       "  carousel verify --dtype bf16 --chunk_length 32 tests/golden/mlstm_with_state.safetensors");
   command->callback([options, run] {
     *run = [options]() -> int {

@@ -1,6 +1,7 @@
 // `carousel verify` refuses dumps that it cannot compute, and names the field or the tensor.
 #include <cmath>
 
+#include "launcher/curve_optimizer.h"
 #include "tests/verify_testing.h"
 
 namespace carousel {
@@ -29,7 +30,7 @@ TEST(Verify, NamesTheFieldItCannotHonour) {
   ExpectRefused("large_a", "\"num_heads\"", [](EditableDump& d) { d.metadata["family"] = "xlstm_v1"; });
   ExpectRefused("large_a", "\"config\"", [](EditableDump& d) { d.metadata.erase("config"); });
   ExpectRefused("large_a", "\"precision\"", [](EditableDump& d) { d.metadata["precision"] = "tf32"; });
-  ExpectRefused("mlstm_zero_state", "\"slstm\"", [](EditableDump& d) { d.metadata["cell"] = "lstm"; });
+  ExpectRefused("mlstm_zero_state", "\"lstm\"", [](EditableDump& d) { d.metadata["cell"] = "lstm"; });
   ExpectRefused("mlstm_zero_state", "\"chunk\"", [](EditableDump& d) { d.metadata["cell"] = "slstm"; });
   ExpectRefused("mlstm_zero_state", "\"input_gate\"",
                 [](EditableDump& d) { d.metadata["input_gate"] = "relu"; });
@@ -81,12 +82,53 @@ TEST(Verify, NamesTheFieldOfAPaperConfigItCannotHonour) {
                 [](EditableDump& d) { d.metadata["shape"] = "(2, 4, 17, 9)"; });
   ExpectRefused("slstm_with_state", "\"clip\"", [](EditableDump& d) { d.metadata["clip"] = "1.0"; });
 }
-TEST(Verify, NamesTheRuleOfWeightDecayItDoesNotKnow) {
-  ExpectRefused("curve_v1_mixed", "2 or more dims", [](EditableDump& d) {
-    std::string& text = d.metadata["optimizer"];
-    const std::string rule = "on tensors of 2 or more dims, none on 1-d";
-    text.replace(text.find(rule), rule.size(), "on everything but norms");
-  });
+// Each change makes words of which the refused ones must be quoted.
+TEST(Verify, NamesTheWordsOfAnOptimizerItDoesNotKnow) {
+  const struct {
+    const char *from, *to, *quoted;
+  } changes[] = {
+      {"on tensors of 2 or more dims, none on 1-d", "on everything but norms", "2 or more dims"},
+      {"none on 1-d", "none on 1-d and embeddings", "and embeddings"},
+      {"no dropout", "dropout 0.1", "dropout 0.1"},
+      {"no dropout", "no dropout; amsgrad", "\"amsgrad\""},
+      {"no dropout", "no dropout, gradient noise 1e-3", "gradient noise 1e-3"},
+      {"global-norm clip 1.0", "value clip 1.0", "value"},
+      {"input tokens[s,:,:-1]", "input tokens[s,:,1:]", "input tokens"},
+      {"AdamW", "Lion", "AdamW"},
+      {"eps 1e-8, ", "", "eps E"},
+      {"decoupled weight decay 0.1 on tensors of 2 or more dims, none on 1-d", "", "no weight decay"},
+      {"betas 0.9 0.95", "betas 0.9 1.95", "below 1"}};
+  for (const auto& change : changes) {
+    ExpectRefused("curve_v1_mixed", change.quoted, [&](EditableDump& d) {
+      std::string& text = d.metadata["optimizer"];
+      ASSERT_NE(text.find(change.from), std::string::npos);
+      text.replace(text.find(change.from), std::string(change.from).size(), change.to);
+    });
+  }
+}
+TEST(CurveOptimizer, ReadsTheSameInOtherWords) {
+  for (const char* text :
+       {"AdamW, betas (0.9, 0.95), eps=1e-8, weight decay 0.1 on tensors of 2 or more dims, clip at 1",
+        "no dropout; clip 1.0; decoupled weight decay: 0.1 on tensors of 2 or more dims, none on 1-d; "
+        "eps 0.00000001; betas 0.9/0.95; ADAMW"}) {
+    EditableDump dump("curve_v1_mixed");
+    dump.metadata["optimizer"] = text;
+    const auto optimizer = dump.Read(ReadCurveOptimizer);
+    ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+    EXPECT_EQ(optimizer->adamw.beta1, 0.9) << text;
+    EXPECT_EQ(optimizer->adamw.beta2, 0.95) << text;
+    EXPECT_EQ(optimizer->adamw.eps, 1e-8) << text;
+    EXPECT_EQ(optimizer->adamw.weight_decay, 0.1) << text;
+    EXPECT_EQ(optimizer->adamw.clip_norm, 1) << text;
+    EXPECT_FALSE(optimizer->decay_all) << text;
+  }
+  EditableDump dump("curve_v1_mixed");
+  dump.metadata["optimizer"] = "AdamW betas 0.9 0.95 eps 1e-8 weight decay 0.2 on all tensors, no clipping";
+  const auto optimizer = dump.Read(ReadCurveOptimizer);
+  ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+  EXPECT_TRUE(optimizer->decay_all);
+  EXPECT_EQ(optimizer->adamw.weight_decay, 0.2);
+  EXPECT_EQ(optimizer->adamw.clip_norm, 0);
 }
 TEST(Verify, NamesTheTensorOfAPaperDumpThatIsMissingOrWrong) {
   const std::string cell = "xlstm_block_stack.blocks.1.xlstm.slstm_cell.";

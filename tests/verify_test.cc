@@ -108,8 +108,8 @@ TEST(Verify, OnlyModelsWithMlstmBlocksHaveAnEffectOfEps) {
   const auto mixed = VerifyFile(Golden("v1_mixed"), DType::kF64);
   ASSERT_TRUE(mixed.ok()) << mixed.status();
   ASSERT_EQ(mixed->sections.size(), 2u);
-  // The stabiliser matters: without it the dump is 1e-7 off, far beyond the bound.
-  EXPECT_GT(*mixed->Find("logits")->eps_effect, 3e-8);
+  // Without the stabiliser of the reference the dump is beyond its bounds.
+  EXPECT_GT(*mixed->Find("logits")->eps_effect, mixed->Find("logits")->bound);
   EXPECT_LT(*mixed->Find("logits")->eps_effect, 2e-6);
   for (const int block : {0, 2}) {
     const Comparison* h = mixed->Find(absl::StrCat("h of block ", block, ", worst token and head"));
@@ -121,14 +121,13 @@ TEST(Verify, OnlyModelsWithMlstmBlocksHaveAnEffectOfEps) {
   EXPECT_LE(mixed->Find("eps = 0: logits")->bound, 1e-8);
 }
 TEST(Verify, PaperCurvePassesInF64AndF32) {
-  ExpectPasses("curve_v1_mixed", DType::kF64);
-  ExpectPasses("curve_v1_mixed", DType::kF32);
   for (const auto& [dtype, bound] : {std::pair{DType::kF64, 1e-6}, std::pair{DType::kF32, 1e-4}}) {
     const auto report = VerifyFile(Golden("curve_v1_mixed"), dtype);
     ASSERT_TRUE(report.ok()) << report.status();
-    for (const DumpReport::Section& section : report->sections) {
-      EXPECT_LE(section.rows[0].bound, bound) << section.rows[0].name;
-    }
+    EXPECT_TRUE(report->ok()) << report->ToText();
+    EXPECT_LE(report->sections[0].rows[0].bound, bound);
+    // What training here computes is that near as well, though it is not held to it in every dump.
+    EXPECT_LE(report->sections[1].rows[0].error, bound);
   }
 }
 
@@ -218,10 +217,17 @@ TEST(Verify, FailsOnWrongNumbersOfAnSlstmCell) {
 TEST(Verify, FailsOnWrongNumbersOfAPaperCurve) {
   EditableDump dump("curve_v1_mixed");
   dump.values<double>("losses")[39] *= 1 + 1e-5;
-  EXPECT_FALSE(dump.Verify(DType::kF64)->ok());
-  EditableDump weights("curve_v1_mixed");
-  weights.Scale<double>("final.xlstm_block_stack.blocks.1.xlstm.slstm_cell._recurrent_kernel_", 1.001);
-  EXPECT_FALSE(weights.Verify(DType::kF64)->ok());
+  const std::string kernel = "final.xlstm_block_stack.blocks.1.xlstm.slstm_cell._recurrent_kernel_";
+  dump.Scale<double>(kernel, 1 + 1e-5);
+  const auto report = dump.Verify(DType::kF64);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_FALSE(report->ok());
+  // The first section is the one with the bounds of f64.
+  for (const Comparison& row : report->sections[0].rows) {
+    EXPECT_EQ(row.ok(),
+              row.name != "losses (largest of all steps)" && row.name != "losses" && row.name != kernel)
+        << row.name;
+  }
 }
 
 // The same numbers in the order of the reference's cuda backend.

@@ -68,11 +68,21 @@ struct EditableDump {
     config[field] = value;
     metadata["config"] = config.dump();
   }
-  absl::StatusOr<DumpReport> Verify(DType dtype) const {
+  // Writes it to a file and calls read(the dump).
+  template <class Fn>
+  auto Read(const Fn& read) const {
     const TempDir temp;
     const std::string path = temp.path() + "/dump.safetensors";
     WriteSafetensors(path, tensors, metadata);
-    return VerifyFile(path, dtype);
+    const auto dump = ReferenceDump::Open(path);
+    CAROUSEL_CHECK_MSG(dump.ok(), dump.status().ToString());
+    return read(*dump);
+  }
+  absl::StatusOr<DumpReport> Verify(DType dtype) const {
+    return Read([&](const ReferenceDump& dump) {
+      const auto device = CpuDevice();
+      return carousel::Verify(dump, {.dtype = dtype}, *device);
+    });
   }
 };
 }  // namespace carousel::testing
