@@ -114,7 +114,7 @@ LayerContext LanguageModel::MakeContext(Ops& ops, const Input& input) const {
   CAROUSEL_CHECK_LE(T, std::max(bound_.T, bound_.longest_T));
   CAROUSEL_CHECK_LE(B * T, bound_.N());
   CAROUSEL_CHECK_SHAPE(input.ids, {B * T});
-  CAROUSEL_CHECK(!input.targets.defined() || input.targets.HasShape({B * T}));
+  CAROUSEL_CHECK(!input.targets.defined() || input.rows.defined() || input.targets.HasShape({B * T}));
   CAROUSEL_CHECK(!input.resets.defined() || input.resets.HasShape({B * T}));
   return {.ops = ops,
           .params = params_,
@@ -183,23 +183,50 @@ void LanguageModel::BackwardOutNorm(const LayerContext& ctx) {
 
 void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor loss_sum, bool backward,
                              Tensor correct) {
-  const int64_t N = ctx.N(), chunk = head_.logits.dim[0];
+  const int64_t N = ctx.N();
+  const Tensor all_u = head_.u.Rows(0, N);
+  if (!input.rows.defined()) {
+    HeadLossOf(ctx, all_u, input.targets, loss_sum, backward ? head_.du.Rows(0, N) : Tensor(), correct);
+    return;
+  }
+  // The tokens with a target, taken together. delta_ and dx_ are free between the out norm's two passes.
+  CAROUSEL_CHECK_MSG(train_, "bound for inference");
+  const int64_t n = input.rows.of_targets.dim[0];
+  CAROUSEL_CHECK(n < N && input.rows.to_targets.HasShape({N}));
+  if (n > 0) {
+    const Tensor wide = dx_.Rows(0, n), u = delta_.Rows(0, n);
+    ctx.ops.EmbeddingForward({.y = wide, .weight = all_u, .ids = input.rows.of_targets});
+    ctx.ops.Cast({.y = u, .x = wide});
+    HeadLossOf(ctx, u, input.targets, loss_sum, backward ? u : Tensor(), correct);
+  }
+  if (!backward) return;
+  // Each token takes its gradient from there, or that of token n, zero.
+  ctx.ops.Fill({.y = delta_.Rows(n, 1), .value = 0});
+  const Tensor dx = dx_.Rows(0, N);
+  ctx.ops.EmbeddingForward({.y = dx, .weight = delta_.Rows(0, n + 1), .ids = input.rows.to_targets});
+  ctx.ops.Cast({.y = head_.du.Rows(0, N), .x = dx});
+}
+
+void LanguageModel::HeadLossOf(const LayerContext& ctx, Tensor u, Tensor targets, Tensor loss_sum, Tensor du,
+                               Tensor correct) {
+  const int64_t N = u.dim[0], chunk = head_.logits.dim[0];
   const Tensor weight = params_.Weight(head_weight_);
   for (int64_t begin = 0; begin < N; begin += chunk) {
     const int64_t n = std::min(chunk, N - begin);
-    const Tensor u = head_.u.Rows(begin, n), logits = head_.logits.Rows(0, n);
-    const Tensor dlogits = backward ? head_.dlogits.Rows(0, n) : Tensor();
-    ctx.ops.Matmul({.c = logits, .a = u, .b = weight, .transpose_b = true});
+    const Tensor rows = u.Rows(begin, n), logits = head_.logits.Rows(0, n);
+    const Tensor dlogits = du.defined() ? head_.dlogits.Rows(0, n) : Tensor();
+    ctx.ops.Matmul({.c = logits, .a = rows, .b = weight, .transpose_b = true});
     ctx.ops.CrossEntropy({.loss = head_.loss.Rows(begin, n),
                           .dlogits = dlogits,
                           .logits = logits,
-                          .targets = input.targets.Rows(begin, n),
+                          .targets = targets.Rows(begin, n),
                           .correct = correct.defined() ? correct.Rows(begin, n) : Tensor(),
                           .soft_cap = spec_.logit_soft_cap});
-    if (!backward) continue;
-    ctx.ops.Matmul({.c = head_.du.Rows(begin, n), .a = dlogits, .b = weight});
+    if (!du.defined()) continue;
+    // The weight's gradient first: du may take the place of u.
     ctx.ops.Matmul(
-        {.c = params_.Grad(head_weight_), .a = dlogits, .b = u, .transpose_a = true, .accumulate = true});
+        {.c = params_.Grad(head_weight_), .a = dlogits, .b = rows, .transpose_a = true, .accumulate = true});
+    ctx.ops.Matmul({.c = du.Rows(begin, n), .a = dlogits, .b = weight});
   }
   ctx.ops.SumExactly({.sum = loss_sum, .x = head_.loss.Rows(0, N)});
 }

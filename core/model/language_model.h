@@ -36,6 +36,13 @@ class LanguageModel {
     Tensor targets = {};   // (B*T) i32; negative = none. Needed where a loss is computed
     Tensor resets = {};    // (B*T) u8, optional
     int64_t B = 0, T = 0;  // 0: as bound. B*T must not exceed what was bound, T not the longest bound T
+    // Where few tokens have a target, logits of the others need not be computed. REQUIRES: bound with train.
+    struct Rows {
+      Tensor of_targets;  // (n) i32, ascending: the tokens that have a target, 0 <= n < B*T
+      Tensor to_targets;  // (B*T) i32: which of these the token is, or n
+      bool defined() const { return to_targets.defined(); }
+    };
+    Rows rows = {};  // if defined, `targets` is (n), and so is `correct` of ForwardLoss
     // The key of this pass's dropout masks: a function of seed, step and micro-batch, so that masks depend on
     // neither rank nor world size. None: dropout is off.
     std::optional<uint64_t> dropout_key = {};
@@ -72,8 +79,11 @@ class LanguageModel {
   // Embedding, blocks, out norm: fills head_.u. states: null, or one per block, continued in place.
   void ForwardTrunk(const LayerContext&, ParamSync*, const Input&, const std::vector<LayerState>* states);
   void ForwardOutNorm(const LayerContext&);
-  // Logits and loss in chunks of loss_chunk_tokens; backward: also head_.du and the head's weight gradient.
+  // Logits and loss; backward: also head_.du and the head's weight gradient.
   void HeadLoss(const LayerContext&, const Input&, Tensor loss_sum, bool backward, Tensor correct);
+  // The same for u (n, D) compute and its targets (n), in chunks of loss_chunk_tokens. du (n, D) compute out,
+  // may be u; undefined: no backward.
+  void HeadLossOf(const LayerContext&, Tensor u, Tensor targets, Tensor loss_sum, Tensor du, Tensor correct);
   void BackwardOutNorm(const LayerContext&);
   // logits (n, V) wide = soft-capped head of u (n, D), which may have a row stride.
   void Logits(const LayerContext&, Tensor logits, Tensor u) const;

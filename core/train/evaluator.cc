@@ -10,13 +10,17 @@ namespace {
 // targets of no problem.
 class Counts {
  public:
+  // correct: for every token, or only for those that have a target.
   void Add(const Batch& batch, const std::vector<uint8_t>& correct) {
+    const bool all = correct.size() == batch.targets.size();
+    size_t next = 0;
     for (size_t i = 0; i < batch.targets.size(); ++i) {
       if (batch.targets[i] < 0) continue;
       const size_t length = batch.lengths.empty() ? 0 : batch.lengths[i];
       if (values_.size() < 2 * length + 2) values_.resize(2 * length + 2, 0);
       ++values_[2 * length];
-      values_[2 * length + 1] += correct[i] != 0;
+      values_[2 * length + 1] += correct[all ? i : next] != 0;
+      ++next;
     }
   }
   // Adds up all ranks' counts: integers, so the same for every number of ranks.
@@ -64,9 +68,9 @@ EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, Param
     source.Get(/*step=*/0, i, &batch);
     num_targets += batch.num_targets();
     const LanguageModel::Input input = batch_.Load(device, batch);
-    const Tensor correct = correct_.Rows(0, batch.B * batch.T);
+    const Tensor correct = correct_.Rows(0, input.targets.dim[0]);
     model.ForwardLoss(device.ops(), sync, input, sums_.loss(), correct);
-    host_correct.resize(batch.targets.size());
+    host_correct.resize(static_cast<size_t>(correct.dim[0]));
     device.CopyToHost(host_correct.data(), correct.data, correct.num_bytes());
     counts.Add(batch, host_correct);
   }
