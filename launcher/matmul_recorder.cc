@@ -1,54 +1,23 @@
 #include "launcher/matmul_recorder.h"
 
+#include "launcher/forwarding_ops.h"
+
 namespace carousel {
 
-class MatmulRecorder::RecordingOps final : public Ops {
+class MatmulRecorder::RecordingOps final : public ForwardingOps {
  public:
-  explicit RecordingOps(Ops& ops) : ops_(ops) {}
+  using ForwardingOps::ForwardingOps;
 
   void Matmul(const MatmulArgs& a) override {
     if (recording) calls.push_back(a);
     ops_.Matmul(a);
   }
-  void Fill(const FillArgs& a) override { ops_.Fill(a); }
-  void Cast(const CastArgs& a) override { ops_.Cast(a); }
-  void Add(const AddArgs& a) override { ops_.Add(a); }
-  void ColumnSum(const ColumnSumArgs& a) override { ops_.ColumnSum(a); }
-  void EmbeddingForward(const EmbeddingForwardArgs& a) override { ops_.EmbeddingForward(a); }
-  void EmbeddingBackward(const EmbeddingBackwardArgs& a) override { ops_.EmbeddingBackward(a); }
-  void RmsNormForward(const RmsNormForwardArgs& a) override { ops_.RmsNormForward(a); }
-  void RmsNormBackward(const RmsNormBackwardArgs& a) override { ops_.RmsNormBackward(a); }
-  void SoftCapForward(const SoftCapForwardArgs& a) override { ops_.SoftCapForward(a); }
-  void SoftCapBackward(const SoftCapBackwardArgs& a) override { ops_.SoftCapBackward(a); }
-  int64_t MlstmWorkspaceBytes(const MlstmShape& shape, DType compute) const override {
-    return ops_.MlstmWorkspaceBytes(shape, compute);
+  void Replay() {
+    for (const MatmulArgs& a : calls) ops_.Matmul(a);
   }
-  void MlstmForward(const MlstmForwardArgs& a) override { ops_.MlstmForward(a); }
-  void MlstmBackward(const MlstmBackwardArgs& a) override { ops_.MlstmBackward(a); }
-  void HeadNormGateForward(const HeadNormGateForwardArgs& a) override { ops_.HeadNormGateForward(a); }
-  void HeadNormGateBackward(const HeadNormGateBackwardArgs& a) override { ops_.HeadNormGateBackward(a); }
-  void LayerNormForward(const LayerNormForwardArgs& a) override { ops_.LayerNormForward(a); }
-  void LayerNormBackward(const LayerNormBackwardArgs& a) override { ops_.LayerNormBackward(a); }
-  void Dropout(const DropoutArgs& a) override { ops_.Dropout(a); }
-  void BlockLinearForward(const BlockLinearForwardArgs& a) override { ops_.BlockLinearForward(a); }
-  void BlockLinearBackward(const BlockLinearBackwardArgs& a) override { ops_.BlockLinearBackward(a); }
-  void CausalConvForward(const CausalConvForwardArgs& a) override { ops_.CausalConvForward(a); }
-  void CausalConvBackward(const CausalConvBackwardArgs& a) override { ops_.CausalConvBackward(a); }
-  int64_t SlstmWorkspaceBytes(const SlstmShape& shape, DType compute) const override {
-    return ops_.SlstmWorkspaceBytes(shape, compute);
-  }
-  void SlstmForward(const SlstmForwardArgs& a) override { ops_.SlstmForward(a); }
-  void SlstmBackward(const SlstmBackwardArgs& a) override { ops_.SlstmBackward(a); }
-  void GluForward(const GluForwardArgs& a) override { ops_.GluForward(a); }
-  void GluBackward(const GluBackwardArgs& a) override { ops_.GluBackward(a); }
-  void CrossEntropy(const CrossEntropyArgs& a) override { ops_.CrossEntropy(a); }
-  void AdamW(const AdamWArgs& a) override { ops_.AdamW(a); }
-  void SquaredNorm(const SquaredNormArgs& a) override { ops_.SquaredNorm(a); }
-  void SumExactly(const ExactSumArgs& a) override { ops_.SumExactly(a); }
 
   bool recording = false;
   std::vector<MatmulArgs> calls;
-  Ops& ops_;
 };
 
 MatmulRecorder::MatmulRecorder(Device& device)
@@ -68,7 +37,5 @@ double MatmulRecorder::flops() const {
   return flops;
 }
 
-void MatmulRecorder::Replay() {
-  for (const MatmulArgs& a : ops_->calls) ops_->ops_.Matmul(a);
-}
+void MatmulRecorder::Replay() { ops_->Replay(); }
 }  // namespace carousel
