@@ -40,8 +40,9 @@ double AddStabiliserPath(const StabiliserPathArgs& args);
 // from m_0 = -infinity and with gradients through m. Everything else is passed on.
 class ParallelFormOps final : public ForwardingOps {
  public:
-  // For the mLSTM cells of this model on batches of B sequences of T tokens; places 1 + 1/B of a cell's
-  // states and outputs on the device, which must outlive this. Nothing if the model has no mLSTM.
+  // For the mLSTM cells of this model on batches of B sequences of T tokens. Places the state and the outputs
+  // of one cell on the device, which must outlive this; nothing if the model has no mLSTM. If there is no
+  // room, ok() is false and nothing else may be called.
   ParallelFormOps(const ModelSpec& spec, DType compute, int64_t B, int64_t T, Device& device);
   bool ok() const { return memory_->ok(); }
   int64_t needed_bytes() const { return memory_->needed_bytes(); }
