@@ -116,9 +116,10 @@ absl::Status BenchStep(const BenchOptions& options) {
 
   const double tokens = static_cast<double>(run.global_batch * run.sequence_length);
   std::printf(
-      "step    %lld blocks, %lld wide, %lld heads, vocabulary %lld, %lld x %lld tokens, %s, %lld threads\n",
-      static_cast<long long>(run.model.num_blocks), static_cast<long long>(run.model.embedding_dim),
-      static_cast<long long>(run.model.num_heads), static_cast<long long>(run.model.vocab_size),
+      "step    %s, %lld blocks (%zu sLSTM), %lld wide, %lld heads, vocabulary %lld, %lld x %lld tokens, %s, %lld threads\n",
+      run.model.family == Family::kPaper ? "paper family" : "large family",
+      static_cast<long long>(run.model.num_blocks), run.model.slstm_at.size(),
+      static_cast<long long>(run.model.embedding_dim), static_cast<long long>(run.model.num_heads), static_cast<long long>(run.model.vocab_size),
       static_cast<long long>(run.global_batch), static_cast<long long>(run.sequence_length),
       NameOf(run.compute), static_cast<long long>(threads));
   // Warm up (library primitives are made at first use), then remember one step's matmuls.
@@ -176,6 +177,7 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
       "Examples:\n"
       "  carousel bench step\n"
       "  carousel bench step --set train.compute=F32 --steps 20\n"
+      "  carousel bench step --config configs/bench_paper_1to1.textproto\n"
       "  carousel bench step --config configs/demo_bytes.textproto --threads 1");
   step->callback([options, run] {
     *run = [options] {
