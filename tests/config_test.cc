@@ -75,6 +75,28 @@ TEST(Config, AGivenVocabularyIsKeptAndOnlyTheDefaultIsPadded) {
   Says(SetError("data.tokenizer=NONE"), "model.vocab_size is required with data.tokenizer=NONE");
 }
 
+TEST(Config, ATaskNamesItsVocabularyAndHasNoText) {
+  const absl::StatusOr<RunSpec> run = Load(kSmall, {"data.tokenizer=TASK", "model.vocab_size=3"});
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->tokenizer, TokenizerKind::kTask);
+  EXPECT_EQ(run->model.vocab_size, 3);
+  Says(SetError("data.tokenizer=TASK"), "model.vocab_size is required with data.tokenizer=TASK");
+  Says(ErrorOf(kSmall, {"data.tokenizer=TASK", "model.vocab_size=3", "sample.every_steps=5"}),
+       "sample.every_steps needs a tokenizer");
+  Says(SetError("data.tokenizer=TASKS"), "did you mean TASK?");
+}
+
+TEST(Config, ValidationWindowsMayHaveALengthOfTheirOwn) {
+  EXPECT_EQ(Load(kSmall)->eval_sequence_length, 256);
+  EXPECT_EQ(Load(kSmall, {"data.sequence_length=64"})->eval_sequence_length, 64);
+  const absl::StatusOr<RunSpec> run = Load(kSmall, {"eval.sequence_length=4096"});
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->eval_sequence_length, 4096);
+  EXPECT_EQ(run->sequence_length, 256);
+  EXPECT_EQ(Load(run->resolved_text)->eval_sequence_length, 4096);
+  Says(SetError("eval.sequence_length=0"), "eval.sequence_length=0 is not between 1 and");
+}
+
 TEST(Config, AGivenFfnDimWinsOverTheDefaultFactor) {
   const absl::StatusOr<RunSpec> run = Load(kSmall, {"model.ffn_dim=100"});
   ASSERT_TRUE(run.ok()) << run.status();
