@@ -399,7 +399,8 @@ class Ops {
   virtual void LayerNormBackward(const LayerNormBackwardArgs&) = 0;
   virtual void SoftCapForward(const SoftCapForwardArgs&) = 0;
   virtual void SoftCapBackward(const SoftCapBackwardArgs&) = 0;
-  // Bytes of scratch that MlstmForward and MlstmBackward need. A pure function of its arguments.
+  // Bytes of scratch that MlstmForward and MlstmBackward need. A pure function of its arguments; a smaller B
+  // or T needs no more. The same holds for SlstmWorkspaceBytes.
   virtual int64_t MlstmWorkspaceBytes(const MlstmShape&, DType compute) const = 0;
   virtual void MlstmForward(
       const MlstmForwardArgs&) = 0;  // T == 1 with states in and out is the generation step

@@ -327,7 +327,7 @@ TEST(LanguageModelDeathTest, RejectsUseAgainstItsContract) {
   Batch batch = RandomBatch(kB, kT, TinySpec().vocab_size, /*seed=*/12, false);
   EXPECT_DEATH(LossAndGradients(*bound, batch), "");
   Batch longer = RandomBatch(1, kT + 1, TinySpec().vocab_size, /*seed=*/12, false);
-  EXPECT_DEATH(Loss(*bound, longer), "T <= T_");
+  EXPECT_DEATH(Loss(*bound, longer), "T <= bound_.longest_T");
   ModelSpec uneven = TinySpec();
   uneven.num_heads = 4;
   ParamStore params(DType::kF32, 1, 0);

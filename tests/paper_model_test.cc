@@ -1,6 +1,7 @@
 // Language models with sLSTM mixers and of the paper family.
 #include "core/model/language_model.h"
 
+#include "core/model/generator.h"
 #include "tests/layer_testing.h"
 
 namespace carousel {
@@ -206,32 +207,56 @@ TEST(PaperModel, Bf16LosesTheBitsItLacksAndNoMore) {
   }
 }
 
-TEST(PaperModel, LongerSequencesThanTrainedOnAreEvaluatedInTheSameMemory) {
+// Shorter sequences than trained on are more of them, which costs the cells more workspace.
+TEST(PaperModel, SequencesOfAnotherLengthThanTrainedOnAreEvaluatedInTheSameMemory) {
   const auto device = CpuDevice();
-  const ModelSpec spec = TinyPaperSpec();
-  constexpr int64_t kLong = 40;
-  ParamStore params(DType::kF64, 1, 0);
-  LanguageModel model(spec, params, false);
-  const DeviceMemory memory(*device, [&](Arena& arena) {
-    params.Bind(arena, false);
-    params.BindGradients(arena);
-    model.Bind(arena, device->ops(), kB, kT, /*train=*/true, kLong);
-  });
-  testing::RandomizeWeights(params);
-  Batch batch = RandomBatch(1, kLong, spec.vocab_size, /*seed=*/14, true);
-  ExactSum sum;
-  std::vector<uint8_t> correct(kLong, 7);
-  model.ForwardLoss(device->ops(), nullptr, InputOf(batch), Tensor(&sum, DType::kI64, {kExactSumElems}),
-                    Tensor(correct.data(), DType::kU8, {kLong}));
+  ModelSpec mlstm_only = TinyPaperSpec();
+  mlstm_only.slstm_at = {};
+  for (const ModelSpec& spec : {TinySpec(), mlstm_only, TinyPaperSpec()}) {
+    for (const int64_t evaluation_T : {1, 2, 5, 11, 40}) {
+      SCOPED_TRACE(evaluation_T);
+      const int64_t B = std::max<int64_t>(1, kB * kT / evaluation_T), N = B * evaluation_T;
+      ParamStore params(DType::kF32, 1, 0);
+      LanguageModel model(spec, params, false);
+      const DeviceMemory memory(*device, [&](Arena& arena) {
+        params.Bind(arena, false);
+        params.BindGradients(arena);
+        model.Bind(arena, device->ops(), kB, kT, /*train=*/true, evaluation_T);
+      });
+      testing::RandomizeWeights(params);
+      Batch batch = RandomBatch(B, evaluation_T, spec.vocab_size, /*seed=*/14, true);
+      ExactSum sum;
+      std::vector<uint8_t> correct(static_cast<size_t>(N), 7);
+      model.ForwardLoss(device->ops(), nullptr, InputOf(batch), Tensor(&sum, DType::kI64, {kExactSumElems}),
+                        Tensor(correct.data(), DType::kU8, {N}));
 
-  BoundModel expected(spec, {.compute = DType::kF64, .B = 1, .T = kLong}, *device);
-  testing::RandomizeWeights(expected);
-  EXPECT_EQ(sum.ToDouble(), Loss(expected, batch));
-  const std::vector<double> logits = AllLogits(expected, batch);
-  for (int64_t n = 0; n < kLong; ++n) {
-    const auto row = logits.begin() + n * spec.vocab_size;
-    const int64_t best = std::max_element(row, row + spec.vocab_size) - row;
-    EXPECT_EQ(correct[static_cast<size_t>(n)], best == batch.targets[static_cast<size_t>(n)]) << n;
+      BoundModel expected(spec, {.compute = DType::kF32, .B = B, .T = evaluation_T}, *device);
+      testing::RandomizeWeights(expected);
+      EXPECT_EQ(sum.ToDouble(), Loss(expected, batch));
+      const std::vector<double> logits = AllLogits(expected, batch);
+      for (int64_t n = 0; n < N; ++n) {
+        const auto row = logits.begin() + n * spec.vocab_size;
+        const int64_t best = std::max_element(row, row + spec.vocab_size) - row;
+        EXPECT_EQ(correct[static_cast<size_t>(n)], best == batch.targets[static_cast<size_t>(n)]) << n;
+      }
+    }
+  }
+}
+
+TEST(PaperModel, WideHeadsGenerateFromAModelBoundForLongPieces) {
+  const auto device = CpuDevice();
+  ModelSpec spec = TinyPaperSpec();
+  spec.num_blocks = 1;
+  spec.slstm_at = {0};
+  spec.embedding_dim = 384;
+  spec.slstm_num_heads = 1;
+  for (const DType compute : {DType::kF32, DType::kBF16}) {
+    BoundModel bound(spec, {.compute = compute, .B = 1, .T = 64}, *device);
+    testing::RandomizeWeights(bound);
+    Generator generator(bound.model(), *device);
+    generator.Reset();
+    generator.Feed(std::vector<int32_t>(64, 3));
+    EXPECT_EQ(generator.Feed({5}).size(), static_cast<size_t>(spec.vocab_size));
   }
 }
 }  // namespace

@@ -1,6 +1,6 @@
-// Gated feed-forward: y = dropout((act(x W_gate^T) * (x W_up^T)) W_down^T), each map with a bias if has_ffn_bias().
-// act is SiLU in the large family and GELU in the paper family.
-// Column-split (gate, up), then row-split (down).
+// Gated feed-forward: y = dropout((act(x W_gate^T) * (x W_up^T)) W_down^T), each map with a bias if
+// has_ffn_bias(). act is SiLU in the large family and GELU in the paper family. Column-split (gate, up), then
+// row-split (down).
 #pragma once
 #include <string>
 

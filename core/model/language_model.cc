@@ -71,9 +71,10 @@ Block::Mode LanguageModel::mode() const {
   return spec_.recompute == Recompute::kRecompute ? Block::Mode::kRecompute : Block::Mode::kSave;
 }
 
-void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t longest_T) {
+void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train,
+                         int64_t evaluation_T) {
   CAROUSEL_CHECK(B > 0 && T > 0);
-  bound_ = {.B = B, .T = T, .longest_T = longest_T};
+  bound_ = {.B = B, .T = T, .evaluation_T = evaluation_T};
   const DType compute = params_.compute(), wide = params_.wide();
   const int64_t N = bound_.N(), D = spec_.embedding_dim, V = spec_.vocab_size;
   const int64_t chunk = std::min(spec_.loss_chunk_tokens, N);
@@ -111,7 +112,7 @@ std::vector<LayerState> LanguageModel::BindStates(Arena& arena, int64_t B) const
 LayerContext LanguageModel::MakeContext(Ops& ops, const Input& input) const {
   CAROUSEL_CHECK_MSG(B_ > 0, "use before Bind");
   const int64_t B = input.B > 0 ? input.B : B_, T = input.T > 0 ? input.T : T_;
-  CAROUSEL_CHECK_LE(T, std::max(bound_.T, bound_.longest_T));
+  CAROUSEL_CHECK_LE(T, bound_.longest_T());
   CAROUSEL_CHECK_LE(B * T, bound_.N());
   CAROUSEL_CHECK_SHAPE(input.ids, {B * T});
   CAROUSEL_CHECK(!input.targets.defined() || input.rows.defined() || input.targets.HasShape({B * T}));

@@ -25,9 +25,9 @@ class LanguageModel {
   LanguageModel(const ModelSpec& spec, ParamStore& params, bool decay_embedding);
 
   // Places activations for at most B*T tokens in sequences of at most T. train: also what backward needs.
-  // `ops` gives workspace sizes. longest_T > T: passes without gradients may have sequences up to this long,
-  // max(B*T, longest_T) tokens in all.
-  void Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t longest_T = 0);
+  // `ops` gives workspace sizes. evaluation_T > 0: passes without gradients may also have sequences of this
+  // length, as many as make up max(B*T, evaluation_T) tokens.
+  void Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t evaluation_T = 0);
   int64_t bound_B() const { return B_; }
   int64_t bound_T() const { return T_; }
 

@@ -72,9 +72,7 @@ struct ModelSpec {
   int64_t head_dim_qk() const { return qk_dim / num_heads; }
   int64_t head_dim_v() const { return v_dim / num_heads; }
   int64_t slstm_head_dim() const { return embedding_dim / slstm_num_heads; }
-  bool is_slstm(int64_t block) const {
-    return std::binary_search(slstm_at.begin(), slstm_at.end(), block);
-  }
+  bool is_slstm(int64_t block) const { return std::binary_search(slstm_at.begin(), slstm_at.end(), block); }
   bool has_ffn_bias() const { return family == Family::kLarge ? use_bias : ffn_bias; }
   // Norm weights are stored as scale - 1.
   bool residual_norm_weights() const { return family == Family::kPaper; }

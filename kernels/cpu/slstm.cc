@@ -95,8 +95,14 @@ int64_t CpuOps::SlstmWorkspaceBytes(const SlstmShape& shape, DType compute) cons
   CheckSlstmShape(shape, compute);
   int64_t bytes = SlstmReferenceWorkspaceBytes(shape, compute);
   if (compute == DType::kF64) return bytes;
-  for (const bool backward : {false, true})
-    bytes = std::max(bytes, Scratch({}, DimsOf(shape), compute, backward).needed_bytes);
+  // One token takes a path of its own, which a caller with room for T tokens may take as well.
+  SlstmShape step = shape;
+  step.T = 1;
+  for (const bool backward : {false, true}) {
+    for (const SlstmShape& s : {shape, step}) {
+      bytes = std::max(bytes, Scratch({}, DimsOf(s), compute, backward).needed_bytes);
+    }
+  }
   return bytes;
 }
 
