@@ -3,9 +3,15 @@
 
 namespace carousel {
 
-// From now on SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 (what Slurm sends before a time limit) only set a
-// flag. A second SIGINT ends the process at once, in case it does not come to look at the flag.
+// From now on SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 (what Slurm sends before a time limit) are only
+// noted. A second SIGINT, after StopRequested has seen the first, ends the process at once, in case it does
+// not come to look again.
+//
+// Call it before threads are started: this thread and those that it starts do not take these signals at all,
+// so no handler runs in the middle of an op. That matters: a handler that ran on top of oneDNN's AVX-512
+// kernels left the heap corrupted in about a third of all runs; they seem to keep data below the stack
+// pointer, where a handler's frame goes.
 void InstallStopSignals();
-// True once one of them has arrived. Any thread may ask.
+// True once one of them has arrived. Asked by the thread that called InstallStopSignals.
 bool StopRequested();
 }  // namespace carousel

@@ -68,6 +68,17 @@ train --run_dir parts >log_parts 2>&1 || { cat log_parts; fail "the second part"
 diff <(evaluations one) <(evaluations parts) || fail "accuracies differ after going on"
 grep -q "^accuracy by length of the problem at step 8" log_parts || fail "no table after going on"
 
+# A signal in mid-step, whatever the kernels are doing, ends the run in good order.
+for pause in 0.4 0.5 0.6 0.7 0.8 0.9; do
+  rm -rf signalled
+  train --run_dir signalled --set train.steps=1000000 --set eval.every_steps=0 --set schedule.peak_lr=0 >log_signalled 2>&1 &
+  process=$!
+  sleep "$pause"
+  kill -TERM "$process"
+  wait "$process" || { cat log_signalled; fail "a run stopped by a signal after $pause s fails"; }
+  grep -q "stopped by a signal" log_signalled || { cat log_signalled; fail "the signal was not noticed"; }
+done
+
 # What does not fit.
 says 'rows of 32 tokens.*data.sequence_length=96' train --run_dir r --set data.sequence_length=80
 says 'rows of 48 tokens.*eval.sequence_length=96' train --run_dir r --set eval.sequence_length=64
