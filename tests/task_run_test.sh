@@ -71,7 +71,8 @@ grep -q "^accuracy by length of the problem at step 8" log_parts || fail "no tab
 # A signal in mid-step, whatever the kernels are doing, ends the run in good order.
 for pause in 0.4 0.5 0.6 0.7 0.8 0.9; do
   rm -rf signalled
-  train --run_dir signalled --set train.steps=1000000 --set eval.every_steps=0 --set schedule.peak_lr=0 >log_signalled 2>&1 &
+  "$carousel" train --config parity.textproto --run_dir signalled --set train.steps=1000000 --set eval.every_steps=0 \
+    --set schedule.peak_lr=0 >log_signalled 2>&1 &
   process=$!
   sleep "$pause"
   kill -TERM "$process"
