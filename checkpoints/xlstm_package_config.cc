@@ -119,6 +119,8 @@ void ReadSlstm(const Json& object, FieldProblems* problems, PackageConfig* confi
                    "below 1 the package's backend cuda also clips the outputs of the cell with it, which are "
                    "between -1 and 1: not in this version");
   }
+  // With the cut there is no gradient left to limit.
+  if (spec.slstm_gradient_cut) spec.slstm_gradient_clip = 0;
   fields.RefuseOthers("_");
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -42,9 +43,11 @@ absl::StatusOr<PackageConfig> ParsePackageConfig(const std::string& json_text, c
 // that names every setting it has not.
 absl::Status CheckExpressibleInPackage(const ModelSpec& spec);
 
-// The text of config.json: what dacite.from_dict(xLSTMLMModelConfig, ...) reads. Settings of training that
-// the package has not (dropout of the embedding at a rate of its own, a limit on the recurrent gradient, ...)
-// are left out: they do not change what a trained model computes. REQUIRES:
+// Settings of training that config.json cannot express, each as a line "model.<field> = <value>: <what it
+// says instead>". They do not change what a trained model computes; whoever exports tells the user.
+std::vector<std::string> SettingsThePackageLacks(const ModelSpec& spec);
+
+// The text of config.json: what dacite.from_dict(xLSTMLMModelConfig, ...) reads. REQUIRES:
 // CheckExpressibleInPackage(config.spec).ok().
 std::string PackageConfigJson(const PackageConfig& config);
 }  // namespace carousel

@@ -138,6 +138,32 @@ absl::Status CheckExpressibleInPackage(const ModelSpec& spec) {
                                                     absl::StrJoin(problems, "\n  ")));
 }
 
+std::vector<std::string> SettingsThePackageLacks(const ModelSpec& spec) {
+  std::vector<std::string> result;
+  if (spec.embedding_dropout > 0 && spec.embedding_dropout != spec.dropout) {
+    result.push_back(absl::StrCat("model.embedding_dropout = ", spec.embedding_dropout,
+                                  ": none there, it knows only the rate of model.dropout"));
+  }
+  if (HasMlstm(spec)) {
+    if (spec.igate_bias_init != 0 || spec.igate_bias_std != kPackageIgateBiasStd) {
+      result.push_back(absl::StrCat("model.igate_bias_init = ", spec.igate_bias_init, ", igate_bias_std = ",
+                                    spec.igate_bias_std, ": 0 and ", kPackageIgateBiasStd, " there"));
+    }
+    if (spec.normalizer_gradient != NormalizerGradient::kExact) {
+      result.push_back("model.normalizer_gradient = FROZEN: exact there");
+    }
+  }
+  if (spec.slstm_at.empty()) return result;
+  if (spec.slstm_gradient_clip > 0 && spec.slstm_gradient_clip < 1) {
+    result.push_back(absl::StrCat("model.slstm_gradient_clip = ", spec.slstm_gradient_clip,
+                                  ": none there, where a value below 1 would clip the cell's outputs too"));
+  }
+  if (spec.slstm_bias_init == SlstmBiasInit::kZero) {
+    result.push_back("model.slstm_bias_init = ZEROS: small_init there");
+  }
+  return result;
+}
+
 std::string PackageConfigJson(const PackageConfig& config) {
   const ModelSpec& spec = config.spec;
   CAROUSEL_CHECK(CheckExpressibleInPackage(spec).ok());

@@ -30,13 +30,6 @@ void CheckUnused(const ModelConfig& model, const Origins& origins, Problems* pro
 }
 
 void CheckSlstmBlocks(const ModelConfig& model, const Origins& origins, Problems* problems) {
-  if (model.slstm_all() && model.slstm_at_size() > 0) {
-    problems->Add(
-        origins, "model.slstm_all",
-        "model.slstm_all=true and model.slstm_at say which blocks are sLSTM blocks; give one of the "
-        "two only");
-    return;
-  }
   std::map<int64_t, int> first_of;
   for (int i = 0; i < model.slstm_at_size(); ++i) {
     const int64_t block = model.slstm_at(i);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "checkpoints/file_system.h"
 #include "checkpoints/hf_export.h"
+#include "checkpoints/xlstm_package_config.h"
 #include "checkpoints/xlstm_package_export.h"
 #include "core/base/status_macros.h"
 #include "core/text/hf_tokenizer_files.h"
@@ -176,6 +177,11 @@ absl::Status Export(const Options& options) {
               package ? "the package xlstm" : "Hugging Face Transformers");
   if (package && !source.spec.slstm_at.empty()) {
     std::printf("sLSTM weights in the layout of the backend %s\n", NameOf(card.slstm_backend));
+  }
+  if (package) {
+    for (const std::string& setting : SettingsThePackageLacks(source.spec)) {
+      std::printf("not in config.json, of use in training only: %s\n", setting.c_str());
+    }
   }
   for (const std::string& file : result.files) std::printf("  %s\n", file.c_str());
   if (!source.text_is_bytes.ok()) {

@@ -59,14 +59,15 @@ std::string TrainingSection(const ModelSource& source) {
                         run.schedule.peak_lr, run.adamw.beta1, run.adamw.beta2, run.adamw.weight_decay,
                         run.adamw.clip_norm);
   absl::StrAppendFormat(&text, "- arithmetic: %s, master weights f32\n", NameOf(run.compute));
+  const char* unit = run.tokenizer == TokenizerKind::kTask ? "answer" : "token";
   const Losses losses = ReadLosses(MetricsPath(source.run_dir), source.checkpoint.state.step);
   if (losses.train.has_value()) {
-    absl::StrAppendFormat(&text, "- training loss at step %d: %.4f nats per token\n", losses.train_step,
-                          *losses.train);
+    absl::StrAppendFormat(&text, "- training loss at step %d: %.4f nats per %s\n", losses.train_step,
+                          *losses.train, unit);
   }
   if (losses.validation.has_value()) {
-    absl::StrAppendFormat(&text, "- validation loss at step %d: %.4f nats per token", losses.validation_step,
-                          *losses.validation);
+    absl::StrAppendFormat(&text, "- validation loss at step %d: %.4f nats per %s", losses.validation_step,
+                          *losses.validation, unit);
     if (losses.bits_per_byte.has_value())
       absl::StrAppendFormat(&text, ", %.4f bits per byte", *losses.bits_per_byte);
     text += "\n";
@@ -131,6 +132,9 @@ std::string PackageUse(const ModelSource& source, const ModelCardOptions& option
                   options.context_length,
                   " tokens, `context_length` in config.json: the package allocates a mask of that size. The "
                   "weights have no such limit; a larger number there is allowed.\n");
+  for (const std::string& setting : SettingsThePackageLacks(source.spec)) {
+    absl::StrAppend(&text, "- Not in config.json, of use in training only: ", setting, ".\n");
+  }
   if (source.spec.slstm_at.empty()) return text;
   absl::StrAppend(&text, "- The sLSTM weights have the layout of the package's backend `",
                   NameOf(options.slstm_backend), "`, and config.json selects it. ");

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "tests/xlstm_package_testing.h"
@@ -111,13 +112,15 @@ TEST(PackageConfig, RoundTripsSettingsOfTraining) {
   ModelSpec spec = MixedPaperSpec();
   spec.slstm_bias_init = SlstmBiasInit::kStandard;
   spec.slstm_recurrent_init = RecurrentInit::kStandard;
-  spec.slstm_gradient_clip = 10;
-  spec.slstm_gradient_cut = true;
   spec.dropout = 0.1;
   spec.ffn_dropout = 0.2;
-  const auto config = ParsePackageConfig(PackageConfigJson({.spec = spec, .context_length = 1}), "c.json");
-  ASSERT_TRUE(config.ok()) << config.status();
-  ExpectEqualSpecs(config->spec, spec);
+  for (const bool cut : {false, true}) {
+    spec.slstm_gradient_cut = cut;
+    spec.slstm_gradient_clip = cut ? 0 : 10;
+    const auto config = ParsePackageConfig(PackageConfigJson({.spec = spec, .context_length = 1}), "c.json");
+    ASSERT_TRUE(config.ok()) << config.status();
+    ExpectEqualSpecs(config->spec, spec);
+  }
 }
 
 TEST(PackageConfig, WritesFactorsThatGiveEveryWidthAgain) {
@@ -295,6 +298,36 @@ TEST(CheckExpressibleInPackage, NamesWhatThePackageHasNot) {
   EXPECT_TRUE(Contains(refusal([](ModelSpec* s) { s->input_gate = InputGate::kSigmoid; }), "SIGMOID"));
   EXPECT_TRUE(Contains(refusal([](ModelSpec* s) { s->conv_kernel = 1; }), "conv_kernel"));
   EXPECT_TRUE(Contains(refusal([](ModelSpec* s) { s->slstm_conv_kernel = 1; }), "slstm_conv_kernel"));
+}
+
+TEST(SettingsThePackageLacks, NamesEverySettingThatIsLeftOut) {
+  ModelSpec spec = MixedPaperSpec();
+  EXPECT_EQ(SettingsThePackageLacks(spec), std::vector<std::string>{});
+  spec.dropout = spec.embedding_dropout = 0.1;
+  spec.slstm_gradient_clip = 1;
+  EXPECT_EQ(SettingsThePackageLacks(spec), std::vector<std::string>{});
+  spec.embedding_dropout = 0.3;
+  spec.slstm_gradient_clip = 0.5;
+  spec.slstm_bias_init = SlstmBiasInit::kZero;
+  spec.igate_bias_init = -2;
+  spec.normalizer_gradient = NormalizerGradient::kFrozen;
+  const std::vector<std::string> settings = SettingsThePackageLacks(spec);
+  ASSERT_EQ(settings.size(), 5u);
+  for (const char* field : {"embedding_dropout = 0.3", "slstm_gradient_clip = 0.5", "slstm_bias_init = ZEROS",
+                            "igate_bias_init = -2", "normalizer_gradient = FROZEN"}) {
+    EXPECT_TRUE(std::any_of(settings.begin(), settings.end(), [&](const std::string& setting) {
+      return Contains(setting, field);
+    })) << field;
+  }
+}
+
+TEST(PackageConfig, ACutGradientNeedsNoLimit) {
+  Json json = With("/slstm_block/slstm/gradient_recurrent_cut", true);
+  json["slstm_block"]["slstm"]["gradient_recurrent_clipval"] = 10;
+  const auto config = Parse(json);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(config->spec.slstm_gradient_cut);
+  EXPECT_EQ(config->spec.slstm_gradient_clip, 0);
 }
 }  // namespace
 }  // namespace carousel
