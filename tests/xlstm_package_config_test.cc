@@ -316,7 +316,7 @@ TEST(SettingsThePackageLacks, NamesEverySettingThatIsLeftOut) {
   for (const char* field : {"embedding_dropout = 0.3", "slstm_gradient_clip = 0.5", "slstm_bias_init = ZEROS",
                             "igate_bias_init = -2", "normalizer_gradient = FROZEN"}) {
     EXPECT_TRUE(std::any_of(settings.begin(), settings.end(), [&](const std::string& setting) {
-      return Contains(setting, field);
+      return setting.find(field) != std::string::npos;
     })) << field;
   }
 }
