@@ -3,11 +3,9 @@
 //
 // Conventions (stated here once):
 //  - N = B*T rows; activations are (N, width), token n = b*T + t, a head's columns side by side. Row strides
-//  are honoured
-//    where a member says "strided"; every other tensor is contiguous.
+//    are honoured where a member says "strided"; every other tensor is contiguous.
 //  - `compute` is the dtype of the model (f32, bf16 or f64), `wide` = WideOf(compute): sums, gates, states,
-//  the residual
-//    stream and weight gradients. Arithmetic inside an op is done in `wide` at least.
+//    the residual stream and weight gradients. Arithmetic inside an op is done in `wide` at least.
 //  - Outputs come first. Gradients of weights accumulate (+=). Gradients of activations overwrite (=).
 //  - An optional tensor is left default-constructed (rank 0).
 //  - Results do not depend on the number of threads, bit for bit.
@@ -19,7 +17,6 @@
 namespace carousel {
 
 // ---- memory and elementwise
-// ----------------------------------------------------------------------------------------
 struct FillArgs {
   Tensor y;  // any shape, any dtype
   double value;
@@ -34,9 +31,8 @@ struct AddArgs {
   Tensor b;
 };
 
-// ---- matrix multiplication
-// ----------------------------------------------------------------------------------------- c = op(a) op(b)
-// (+ c if accumulate) (+ bias added to every row). Sums in f32 (f64 for f64).
+// ---- matrix multiplication: c = op(a) op(b) (+ c if accumulate) (+ bias added to every row). Sums in f32
+// (f64 for f64).
 struct MatmulArgs {
   Tensor c;          // (M, N) strided, dtype compute or wide
   Tensor a;          // (M, K), or (K, M) if transpose_a; strided
@@ -52,7 +48,6 @@ struct ColumnSumArgs {
 };
 
 // ---- embedding
-// -----------------------------------------------------------------------------------------------------
 struct EmbeddingForwardArgs {
   Tensor y;       // (N, D) wide
   Tensor weight;  // (V, D) compute
@@ -64,9 +59,8 @@ struct EmbeddingBackwardArgs {
   Tensor ids;      // (N) i32
 };
 
-// ---- RMS norm over the model width, with the residual addition before it
-// ------------------------------------------------ s = x + delta;  y = s * rstd * weight (+ bias);  rstd =
-// 1/sqrt(mean(s^2) + eps). Zhang & Sennrich 2019.
+// ---- RMS norm over the model width, with the residual addition before it: s = x + delta;
+// y = s * rstd * weight (+ bias);  rstd = 1/sqrt(mean(s^2) + eps). Zhang & Sennrich 2019.
 struct RmsNormForwardArgs {
   Tensor y;           // (N, D) compute
   Tensor rstd;        // (N) wide, kept for backward
@@ -115,7 +109,6 @@ struct LayerNormBackwardArgs {
 };
 
 // ---- gate soft cap: y = cap * tanh(x / cap)
-// ---------------------------------------------------------------------------------
 struct SoftCapForwardArgs {
   Tensor y;    // wide, may alias x
   Tensor x;    // wide, same shape
@@ -129,7 +122,6 @@ struct SoftCapBackwardArgs {
 };
 
 // ---- mLSTM cell, chunkwise (arXiv:2405.04517; chunkwise form and gradients: core/README.md)
-// -----------------------------------
 enum class InputGate : uint8_t { kExponential, kSigmoid };
 enum class NormalizerGradient : uint8_t {
   kExact,
@@ -260,7 +252,7 @@ struct BlockLinearBackwardArgs {
   Tensor dy;          // (N, num_blocks*out) compute, strided
   Tensor x, weight;   // as forward
   int64_t num_blocks;
-  bool accumulate_dx = false;  // dx +=
+  bool accumulate_dx = false;  // dx +=. dx shares no memory with dy and x
 };
 
 // ---- causal depthwise convolution over time, then optionally SiLU
@@ -292,7 +284,7 @@ struct CausalConvBackwardArgs {
   Tensor x, weight, bias = {}, reset = {}, initial = {};  // as forward
   CausalConvShape shape;
   bool silu = true;
-  bool accumulate_dx = false;  // dx +=
+  bool accumulate_dx = false;  // dx +=. dx shares no memory with dy and x
 };
 
 // ---- sLSTM cell (arXiv:2405.04517), head-wise recurrence. Gate order i, f, z, o; per element of a head:
@@ -340,10 +332,8 @@ struct SlstmBackwardArgs {
       false;  // that gradient is dropped: no gradient through R y_{t-1} (dR is still computed)
 };
 
-// ---- loss over one chunk of tokens
-// ------------------------------------------------------------------------------------------------ z = cap *
-// tanh(logits / cap) (cap <= 0: z = logits); loss = logsumexp(z) - z[target]; dlogits = d(sum of
-// losses)/dlogits.
+// ---- loss over one chunk of tokens: z = cap * tanh(logits / cap) (cap <= 0: z = logits);
+// loss = logsumexp(z) - z[target];  dlogits = d(sum of losses)/dlogits.
 struct CrossEntropyArgs {
   Tensor loss;          // (n) wide out, 0 where the target is negative
   Tensor dlogits = {};  // (n, V) compute out, optional; zero rows where the target is negative
@@ -355,7 +345,6 @@ struct CrossEntropyArgs {
 };
 
 // ---- optimizer
-// --------------------------------------------------------------------------------------------------------------------
 // Loshchilov & Hutter 2019 on a flat range. g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2)
 // g^2; master -= lr * ( (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps) + weight_decay * master ). All
 // wide.
@@ -368,10 +357,9 @@ struct AdamWArgs {
   int64_t step;  // counts from 1
 };
 
-// ---- exact reductions (core/base/exact_sum.h)
-// --------------------------------------------------------------------------------------- Sums are
-// order-independent: equal bits however the elements were spread over calls and ranks, provided that calls of
-// SquaredNorm begin at multiples of kSquaredNormBlock within the same flat array.
+// ---- exact reductions (core/base/exact_sum.h). Sums are order-independent: equal bits however the elements
+// were spread over calls and ranks, provided that calls of SquaredNorm begin at multiples of
+// kSquaredNormBlock within the same flat array.
 constexpr int64_t kSquaredNormBlock = 1024;
 struct SquaredNormArgs {
   Tensor sum;  // (kExactSumElems) i64: sum += sum of x^2 (in blocks of kSquaredNormBlock, each block in f64,

@@ -77,7 +77,7 @@ void PrintTask(const TaskMeta& task) {
                  Grouped(task.num_problems), Grouped(task.row_tokens), task.chance);
   }
   if (task.entropy_nats_per_token > 0) {
-    absl::PrintF("  entropy    %.6f nats per token, the least mean loss of any model\n",
+    absl::PrintF("  entropy    %.6f nats per token, the least mean loss of any model over many texts\n",
                  task.entropy_nats_per_token);
   }
 }

@@ -131,8 +131,9 @@ absl::Status RunMarkov(const MarkovOptions& options) {
         "this text\n",
         files[i].prefix, Grouped(results[i].num_tokens), results[i].information_nats);
   }
-  absl::PrintF("entropy of the source: %.6f nats per letter, the least mean loss of any model\n",
-               results[0].entropy_nats);
+  absl::PrintF(
+      "entropy of the source: %.6f nats per letter, the least mean loss of any model over many texts\n",
+      results[0].entropy_nats);
   absl::PrintF(
       "for the config: data { tokenizer: BYTES train { path: \"%s\" } validation { path: \"%s\" } }\n",
       files[0].prefix, files[1].prefix);

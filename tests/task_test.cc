@@ -286,7 +286,7 @@ TEST(Task, RefusesWhatDoesNotExist) {
   task.num_symbols = 1;
   refuse(task, {"symbols of 1"});
   task = Spec(TaskKind::kMqar, 16, 16);
-  refuse(task, {"16 to 16", "between 17", "4 pairs"});
+  refuse(task, {"a context of 16", "between 17", "for example 64"});
   task.num_pairs = 4096;
   refuse(task, {"pairs of 4096", "between 1 and 4095"});
   task.vocab_size = 3;

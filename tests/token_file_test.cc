@@ -143,6 +143,14 @@ TEST(TokenFileWriter, LeavesNothingWithoutCommit) {
   EXPECT_EQ(folder.NumFiles(), 0);
 }
 
+TEST(TokenFileWriter, KeepsLabelsThatItWouldRemoveUnlessAsked) {
+  const TemporaryFolder folder;
+  std::ofstream(folder / "a.labels") << "precious";
+  ExpectError(TokenFileWriter::Create(folder / "a", ByteTokenizer(), {}).status(),
+              absl::StatusCode::kAlreadyExists, {folder / "a.labels", "--force"});
+  EXPECT_TRUE(std::filesystem::exists(folder / "a.labels"));
+}
+
 TEST(TokenFileWriter, ReplacesOnlyWhenAsked) {
   const TemporaryFolder folder;
   WriteDocuments(folder / "a", {"old"});

@@ -57,7 +57,8 @@ struct MarkovFileResult {
   double entropy_nats = 0;
   double information_nats = 0;  // of this text, per letter
 };
-// Token files of the byte tokenizer, one document each, without labels. All files or, on error, none.
+// Token files of the byte tokenizer, one document each, without labels. Every file is written in full under
+// another name before the first one takes its place; an error up to then leaves nothing behind.
 absl::StatusOr<std::vector<MarkovFileResult>> WriteMarkovFiles(const std::vector<MarkovFileSpec>& files,
                                                                bool overwrite);
 }  // namespace carousel

@@ -13,11 +13,11 @@ namespace {
 
 absl::Status CheckRange(const char* what, int64_t value, int64_t min, int64_t max, int64_t example) {
   if (value >= min && value <= max) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(what, " ", value, " is not between ", min, " and ", max, "; for example ", example));
+  return absl::InvalidArgumentError(absl::StrCat(what, " ", value, " is not between ", min, " and ", max,
+                                                 "; for example ", std::clamp(example, min, max)));
 }
 
-absl::Status CheckLengths(const TaskSpec& task, int64_t min, const std::string& why) {
+absl::Status CheckLengths(const TaskSpec& task, int64_t min) {
   if (task.min_length > task.max_length) {
     return absl::InvalidArgumentError(absl::StrCat("the shortest length ", task.min_length,
                                                    " is above the longest ", task.max_length,
@@ -25,7 +25,8 @@ absl::Status CheckLengths(const TaskSpec& task, int64_t min, const std::string& 
   }
   if (task.min_length < min || task.max_length > kMaxLabel) {
     return absl::InvalidArgumentError(absl::StrCat("lengths ", task.min_length, " to ", task.max_length,
-                                                   " are not between ", min, " and ", kMaxLabel, why));
+                                                   " are not between ", min, " and ", kMaxLabel,
+                                                   "; for example 3:40"));
   }
   return absl::OkStatus();
 }
@@ -55,13 +56,13 @@ absl::Status CheckTask(const TaskSpec& task) {
   switch (task.kind) {
     case TaskKind::kParity:
     case TaskKind::kEvenPairs:
-      return CheckLengths(task, 1, "");
+      return CheckLengths(task, 1);
     case TaskKind::kCycleNavigation:
       status = CheckRange("a modulus of", task.modulus, 2, kMaxModulus, 5);
-      return status.ok() ? CheckLengths(task, 1, "") : status;
+      return status.ok() ? CheckLengths(task, 1) : status;
     case TaskKind::kModularArithmetic:
       status = CheckRange("a modulus of", task.modulus, 2, kMaxModulus, 5);
-      if (status.ok()) status = CheckLengths(task, 1, "");
+      if (status.ok()) status = CheckLengths(task, 1);
       if (status.ok() && !task.brackets && task.min_length == task.max_length && task.min_length % 2 == 0) {
         status = absl::InvalidArgumentError(
             absl::StrCat("an expression without brackets has an odd number of tokens, so none has ",
@@ -70,16 +71,15 @@ absl::Status CheckTask(const TaskSpec& task) {
       return status;
     case TaskKind::kMajority:
       status = CheckRange("a number of symbols of", task.num_symbols, 2, kMaxSymbols, 63);
-      return status.ok() ? CheckLengths(task, 1, "") : status;
+      return status.ok() ? CheckLengths(task, 1) : status;
     case TaskKind::kMqar:
       status = CheckRange("a vocabulary of", task.vocab_size, 4, kMaxVocabulary, 8192);
       if (status.ok()) {
         status = CheckRange("a number of pairs of", task.num_pairs, 1, task.vocab_size / 2 - 1, 4);
       }
       if (!status.ok()) return status;
-      return CheckLengths(
-          task, 1 + 4 * task.num_pairs,
-          absl::StrCat(": a context holds the begin, ", task.num_pairs, " pairs and each of them once more"));
+      // The begin, the pairs and each of them once more.
+      return CheckRange("a context of", task.max_length, 1 + 4 * task.num_pairs, kMaxLabel, 64);
   }
   CheckFailed(__FILE__, __LINE__, "not a TaskKind");
 }

@@ -1,21 +1,18 @@
+// clang-format off
 // Tasks with a known answer: short problems over a few symbols, of which a program knows the answer. A model
 // is trained on some lengths and tested on others; what it can and cannot learn shows what its memory can do.
 //
-//   task                 problem of length n                                          answer
-//   parity               n bits                                                       the sum of the bits mod
-//   2 even_pairs           n bits                                                       1 if bits change an
-//   even number
-//                                                                                     of times (first =
-//                                                                                     last), else 0
-//   cycle_navigation     n moves: stay, +1, -1                                        the place on a cycle of
-//   `modulus`
-//                                                                                     places, from place 0
-//   modular_arithmetic   an expression of n tokens: numbers, + - * and, if wanted,    its value mod `modulus`
-//                        brackets; then "="
-//   majority             n symbols of `num_symbols`, one of them most frequent        that symbol
-//   mqar                 n - 1 tokens: pairs of key and value, then each key once     the value of each key,
-//   where it
-//                        more at some distance, random tokens between                 is asked
+//   task                 problem of length n                                     answer
+//   parity               n bits                                                  their sum mod 2
+//   even_pairs           n bits                                                  1 if they change an even
+//                                                                                number of times, else 0
+//   cycle_navigation     n moves: stay, +1, -1                                   the place on a cycle of
+//                                                                                `modulus` places, from 0
+//   modular_arithmetic   n tokens: numbers, + - * and, if wanted, brackets,      its value mod `modulus`
+//                        then "="
+//   majority             n symbols of `num_symbols`, one of them most frequent   that symbol
+//   mqar                 n - 1 tokens: pairs of key and value, then each key     the value of each key, where
+//                        once more at some distance, random tokens between       it is asked
 //
 // The first five follow Deletang et al. 2022 (arXiv:2207.02098) and the appendix of the xLSTM paper
 // (arXiv:2405.04517; vocabularies of 3, 3, 9, 10 or 12, and 64 ids by default). mqar, multi-query associative
@@ -23,6 +20,7 @@
 // key, where the model is asked for it, as everywhere in this program.
 //
 // A problem is a pure function of (task, seed, split, index).
+// clang-format on
 #pragma once
 #include <cstdint>
 #include <string>

@@ -142,19 +142,28 @@ TaskProblem ModularArithmetic(const TaskSpec& task, int64_t length, Draws& draws
 
 // Drawn again while two symbols are equally frequent.
 TaskProblem Majority(const TaskSpec& task, int64_t length, Draws& draws) {
-  std::vector<int32_t> symbols(static_cast<size_t>(length));
-  std::vector<int64_t> counts(static_cast<size_t>(task.num_symbols));
+  std::vector<int32_t> symbols(static_cast<size_t>(length)), sorted;
   while (true) {
-    std::fill(counts.begin(), counts.end(), 0);
-    for (int32_t& symbol : symbols) {
-      symbol = draws.IdBelow(task.num_symbols);
-      ++counts[static_cast<size_t>(symbol)];
+    for (int32_t& symbol : symbols) symbol = draws.IdBelow(task.num_symbols);
+    // The longest run of equal symbols, and how many are as long.
+    sorted = symbols;
+    std::sort(sorted.begin(), sorted.end());
+    int64_t most = 0, num_most = 0;
+    int32_t winner = 0;
+    for (auto run = sorted.begin(); run != sorted.end();) {
+      const auto end = std::upper_bound(run, sorted.end(), *run);
+      if (end - run > most) {
+        most = end - run;
+        num_most = 0;
+        winner = *run;
+      }
+      num_most += end - run == most;
+      run = end;
     }
-    const auto most = std::max_element(counts.begin(), counts.end());
-    if (std::count(counts.begin(), counts.end(), *most) > 1) continue;
+    if (num_most > 1) continue;
     Builder builder(length);
     for (const int32_t symbol : symbols) builder.Add(kFirstSymbol + symbol);
-    builder.AddAnswer(kFirstSymbol + static_cast<int32_t>(most - counts.begin()));
+    builder.AddAnswer(kFirstSymbol + winner);
     return builder.Take();
   }
 }

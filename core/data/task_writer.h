@@ -32,7 +32,8 @@ struct TaskFileResult {
   double chance = 0;          // share of the most frequent answer
 };
 
-// All files or, on error, none. InvalidArgument if a task is not one (CheckTask), there is no problem, or a
+// Every file is written in full under another name before the first one takes its place; an error up to then
+// leaves nothing behind. InvalidArgument if a task is not one (CheckTask), there is no problem, or a
 // row is shorter than the longest problem.
 absl::StatusOr<std::vector<TaskFileResult>> WriteTaskFiles(const std::vector<TaskFileSpec>& files,
                                                            bool overwrite);

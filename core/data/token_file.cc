@@ -239,9 +239,10 @@ absl::Status TokenFile::OpenLabels() {
   }
   if (!named && absl::IsNotFound(labels.status())) return absl::OkStatus();
   if (!named) {
-    return absl::DataLossError(absl::StrCat(LabelFile::PathOf(prefix_), " exists, but ", prefix_,
-                                            ".meta does not name it: the files do not belong together",
-                                            kRebuild));
+    return absl::DataLossError(
+        absl::StrCat(LabelFile::PathOf(prefix_), " exists, but ", prefix_,
+                     ".meta does not name it: the files do not belong together; move or remove ",
+                     LabelFile::PathOf(prefix_)));
   }
   CAROUSEL_RETURN_IF_ERROR(labels.status());
   labels_ = std::move(labels).value();

@@ -144,10 +144,12 @@ absl::StatusOr<std::unique_ptr<TokenFileWriter>> TokenFileWriter::Create(const s
   writer->metadata_ = std::make_unique<OutputFile>(prefix + ".meta");
   writer->idx_ = std::make_unique<OutputFile>(prefix + ".idx");
   std::error_code error;
-  for (const OutputFile* file : writer->Files()) {
-    if (!options.overwrite && std::filesystem::exists(file->path(), error)) {
-      return absl::AlreadyExistsError(absl::StrCat(
-          file->path(), " exists already; choose another output, or give --force to replace it"));
+  // Labels too where none are written: Commit removes them.
+  for (const char* end : {".bin", ".labels", ".meta", ".idx"}) {
+    const std::string path = prefix + end;
+    if (!options.overwrite && std::filesystem::exists(path, error)) {
+      return absl::AlreadyExistsError(
+          absl::StrCat(path, " exists already; choose another output, or give --force to replace it"));
     }
   }
   const std::filesystem::path folder = std::filesystem::path(prefix).parent_path();
