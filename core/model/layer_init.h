@@ -1,4 +1,5 @@
-// Initial distributions that several layers share (arXiv:2405.04517, arXiv:2503.13427), and states.
+// What several layers share: initial distributions (arXiv:2405.04517, arXiv:2503.13427), the mLSTM's shape,
+// states.
 #pragma once
 #include <cmath>
 
@@ -22,6 +23,19 @@ inline ParamInit IgateBiasInit(const ModelSpec& spec) {
     return {.rule = InitRule::kNormal, .a = spec.igate_bias_std, .b = spec.igate_bias_init};
   }
   return {.rule = InitRule::kConstant, .a = spec.igate_bias_init};
+}
+
+// The mLSTM cell of either family.
+inline MlstmShape MlstmShapeOf(const ModelSpec& spec, int64_t B, int64_t T) {
+  return {.B = B,
+          .T = T,
+          .NH = spec.num_heads,
+          .DHQK = spec.head_dim_qk(),
+          .DHV = spec.head_dim_v(),
+          .L = spec.chunk_length,
+          .input_gate = spec.input_gate,
+          .normalize = spec.input_gate == InputGate::kExponential || spec.normalize_sigmoid,
+          .eps = spec.cell_eps};
 }
 
 // Zero is the start state. Category "states".

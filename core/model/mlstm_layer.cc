@@ -38,17 +38,7 @@ MlstmLayer::MlstmLayer(const ModelSpec& spec, ParamStore& params, const std::str
   if (spec.use_bias) out_bias_ = vector("out_proj.bias", D, zero);
 }
 
-MlstmShape MlstmLayer::Shape(int64_t B, int64_t T) const {
-  return {.B = B,
-          .T = T,
-          .NH = spec_.num_heads,
-          .DHQK = spec_.head_dim_qk(),
-          .DHV = spec_.head_dim_v(),
-          .L = spec_.chunk_length,
-          .input_gate = spec_.input_gate,
-          .normalize = spec_.input_gate == InputGate::kExponential || spec_.normalize_sigmoid,
-          .eps = spec_.cell_eps};
-}
+MlstmShape MlstmLayer::Shape(int64_t B, int64_t T) const { return MlstmShapeOf(spec_, B, T); }
 
 MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute, const PassShape& shape,
                                     bool train) const {

@@ -43,17 +43,7 @@ MlstmPaperLayer::MlstmPaperLayer(const ModelSpec& spec, ParamStore& params, cons
   if (spec.use_bias) down_bias_ = vector("proj_down.bias", D, zero);
 }
 
-MlstmShape MlstmPaperLayer::Shape(int64_t B, int64_t T) const {
-  return {.B = B,
-          .T = T,
-          .NH = spec_.num_heads,
-          .DHQK = spec_.head_dim_qk(),
-          .DHV = spec_.head_dim_v(),
-          .L = spec_.chunk_length,
-          .input_gate = spec_.input_gate,
-          .normalize = spec_.input_gate == InputGate::kExponential || spec_.normalize_sigmoid,
-          .eps = spec_.cell_eps};
-}
+MlstmShape MlstmPaperLayer::Shape(int64_t B, int64_t T) const { return MlstmShapeOf(spec_, B, T); }
 
 CausalConvShape MlstmPaperLayer::ConvShape(int64_t B, int64_t T) const {
   return {.B = B, .T = T, .C = spec_.v_dim, .K = spec_.conv_kernel};
