@@ -1,0 +1,59 @@
+// Context: what every op of a device needs: the stream, the properties of the device, launching with errors
+// reported, scratch memory, and the matrix products of the vendor's library.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "kernels/cuda/device.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS {
+
+class MatmulEngine;  // matmul_engine.h
+
+struct DeviceInfo {
+  std::string name;
+  int compute_capability = 0;        // 80, 90, ...
+  int num_sms = 0;
+  int64_t max_shared_bytes = 0;      // per block, with opt-in
+  int64_t memory_bytes = 0;
+};
+
+// Reports a failed call of the CUDA runtime (`what`, e.g. "launch of RmsNormForwardKernel") with the rank and
+// the step, and aborts. Returns at once on success.
+void CheckCuda(cudaError_t status, const char* what);
+
+class Context {
+ public:
+  // Uses the calling thread's current device. The stream must outlive the context.
+  Context(const DeviceInfo& info, cudaStream_t stream);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  const DeviceInfo& info() const { return info_; }
+  cudaStream_t stream() const { return stream_; }
+  MatmulEngine& matmul() { return *matmul_; }
+
+  // Enqueues a kernel on the stream. config.stream is set here; config.name appears in error messages.
+  template <class... P, class... A>
+  void Launch(void (*kernel)(P...), gpu::LaunchCfg config, A&&... args) {
+    config.stream = stream_;
+    CheckCuda(gpu::launch(kernel, config, std::forward<A>(args)...), config.name);
+  }
+
+  // Device memory that one call of an op uses between its kernels: valid until the next call of Scratch, its
+  // contents undefined. It grows when needed (which waits for the device), except while a graph is captured:
+  // then a size that no earlier call asked for is a programmer's error.
+  void* Scratch(int64_t bytes);
+  int64_t scratch_bytes() const { return scratch_bytes_; }
+
+ private:
+  const DeviceInfo info_;
+  const cudaStream_t stream_;
+  std::unique_ptr<MatmulEngine> matmul_;
+  void* scratch_ = nullptr;
+  int64_t scratch_bytes_ = 0;
+};
+}  // namespace carousel::CAROUSEL_DEVICE_NS
