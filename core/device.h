@@ -1,11 +1,30 @@
 // Device: where tensors live and where an Ops runs. Implemented by kernels/<backend>.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "core/ops.h"
 
 namespace carousel {
+
+// A sequence of ops that is the same every time it runs. One Recording stands for one sequence: every call of
+// Run issues the same ops with the same arguments, addresses included (numbers in the tensors may differ). So
+// the device may remember the ops of one call and issue them itself in later ones, without calling `enqueue`.
+// `enqueue` issues ops of this device and does nothing else: it neither copies, allocates nor waits, and what
+// it changes on the host is lost where the device plays its record. The first call always calls it, so that
+// libraries and scratch memory are ready before anything is recorded.
+// Must be destroyed before the device, and before memory that its ops use is freed for another purpose.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void Run(const std::function<void()>& enqueue) { enqueue(); }
+};
+
+struct MemoryInfo {
+  int64_t total_bytes = 0;  // 0: not known
+  int64_t free_bytes = 0;   // for Allocate, at this moment
+};
 
 class Device {
  public:
@@ -17,10 +36,17 @@ class Device {
   // reported by a null result with bytes > 0. The device frees it when it is destroyed or through Free.
   virtual void* Allocate(int64_t bytes) = 0;
   virtual void Free(void* memory) = 0;
+  virtual MemoryInfo memory() const { return {}; }
+  // Why the last Allocate gave nothing, in the words of the device's runtime; empty if it does not say.
+  virtual std::string allocation_error() const { return {}; }
   // Copies between any two places, ordered with the compute stream; returns when the copy is complete.
   virtual void CopyToDevice(void* device_destination, const void* host_source, int64_t bytes) = 0;
   virtual void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) = 0;
   virtual void Synchronize() = 0;  // waits for everything enqueued
   virtual Ops& ops() = 0;          // bound to the device's compute stream
+
+  // Whether a Recording is worth making: false where it only calls `enqueue`.
+  virtual bool records() const { return false; }
+  virtual std::unique_ptr<Recording> MakeRecording() { return std::make_unique<Recording>(); }  // not null
 };
 }  // namespace carousel

@@ -374,6 +374,10 @@ struct ExactSumArgs {
 class Ops {
  public:
   virtual ~Ops() = default;
+  // A named part of the work, for profilers: what is issued until EndRange belongs to it. Ranges nest. A
+  // backend names its ops itself. `name` need not outlive the call.
+  virtual void BeginRange(const char* name) { static_cast<void>(name); }
+  virtual void EndRange() {}
   virtual void Fill(const FillArgs&) = 0;
   virtual void Cast(const CastArgs&) = 0;
   virtual void Add(const AddArgs&) = 0;
@@ -410,5 +414,17 @@ class Ops {
   virtual void AdamW(const AdamWArgs&) = 0;
   virtual void SquaredNorm(const SquaredNormArgs&) = 0;
   virtual void SumExactly(const ExactSumArgs&) = 0;
+};
+
+// Names the ops of a C++ scope.
+class OpsRange {
+ public:
+  OpsRange(Ops& ops, const char* name) : ops_(ops) { ops_.BeginRange(name); }
+  ~OpsRange() { ops_.EndRange(); }
+  OpsRange(const OpsRange&) = delete;
+  OpsRange& operator=(const OpsRange&) = delete;
+
+ private:
+  Ops& ops_;
 };
 }  // namespace carousel

@@ -8,6 +8,8 @@ class ForwardingOps : public Ops {
  public:
   explicit ForwardingOps(Ops& ops) : ops_(ops) {}  // must outlive this
 
+  void BeginRange(const char* name) override { ops_.BeginRange(name); }
+  void EndRange() override { ops_.EndRange(); }
   void Fill(const FillArgs& a) override { ops_.Fill(a); }
   void Cast(const CastArgs& a) override { ops_.Cast(a); }
   void Add(const AddArgs& a) override { ops_.Add(a); }

@@ -20,11 +20,30 @@ class MatmulRecorder::RecordingOps final : public ForwardingOps {
   std::vector<MatmulArgs> calls;
 };
 
+class MatmulRecorder::WatchedRecording final : public Recording {
+ public:
+  WatchedRecording(Device& device, const RecordingOps& ops) : recording_(device.MakeRecording()), ops_(ops) {}
+  void Run(const std::function<void()>& enqueue) override {
+    if (ops_.recording) {
+      enqueue();
+    } else {
+      recording_->Run(enqueue);
+    }
+  }
+
+ private:
+  std::unique_ptr<Recording> recording_;
+  const RecordingOps& ops_;
+};
+
 MatmulRecorder::MatmulRecorder(Device& device)
     : device_(device), ops_(std::make_unique<RecordingOps>(device.ops())) {}
 MatmulRecorder::~MatmulRecorder() = default;
 
 Ops& MatmulRecorder::ops() { return *ops_; }
+std::unique_ptr<Recording> MatmulRecorder::MakeRecording() {
+  return std::make_unique<WatchedRecording>(device_, *ops_);
+}
 void MatmulRecorder::Record(bool on) { ops_->recording = on; }
 const std::vector<MatmulArgs>& MatmulRecorder::calls() const { return ops_->calls; }
 

@@ -27,6 +27,8 @@ class MatmulRecorder final : public Device {
   bool host_accessible() const override { return device_.host_accessible(); }
   void* Allocate(int64_t bytes) override { return device_.Allocate(bytes); }
   void Free(void* memory) override { device_.Free(memory); }
+  MemoryInfo memory() const override { return device_.memory(); }
+  std::string allocation_error() const override { return device_.allocation_error(); }
   void CopyToDevice(void* destination, const void* source, int64_t bytes) override {
     device_.CopyToDevice(destination, source, bytes);
   }
@@ -35,9 +37,13 @@ class MatmulRecorder final : public Device {
   }
   void Synchronize() override { device_.Synchronize(); }
   Ops& ops() override;
+  bool records() const override { return device_.records(); }
+  // While calls are recorded, what it stands for is issued anew.
+  std::unique_ptr<Recording> MakeRecording() override;
 
  private:
   class RecordingOps;
+  class WatchedRecording;
   Device& device_;
   std::unique_ptr<RecordingOps> ops_;
 };

@@ -7,12 +7,15 @@
 
 namespace carousel {
 
-// Prints "file:line: message" to stderr with the rank (if one was set) and aborts.
+// Prints "file:line: message" to stderr with the rank and the step (if they were set) and aborts.
 [[noreturn]] void CheckFailed(const char* file, int line, const std::string& message);
 
 // The rank that CheckFailed and the log print; -1 (the default) prints none.
 void SetProcessRank(int rank);
 int ProcessRank();
+// The training step in progress, counted from 1, for messages about what fails in it; -1 (the default): none.
+void SetProcessStep(int64_t step);
+int64_t ProcessStep();
 
 namespace internal {
 template <class A, class B>
