@@ -1,6 +1,71 @@
+// y = x / (1 - rate) where an element is kept, 0 where not. Element e = row * W + column draws word e % 4 of
+// Philox4x32-10 with counter e / 4 and the call's key, and is kept if that word is at least rate * 2^32: the
+// bits of core/base/random.h, so every backend drops the same elements. Srivastava et al. 2014.
+// Grid, block: element_grid.h, 8 bf16 or 4 f32 or f64 per thread, one draw per 4 elements. Shared: none.
+// Reads and writes every element once; no mask in memory.
 #include "kernels/cuda/device_ops.h"
+#include "kernels/cuda/element_grid.h"
+#include "kernels/cuda/op_check.h"
+#include "kernels/cuda/philox.h"
+#include "kernels/cuda/vec.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
+namespace {
 
-void DeviceOps::Dropout(const DropoutArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
+template <class T>
+struct DropoutOp {
+  using W = Wide<T>;
+  static constexpr int kVec = sizeof(T) == 2 ? 8 : 4;
+  template <int V>
+  __device__ void operator()(int64_t row, int64_t column) const {
+    const uint64_t element = static_cast<uint64_t>(row * width + column);
+    W values[V];
+    Load(values, x + row * x_stride + column);
+    uint32_t words[4];
+    if constexpr (V == 1) {
+      Philox(words, element / 4, key);
+      // a select, not an index: the words stay in registers
+      const uint32_t pair = element % 2 == 0 ? words[0] : words[1];
+      const uint32_t other = element % 2 == 0 ? words[2] : words[3];
+      values[0] = (element % 4 < 2 ? pair : other) >= threshold ? values[0] * scale : W{0};
+    } else {
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if (e % 4 == 0) Philox(words, element / 4 + static_cast<uint64_t>(e / 4), key);
+        values[e] = words[e % 4] >= threshold ? values[e] * scale : W{0};
+      }
+    }
+    Store(y + row * y_stride + column, values);
+  }
+  T* y;
+  const T* x;
+  int64_t y_stride, x_stride;
+  int64_t width;  // elements per row of the op's tensors; a multiple of kVec where rows have gaps
+  uint64_t key;
+  uint32_t threshold;
+  W scale;
+};
+}  // namespace
+
+void DeviceOps::Dropout(const DropoutArgs& a) {
+  CAROUSEL_CHECK(IsFloat(a.x.dtype));
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
+  CAROUSEL_CHECK_STRIDED(a.y, a.x.dtype, {a.x.dim[0], a.x.dim[1]});
+  CAROUSEL_CHECK(a.rate >= 0 && a.rate < 1);
+  if (a.rate == 0) {
+    if (a.y.data != a.x.data) Cast({.y = a.y, .x = a.x});
+    return;
+  }
+  DispatchFloat(a.x.dtype, [&]<class T>() {
+    const DropoutOp<T> op = {.y = a.y.as<T>(),
+                             .x = a.x.as<T>(),
+                             .y_stride = a.y.row_stride,
+                             .x_stride = a.x.row_stride,
+                             .width = a.x.dim[1],
+                             .key = a.key,
+                             .threshold = static_cast<uint32_t>(a.rate * 0x1p32),
+                             .scale = static_cast<Wide<T>>(1 / (1 - a.rate))};
+    LaunchElements(context_, "Dropout", ElementGridOf(op.kVec, a.y, a.x), op);
+  });
+}
 }  // namespace carousel::CAROUSEL_DEVICE_NS

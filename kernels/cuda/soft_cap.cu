@@ -1,7 +1,81 @@
+// y = cap tanh(x / cap) in the wide type; backward dx = dy (1 - (y / cap)^2). Formula: core/ops.h.
+// Grid, block: element_grid.h, 16 bytes per thread. Shared: none. Reads and writes every element once.
 #include "kernels/cuda/device_ops.h"
+#include "kernels/cuda/element_grid.h"
+#include "kernels/cuda/op_check.h"
+#include "kernels/cuda/vec.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
+namespace {
 
-void DeviceOps::SoftCapForward(const SoftCapForwardArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
-void DeviceOps::SoftCapBackward(const SoftCapBackwardArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
+template <class W>
+struct SoftCapForwardOp {
+  static constexpr int kVec = kVecElems<W>;
+  template <int V>
+  __device__ void operator()(int64_t, int64_t i) const {
+    W values[V];
+    Load(values, x + i);
+#pragma unroll
+    for (int e = 0; e < V; ++e) values[e] = cap * std::tanh(values[e] / cap);
+    Store(y + i, values);
+  }
+  W* y;
+  const W* x;
+  W cap;
+};
+
+template <class W>
+struct SoftCapBackwardOp {
+  static constexpr int kVec = kVecElems<W>;
+  template <int V>
+  __device__ void operator()(int64_t, int64_t i) const {
+    W gradient[V], result[V];
+    Load(gradient, dy + i);
+    Load(result, y + i);
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      const W ratio = result[e] / cap;
+      gradient[e] *= 1 - ratio * ratio;
+    }
+    Store(dx + i, gradient);
+  }
+  W* dx;
+  const W* dy;
+  const W* y;
+  W cap;
+};
+
+void CheckSameShape(const Tensor& a, const Tensor& b) {
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.rank), static_cast<int>(b.rank));
+  for (int i = 0; i < a.rank; ++i) CAROUSEL_CHECK_EQ(a.dim[i], b.dim[i]);
+  CAROUSEL_CHECK(a.contiguous() && b.contiguous());
+  CAROUSEL_CHECK_DTYPE(b, a.dtype);
+  CAROUSEL_CHECK_MSG(a.dtype == DType::kF32 || a.dtype == DType::kF64, "soft caps work on wide tensors");
+}
+// Calls fn.operator()<W>() with the type of a wide tensor.
+template <class Fn>
+void DispatchWide(DType dtype, Fn&& fn) {
+  return dtype == DType::kF64 ? fn.template operator()<double>() : fn.template operator()<float>();
+}
+}  // namespace
+
+void DeviceOps::SoftCapForward(const SoftCapForwardArgs& a) {
+  CheckSameShape(a.y, a.x);
+  CAROUSEL_CHECK_GT(a.cap, 0.0);
+  DispatchWide(a.y.dtype, [&]<class W>() {
+    const SoftCapForwardOp<W> op = {.y = a.y.as<W>(), .x = a.x.as<W>(), .cap = static_cast<W>(a.cap)};
+    LaunchElements(context_, "SoftCapForward", ElementGridOf(op.kVec, a.y, a.x), op);
+  });
+}
+
+void DeviceOps::SoftCapBackward(const SoftCapBackwardArgs& a) {
+  CheckSameShape(a.dx, a.dy);
+  CheckSameShape(a.dx, a.y);
+  CAROUSEL_CHECK_GT(a.cap, 0.0);
+  DispatchWide(a.y.dtype, [&]<class W>() {
+    const SoftCapBackwardOp<W> op = {
+        .dx = a.dx.as<W>(), .dy = a.dy.as<W>(), .y = a.y.as<W>(), .cap = static_cast<W>(a.cap)};
+    LaunchElements(context_, "SoftCapBackward", ElementGridOf(op.kVec, a.dx, a.dy, a.y), op);
+  });
+}
 }  // namespace carousel::CAROUSEL_DEVICE_NS
