@@ -37,6 +37,7 @@ class DataParallelSync : public ParamSync {
   void GradReady(int group) override;
   void FinishStep() override;
   void GatherWeights() override;
+  bool allows_recording() const override { return true; }
 
   int64_t num_buffers() const { return plan_.num_buffers; }
   int64_t piece_elems() const { return piece_elems_; }  // per block of one peer

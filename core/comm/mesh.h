@@ -8,6 +8,11 @@ struct Axis {
   int64_t size = 1;
   int64_t index = 0;
   Communicator* communicator = nullptr;  // not owned; null when size is 1
+  // The same ranks, for tensors in host memory. Null: `communicator` takes those, as every communicator
+  // without a device does. On a device whose memory the host cannot read, `communicator` takes that device's
+  // tensors and this one is given.
+  Communicator* control = nullptr;
+  Communicator* host() const { return control != nullptr ? control : communicator; }
 };
 
 struct Mesh {

@@ -21,5 +21,9 @@ class ParamSync {
   virtual void FinishStep() = 0;
   // After the optimizer updated this rank's shards of the weights: makes the weights of all shards readable.
   virtual void GatherWeights() = 0;
+  // Whether the passes of a micro-batch may be one sequence of ops that a device records (core/device.h): the
+  // full weights are always readable, at the same place, so that Prefetch, Acquire and Release need not be
+  // called; and GradReady may come for all groups after the whole backward pass.
+  virtual bool allows_recording() const { return false; }
 };
 }  // namespace carousel

@@ -55,6 +55,7 @@ LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool dec
   for (int64_t l = 0; l < spec.num_blocks; ++l) {
     blocks_.push_back(std::make_unique<Block>(spec, params, "backbone.blocks." + std::to_string(l) + ".",
                                               static_cast<int>(l) + 1, l));
+    block_names_.push_back("block " + std::to_string(l) + (spec.is_slstm(l) ? " sLSTM" : " mLSTM"));
   }
   const int head_group = static_cast<int>(spec.num_blocks) + 1;
   if (spec.add_out_norm) out_norm_.emplace(spec, params, "backbone.out_norm", head_group);
@@ -145,6 +146,7 @@ void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync,
   const Tensor delta = delta_.Rows(0, N);
   for (size_t l = 0; l < blocks_.size(); ++l) {
     const int group = static_cast<int>(l) + 1;
+    const OpsRange range(ctx.ops, block_names_[l].c_str());
     sync.Prefetch(group + 1);
     sync.Acquire(group);
     const LayerState state = states == nullptr ? LayerState() : (*states)[l];
@@ -184,6 +186,7 @@ void LanguageModel::BackwardOutNorm(const LayerContext& ctx) {
 
 void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor loss_sum, bool backward,
                              Tensor correct) {
+  const OpsRange range(ctx.ops, "head and loss");
   const int64_t N = ctx.N();
   const Tensor all_u = head_.u.Rows(0, N);
   if (!input.rows.defined()) {
@@ -251,6 +254,7 @@ void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input
   const Tensor dx = dx_.Rows(0, ctx.N());
   for (size_t l = blocks_.size(); l-- > 0;) {
     const int group = static_cast<int>(l) + 1;
+    const OpsRange range(ops, (block_names_[l] + " backward").c_str());
     if (l > 0) sync.Prefetch(group - 1);
     sync.Acquire(group);
     blocks_[l]->Backward(ctx, block_memory_[l], mode(), dx);

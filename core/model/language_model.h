@@ -8,6 +8,7 @@
 #pragma once
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/comm/param_sync.h"
@@ -91,6 +92,7 @@ class LanguageModel {
   ModelSpec spec_;
   ParamStore& params_;
   std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::string> block_names_;  // "block 3 mLSTM", for profilers
   std::optional<NormLayer> out_norm_;
   int embedding_ = -1, head_weight_ = -1;
 

@@ -68,6 +68,7 @@ struct ModelSpec {
   double dropout = 0;            // on the mLSTM layer's output and on the sLSTM cell's
   double ffn_dropout = 0;        // on the feed-forward's output
   double embedding_dropout = 0;  // on the embedding
+  bool drops() const { return dropout > 0 || ffn_dropout > 0 || embedding_dropout > 0; }
 
   int64_t head_dim_qk() const { return qk_dim / num_heads; }
   int64_t head_dim_v() const { return v_dim / num_heads; }

@@ -25,8 +25,8 @@ class Counts {
   }
   // Adds up all ranks' counts: integers, so the same for every number of ranks.
   void Reduce(const Axis& data) {
-    if (data.communicator == nullptr) return;
-    Communicator& communicator = *data.communicator;
+    if (data.size == 1) return;
+    Communicator& communicator = *data.host();
     int64_t size = static_cast<int64_t>(values_.size());
     std::vector<int64_t> sizes(static_cast<size_t>(communicator.size()));
     communicator.AllGather(Tensor(sizes.data(), DType::kI64, {communicator.size()}),

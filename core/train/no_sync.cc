@@ -19,6 +19,7 @@ class NoSync final : public ParamSync {
   void GradReady(int) override {}
   void FinishStep() override { step_begins_ = true; }
   void GatherWeights() override {}
+  bool allows_recording() const override { return true; }
 
  private:
   ParamStore& params_;

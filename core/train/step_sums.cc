@@ -23,11 +23,7 @@ StepSums::Totals StepSums::Reduce(Device& device, const Axis& data, int64_t num_
   host.loss.Normalize();
   host.squared_norm.Normalize();
   host.num_targets = num_targets;
-  if (data.communicator != nullptr) {
-    device.CopyToDevice(sums_.data, &host, sizeof(host));
-    data.communicator->AllReduceSum(sums_);
-    device.CopyToHost(&host, sums_.data, sizeof(host));
-  }
+  if (data.size > 1) data.host()->AllReduceSum(Tensor(&host, DType::kI64, {kNumElems}));
   return {.loss = host.loss.ToDouble(),
           .squared_norm = host.squared_norm.ToDouble(),
           .num_targets = host.num_targets};

@@ -21,7 +21,8 @@ class StepSums {
     double loss = 0, squared_norm = 0;  // NaN if a term was not finite
     int64_t num_targets = 0;
   };
-  // The totals over all ranks of the axis, which call this together: one all-reduce.
+  // The totals over all ranks of the axis, which call this together: one all-reduce, of host memory. Waits
+  // for the device.
   Totals Reduce(Device& device, const Axis& data, int64_t num_targets) const;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
@@ -24,6 +25,8 @@ struct Trainer::Impl {
         model(spec.model, params, spec.decay_embedding),
         sync(factory.Make(params, device.ops(), mesh.data, spec.micro_batches_per_step)) {
     CAROUSEL_CHECK(spec.micro_batch > 0 && spec.T > 0 && spec.micro_batches_per_step > 0);
+    CAROUSEL_CHECK_MSG(device.host_accessible() || mesh.data.size == 1 || mesh.data.control != nullptr,
+                       "ranks on a device whose memory the host cannot read need mesh.data.control");
     micro_batches_per_rank = DivExact(spec.micro_batches_per_step, mesh.data.size);
   }
 
@@ -50,10 +53,33 @@ struct Trainer::Impl {
   std::unique_ptr<ParamSync> sync;
   int64_t micro_batches_per_rank = 0;
 
+  // Whether every pass of this shape issues the same ops: neither keys of dropout nor the rows of targets are
+  // arguments of them.
+  bool MayRecord(const LanguageModel::Input& input) const {
+    return spec.graphs && device.records() && sync->allows_recording() && !input.rows.defined() &&
+           !input.dropout_key.has_value() && input.B == spec.micro_batch && input.T == spec.T;
+  }
+  // What the arguments of a pass's ops depend on. Everything else stays where Bind put it.
+  struct PassKey {
+    bool resets;
+    std::vector<const void*> gradients;  // the sync changes the buffers from leaf to leaf
+    auto operator<=>(const PassKey&) const = default;
+  };
+  PassKey KeyOf(const LanguageModel::Input& input) const {
+    PassKey key = {.resets = input.resets.defined(), .gradients = {}};
+    for (int g = 0; g < params.num_groups(); ++g) {
+      for (int s = 0; s < ParamStore::kNumSegments; ++s)
+        key.gradients.push_back(params.segment(g, s).grads.data);
+    }
+    return key;
+  }
+  void ForwardBackward(const LanguageModel::Input& input);
+
   DeviceBatch batch;
   StepSums sums;
   Evaluator evaluator;
   std::unique_ptr<DeviceMemory> memory;
+  std::map<PassKey, std::unique_ptr<Recording>> passes;  // destroyed before the memory they read
 
   // Copies of master, m and v for a device whose memory the host cannot touch: [group][segment][kind].
   struct HostShard {
@@ -69,7 +95,39 @@ constexpr StateKind kKinds[] = {StateKind::kWeight, StateKind::kAdamM, StateKind
 Tensor ShardOf(const ParamStore::Segment& segment, int kind) {
   return kind == 0 ? segment.master : kind == 1 ? segment.m : segment.v;
 }
+
+// What makes a plan smaller, by what takes the most of it.
+std::string WhatToReduce(const Arena& plan, const TrainSpec& spec, const Mesh& mesh) {
+  int64_t of_parameters = 0;
+  for (const char* category : {"weights", "optimizer", "gradients", "comm"}) {
+    const auto found = plan.bytes_by_category().find(category);
+    if (found != plan.bytes_by_category().end()) of_parameters += found->second;
+  }
+  std::vector<std::string> activations;
+  if (spec.micro_batch > 1) activations.push_back("train.micro_batch");
+  activations.push_back("data.sequence_length");
+  std::string batch = "reduce " + activations[0];
+  if (activations.size() > 1) batch += " or " + activations[1];
+  if (spec.model.recompute == Recompute::kSave) batch += ", or set model.recompute: RECOMPUTE";
+  std::string parameters = "use a smaller model (model.num_blocks, model.embedding_dim)";
+  if (mesh.data.size < spec.micro_batches_per_step) parameters += " or more ranks, which share the optimizer";
+  const bool batch_first = 2 * of_parameters < plan.total_bytes();
+  return (batch_first ? batch + "; or " + parameters : parameters + "; or " + batch) +
+         " (`carousel plan` shows where the memory goes)";
+}
 }  // namespace
+
+void Trainer::Impl::ForwardBackward(const LanguageModel::Input& input) {
+  if (!MayRecord(input)) {
+    model.ForwardBackward(device.ops(), sync.get(), input, sums.loss());
+    return;
+  }
+  std::unique_ptr<Recording>& pass = passes[KeyOf(input)];
+  if (pass == nullptr) pass = device.MakeRecording();
+  // The sync keeps books on the host: it is told after the pass.
+  pass->Run([&] { model.ForwardBackward(device.ops(), nullptr, input, sums.loss()); });
+  for (int group = params.num_groups(); group-- > 0;) sync->GradReady(group);
+}
 
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Trainer::~Trainer() = default;
@@ -85,11 +143,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainSpec& spec, 
   auto impl = std::make_unique<Impl>(spec, device, mesh, sync_factory);
   impl->Allocate();
   if (!impl->memory->ok()) {
-    const double gib = static_cast<double>(impl->memory->needed_bytes()) / (1024.0 * 1024.0 * 1024.0);
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "training needs ", absl::SixDigits(gib), " GiB on ", device.name(),
-        ", more than it can give; reduce train.micro_batch or data.sequence_length, set model.recompute: "
-        "RECOMPUTE, or use more ranks (`carousel plan` shows where the memory goes)"));
+    return absl::ResourceExhaustedError(absl::StrCat(impl->memory->NotEnough("training"), "; ",
+                                                     WhatToReduce(impl->memory->arena(), spec, mesh)));
   }
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
@@ -107,6 +162,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   CAROUSEL_CHECK(options.num_skipped >= 0 && options.num_skipped <= step);
   Impl& t = *impl_;
   Ops& ops = t.device.ops();
+  SetProcessStep(step + 1);
   t.sums.Clear(ops);
 
   // This rank's micro-batches: a contiguous block of the leaves of the summation tree.
@@ -117,13 +173,19 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
     source.Get(step, leaf, &batch);
     num_targets += batch.num_targets();
     LanguageModel::Input input = t.batch.Load(t.device, batch);
-    input.dropout_key = RandomUint64(t.spec.dropout_seed, StreamOf("dropout"),
-                                     static_cast<uint64_t>(step * t.spec.micro_batches_per_step + leaf));
+    if (t.spec.model.drops()) {
+      input.dropout_key = RandomUint64(t.spec.dropout_seed, StreamOf("dropout"),
+                                       static_cast<uint64_t>(step * t.spec.micro_batches_per_step + leaf));
+    }
+    const OpsRange range(ops, "micro-batch");
     t.sync->BeginMicroBatch(leaf);
-    t.model.ForwardBackward(ops, t.sync.get(), input, t.sums.loss());
+    t.ForwardBackward(input);
   }
-  t.sync->FinishStep();
-  AddSquaredNorm(t.params, ops, t.sums.squared_norm());
+  {
+    const OpsRange range(ops, "sum of gradients");
+    t.sync->FinishStep();
+    AddSquaredNorm(t.params, ops, t.sums.squared_norm());
+  }
 
   // The one reduction of scalars. Every rank gets the same totals and so decides alike.
   const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.data, num_targets);
@@ -145,6 +207,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   // Gradients are sums over targets: divided once, by the global number, and clipped in the same factor.
   const double clip = t.spec.adamw.clip_norm;
   const double clip_scale = clip > 0 ? clip / std::max(clip, result.grad_norm) : 1;
+  const OpsRange range(ops, "AdamW");
   UpdateShards(t.params, ops, t.spec.adamw, result.lr, mean * clip_scale, step + 1 - options.num_skipped);
   t.sync->GatherWeights();
   return result;

@@ -27,6 +27,9 @@ struct TrainSpec {
   int64_t micro_batch = 0;             // B
   int64_t micro_batches_per_step = 0;  // over all ranks: the leaves of the summation tree
   DType compute = DType::kF32;
+  // Where the device records sequences of ops (Device::records): play micro-batches that are alike from a
+  // record instead of issuing their ops one by one. The results have the same bits.
+  bool graphs = true;
 };
 
 struct StepResult {
@@ -60,7 +63,8 @@ class Trainer {
   // data.size must divide micro_batches_per_step; data.index's micro-batches are the contiguous block
   // [index * M / size, (index + 1) * M / size). All references must outlive the trainer. Allocates everything
   // (memory is planned by binding twice). A device without enough memory is an error that says how much is
-  // needed.
+  // needed, what it has and what to reduce.
+  // On a device whose memory the host cannot read, an axis of several ranks has `control` (core/comm/mesh.h).
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainSpec& spec, Device& device,
                                                          const Mesh& mesh, ParamSyncFactory& sync_factory);
   // The same where memory is known to suffice: a CHECK instead of an error.
@@ -68,7 +72,7 @@ class Trainer {
   ~Trainer();
 
   void Initialize(uint64_t seed);
-  // One step; `step` counts from 0.
+  // One step; `step` counts from 0. Waits for the device once, for the loss and the norm.
   StepResult Step(int64_t step, BatchSource& source, const StepOptions& options = {});
   // Mean loss and accuracy over all target tokens of the batches [0, num_batches) of step 0 of `source`,
   // spread over the data axis; same bits for every number of ranks. Sequences are at most

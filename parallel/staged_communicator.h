@@ -1,0 +1,39 @@
+// StagedCommunicator: collectives on the tensors of a device whose memory the host cannot read, through host
+// memory and a communicator of the host. Every byte crosses the bus twice and nothing overlaps: it makes
+// several ranks with a device each possible wherever ranks can talk at all, not fast.
+#pragma once
+#include <vector>
+
+#include "core/comm/communicator.h"
+#include "core/device.h"
+
+namespace carousel {
+
+class StagedCommunicator final : public Communicator {
+ public:
+  // Both must outlive this. Results are those of `host`, to the bit.
+  StagedCommunicator(Communicator& host, Device& device) : host_(host), device_(device) {}
+
+  int rank() const override { return host_.rank(); }
+  int size() const override { return host_.size(); }
+  void AllReduceSum(Tensor x) override;
+  void AllGather(Tensor all, Tensor mine) override;
+  void ReduceScatterSum(Tensor mine, Tensor all) override;
+  void AllToAll(Tensor out, Tensor in) override;
+  void Broadcast(Tensor x, int root) override;
+  void Send(Tensor x, int destination) override;
+  void Recv(Tensor x, int source) override;
+  void Barrier() override { host_.Barrier(); }
+  [[noreturn]] void Abort(int exit_code) override;
+
+ private:
+  // A tensor of x's shape in host memory; the next call with the same buffer takes its place.
+  static Tensor Place(std::vector<std::byte>* buffer, Tensor x);
+  Tensor Fetch(std::vector<std::byte>* buffer, Tensor x);  // the same with x's values: waits for the device
+  void Put(Tensor x, Tensor from);
+
+  Communicator& host_;
+  Device& device_;
+  std::vector<std::byte> in_, out_;
+};
+}  // namespace carousel
