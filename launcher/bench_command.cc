@@ -14,6 +14,7 @@
 #include "core/base/status_macros.h"
 #include "core/train/trainer.h"
 #include "kernels/make_device.h"
+#include "launcher/bench_ops_command.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/matmul_recorder.h"
@@ -185,6 +186,7 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
       return status.ok() ? kExitOk : ReportError(status);
     };
   });
+  AddBenchOpsCommands(*bench, run);
   return bench;
 }
 }  // namespace carousel

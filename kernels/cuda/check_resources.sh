@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs a compiler (its command line follows) and fails if a kernel got fewer resources than it was written for:
+#   - any kernel spills registers,
+#   - a kernel named in hot_kernels.txt keeps an array or anything else in local memory (a stack frame).
+# Reads what `nvcc -Xptxas -v` prints, and keeps a table of all kernels beside the object file: OBJECT.resources with
+# architecture, registers, stack bytes, spilled bytes, static shared bytes, kernel. Other output passes through.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+object=""
+for ((i = 1; i < $#; ++i)); do
+  if [ "${!i}" = "-o" ]; then j=$((i + 1)); object=${!j}; fi
+done
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+"$@" 2>"$log"
+status=$?
+# what is not a report of ptxas
+grep -vE '^ptxas info|^ +[0-9]+ bytes stack frame|^$' "$log" >&2
+if [ "$status" -ne 0 ] || [ -z "$object" ] || ! grep -q '^ptxas info' "$log"; then exit "$status"; fi
+
+demangle=cat
+if command -v c++filt >/dev/null; then demangle="c++filt -p"; fi
+awk '
+  /Compiling entry function/ { split($0, part, "\x27"); kernel = part[2]; arch = part[4]; stack = spill = "" }
+  /bytes stack frame/ && stack == "" { stack = $1; spill = $5 + $9 }
+  /Used [0-9]+ registers/ {
+    for (i = 1; i <= NF; ++i) if ($i == "Used") registers = $(i + 1)
+    shared = 0
+    for (i = 1; i <= NF; ++i) if ($i ~ /^smem/) shared = $(i - 2)
+    if (kernel != "") print arch, registers, stack + 0, spill + 0, shared + 0, kernel
+    kernel = ""
+  }' "$log" | while read -r arch registers stack spill shared kernel; do
+  printf '%s %s %s %s %s %s\n' "$arch" "$registers" "$stack" "$spill" "$shared" "$($demangle <<<"$kernel")"
+done | sort >"$object.resources"
+
+bad=$(awk -v hot_file="$here/hot_kernels.txt" '
+  BEGIN { while ((getline line < hot_file) > 0) if (line !~ /^#/ && line != "") hot[line] = 1 }
+  {
+    name = $6; for (i = 7; i <= NF; ++i) name = name " " $i
+    if ($4 > 0) print "error: " $1 ": " name " spills " $4 " bytes of registers"
+    for (pattern in hot) if ($3 > 0 && name ~ pattern) { print "error: " $1 ": " name " keeps " $3 " bytes in local memory"; break }
+  }' "$object.resources")
+if [ -n "$bad" ]; then
+  echo "$bad" >&2
+  rm -f "$object"
+  exit 1
+fi
