@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# Checks and times the CUDA backend on a machine with a GPU, and writes one Markdown report. Runs from the folder that
+# make_portable.sh made; the machine needs its driver and the CUDA libraries.
+#
+#   gpu_check.sh [REPORT.md]
+#     --device N          the GPU to use (default 0)
+#     --no_bench          correctness only
+#     --no_sanitizer      leave compute-sanitizer out
+#     --only PART         one of: conformance tests golden train sanitizer ops cells step
+# Exits 0 only if every check passed; a part that cannot run here (no compute-sanitizer) is named in the report.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+report="" device=0 bench=1 sanitizer=1 only=""
+while [ $# -gt 0 ]; do
+  case $1 in
+    --device) device=$2; shift ;;
+    --no_bench) bench=0 ;;
+    --no_sanitizer) sanitizer=0 ;;
+    --only) only=$2; shift ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -*) echo "gpu_check.sh: unknown option $1; see --help" >&2; exit 2 ;;
+    *) report=$1 ;;
+  esac
+  shift
+done
+report=$(realpath -m "${report:-gpu_report.md}")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$here"
+
+# Where the CUDA libraries lie: on the loader's path, in the toolkit, or among Python's packages.
+find_cuda_library() {
+  local dir
+  for dir in ${LD_LIBRARY_PATH:+${LD_LIBRARY_PATH//:/ }} /usr/local/cuda/lib64 /usr/local/cuda-*/lib64 /usr/lib/x86_64-linux-gnu \
+    $(python3 -c 'import site, sysconfig; print(*site.getsitepackages(), sysconfig.get_paths()["purelib"])' 2>/dev/null |
+      tr ' ' '\n' | sort -u | sed 's|$|/nvidia/*/lib|'); do
+    if compgen -G "$dir/$1" >/dev/null; then echo "$dir"; return; fi
+  done
+}
+export LD_LIBRARY_PATH="$here/lib:$(find_cuda_library 'libcublasLt.so.13'):${LD_LIBRARY_PATH:-}"
+carousel="$here/bin/carousel"
+failures=()
+
+# part NAME TITLE COMMAND...: runs it, puts its output's end into the report, notes a failure.
+part() {
+  local name=$1 title=$2 start=$SECONDS status
+  shift 2
+  if [ -n "$only" ] && [ "$only" != "$name" ]; then return; fi
+  echo "== $title"
+  "$@" >"$work/$name.log" 2>&1
+  status=$?
+  tail -n 3 "$work/$name.log"
+  {
+    printf '\n## %s: %s (%d s)\n\n' "$title" "$([ $status -eq 0 ] && echo pass || echo FAIL)" $((SECONDS - start))
+    if grep -q '^|' "$work/$name.log"; then
+      sed 's/^## /### /' "$work/$name.log"
+    else
+      printf '```\n%s\n```\n' "$(tail -n "$([ $status -eq 0 ] && echo 12 || echo 60)" "$work/$name.log")"
+    fi
+  } >>"$report"
+  if [ $status -ne 0 ]; then failures+=("$name"); fi
+}
+
+{
+  echo "# Carousel on a GPU"
+  echo
+  echo "Commit $(cat COMMIT), $(date -u '+%Y-%m-%d %H:%M') UTC, command \`gpu_check.sh\`."
+  echo
+  echo '```'
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv -i "$device" 2>&1
+  echo '```'
+} >"$report"
+
+conformance() { bin/conformance_cuda --check conformance.bin; }
+
+golden() {
+  local file dtypes dtype bad=0
+  for file in golden/*.safetensors; do
+    case $(basename "$file") in
+      mlstm_* | slstm_*) dtypes="f64 f32 bf16" ;;
+      curve_*) dtypes="f64 f32" ;;
+      v1_*) dtypes="f64 f32" ;;
+      *) dtypes="f64 f32 bf16" ;;
+    esac
+    for dtype in $dtypes; do
+      if "$carousel" verify --backend "cuda:$device" --dtype "$dtype" "$file" >"$work/verify.log" 2>&1; then
+        echo "pass $(basename "$file") $dtype"
+      else
+        echo "FAIL $(basename "$file") $dtype"
+        grep -iE 'fail|error|carousel:' "$work/verify.log" | head -5
+        bad=1
+      fi
+    done
+  done
+  return $bad
+}
+
+# Losses of a short run of each family on the GPU and on the CPU, f32 and bf16. The bounds are those of rounding: after
+# 20 steps f32 runs differ by about 1e-5 of the loss, bf16 runs by about 1e-2.
+losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1"; }
+short_runs() {
+  local family compute bound bad=0 settings
+  "$carousel" data synth --output "$work/text.txt" --bytes 400000 --force || return 1
+  "$carousel" data build --input "$work/text.txt" --output "$work/tokens" --validation_fraction 0.1 --force || return 1
+  for family in demo_bytes demo_paper; do
+    for compute in F32 BF16; do
+      bound=$([ $compute = F32 ] && echo 2e-5 || echo 1e-2)
+      settings=(--config "configs/$family.textproto" --set "train.compute=$compute" --set train.steps=20
+        --set "data.train[0].path=$work/tokens_train" --set "data.validation[0].path=$work/tokens_valid"
+        --set eval.every_steps=0 --set checkpoint.every_steps=0 --set log.every_steps=1 --set sample.every_steps=0)
+      "$carousel" train "${settings[@]}" --device cpu --run_dir "$work/cpu_$family$compute" || return 1
+      "$carousel" train "${settings[@]}" --device "cuda:$device" --run_dir "$work/gpu_$family$compute" || return 1
+      paste <(losses "$work/cpu_$family$compute/metrics.jsonl") <(losses "$work/gpu_$family$compute/metrics.jsonl") |
+        awk -v name="$family $compute" -v bound="$bound" '
+          NF == 2 { d = $1 > $2 ? $1 - $2 : $2 - $1; if (d / $1 > worst) worst = d / $1; ++steps; last = $2 }
+          NF != 2 { broken = 1 }
+          END {
+            ok = steps >= 20 && !broken && worst <= bound
+            printf "%s %s: %d steps, largest relative difference of the loss %.2g (bound %s), last loss %s\n",
+              ok ? "pass" : "FAIL", name, steps, worst, bound, last
+            exit !ok
+          }' || bad=1
+    done
+  done
+  return $bad
+}
+
+sanitize() {
+  local tool checker bad=0
+  checker=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+  if [ -z "$checker" ]; then echo "compute-sanitizer is not installed here: not run"; return 0; fi
+  for tool in memcheck racecheck initcheck synccheck; do
+    # the smallest cases: a sanitizer slows kernels down a hundredfold
+    if timeout 600 "$checker" --tool "$tool" --error-exitcode 9 bin/gpu_tests --gtest_filter='*one_row*:*small*:*Sanitizer*' \
+      >"$work/sanitizer_$tool.log" 2>&1; then
+      echo "pass $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|PASSED' "$work/sanitizer_$tool.log" | tr '\n' ' ')"
+    else
+      echo "FAIL $tool"; tail -n 20 "$work/sanitizer_$tool.log"; bad=1
+    fi
+  done
+  return $bad
+}
+
+# Heads, qk, v of the published kernel measurements; 8 x 8192 tokens. The sLSTM: batch 16, 1024 tokens, heads of 128.
+cells() {
+  local shape
+  for shape in "8 256 512" "16 128 256" "32 128 128" "64 64 64" "4 256 512"; do
+    set -- $shape
+    "$carousel" bench cells --device "cuda:$device" --batch 8 --tokens 8192 --heads "$1" --qk "$2" --v "$3" --slstm_head 128 \
+      --slstm_batch 16 --slstm_tokens 1024 || return 1
+  done
+}
+ops() { "$carousel" bench ops --device "cuda:$device" --config configs/xlstm_400m.textproto --set train.micro_batch=8 --set train.global_batch=8; }
+step() {
+  "$carousel" bench step --device "cuda:$device" --config configs/xlstm_400m.textproto --set train.micro_batch=8 --set train.global_batch=8
+  local status=$?
+  "$carousel" bench step --device "cuda:$device" --config configs/paper_350m_7to1.textproto --set train.micro_batch=8 --set train.global_batch=8 ||
+    status=1
+  return $status
+}
+
+part conformance "Device wrappers against the emulation" conformance
+part tests "Device tests" bin/gpu_tests --gtest_brief=1
+part golden "Golden files" golden
+part train "Short training runs, GPU against CPU" short_runs
+if [ $sanitizer -eq 1 ]; then part sanitizer "compute-sanitizer" sanitize; fi
+if [ $bench -eq 1 ]; then
+  part cells "Cells" cells
+  part ops "Ops of a 400M step" ops
+  part step "Whole steps" step
+fi
+
+if [ ${#failures[@]} -eq 0 ]; then
+  printf '\nAll parts passed.\n' | tee -a "$report"
+  exit 0
+fi
+printf '\nFAILED: %s\n' "${failures[*]}" | tee -a "$report"
+exit 1

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Builds the CUDA programs on a machine with the toolkit (no GPU needed) and gathers in one folder what a machine with a
+# GPU needs to check and time them: programs, the shared libraries that are not part of every Linux, golden files, configs.
+# Such a machine needs its driver and the CUDA libraries (cuBLASLt), nothing else.
+#
+#   kernels/bench/make_portable.sh OUT [BUILD_DIR]     BUILD_DIR: default build-portable
+#   ... carry OUT to the machine with the GPU ...
+#   OUT/gpu_check.sh report.md
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+if [ $# -lt 1 ] || [ "${1:0:1}" = "-" ]; then
+  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  exit 2
+fi
+out=$1
+build=${2:-$root/build-portable}
+
+cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCAROUSEL_CUDA=ON -DCAROUSEL_MPI=OFF \
+  -DCAROUSEL_PORTABLE=ON -DCAROUSEL_TESTS=ON
+cmake --build "$build" --target carousel gpu_tests conformance_cuda conformance_simt
+
+rm -rf "$out"
+mkdir -p "$out/bin" "$out/lib" "$out/golden"
+for program in launcher/carousel tests/gpu_tests tests/conformance_cuda; do
+  strip -o "$out/bin/$(basename "$program")" "$build/$program"
+done
+# Every library but those of the C library, the driver and CUDA. The C++ library, Abseil and Protobuf are linked in.
+ldd "$out"/bin/* | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
+  grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|ld-linux[^/]*|libcuda|libcudart|libcublas|libcublasLt|libcudnn|libnccl)\.so' |
+  while read -r library; do cp -L "$library" "$out/lib/"; done
+"$build/tests/conformance_simt" --write "$out/conformance.bin"
+cp "$root"/tests/golden/*.safetensors "$out/golden/"
+cp -r "$root/configs" "$out/configs"
+find "$out/configs" -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt | xargs rm -f
+cp "$root/kernels/bench/gpu_check.sh" "$out/"
+git -C "$root" rev-parse HEAD >"$out/COMMIT" 2>/dev/null || echo unknown >"$out/COMMIT"
+du -sh "$out"
