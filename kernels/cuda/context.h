@@ -1,6 +1,7 @@
 // Context: what every op of a device needs: the stream, the properties of the device, launching with errors
 // reported, scratch memory, and the matrix products of the vendor's library.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -14,9 +15,9 @@ class MatmulEngine;  // matmul_engine.h
 
 struct DeviceInfo {
   std::string name;
-  int compute_capability = 0;        // 80, 90, ...
+  int compute_capability = 0;  // 80, 90, ...
   int num_sms = 0;
-  int64_t max_shared_bytes = 0;      // per block, with opt-in
+  int64_t max_shared_bytes = 0;  // per block, with opt-in
   int64_t memory_bytes = 0;
 };
 
@@ -36,11 +37,12 @@ class Context {
   cudaStream_t stream() const { return stream_; }
   MatmulEngine& matmul() { return *matmul_; }
 
-  // Enqueues a kernel on the stream. config.stream is set here; config.name appears in error messages.
+  // Enqueues a kernel on the stream. config.stream is set here; config.name appears in error messages and
+  // must live as long as the program.
   template <class... P, class... A>
   void Launch(void (*kernel)(P...), gpu::LaunchCfg config, A&&... args) {
     config.stream = stream_;
-    CheckCuda(gpu::launch(kernel, config, std::forward<A>(args)...), config.name);
+    CheckLaunch(gpu::launch(kernel, config, std::forward<A>(args)...), config.name);
   }
 
   // Device memory that one call of an op uses between its kernels: valid until the next call of Scratch, its
@@ -48,12 +50,27 @@ class Context {
   // then a size that no earlier call asked for is a programmer's error.
   void* Scratch(int64_t bytes);
   int64_t scratch_bytes() const { return scratch_bytes_; }
+  // Changes when the scratch memory moves: what was captured before is then of no use.
+  int64_t scratch_generation() const { return scratch_generation_; }
+
+  // Waits for the stream. An error of a kernel shows here or in any later call; the message names the kernels
+  // that were launched last.
+  void Synchronize();
+  // CheckCuda with those kernels.
+  void Check(cudaError_t status, const char* what) const;
 
  private:
+  static constexpr int kNumRecent = 8;
+  void CheckLaunch(cudaError_t status, const char* kernel);
+  void GrowScratch(int64_t bytes);
+
   const DeviceInfo info_;
   const cudaStream_t stream_;
   std::unique_ptr<MatmulEngine> matmul_;
   void* scratch_ = nullptr;
   int64_t scratch_bytes_ = 0;
+  int64_t scratch_generation_ = 0;
+  std::array<const char*, kNumRecent> recent_{};  // names of the last launches, a ring
+  uint64_t num_launches_ = 0;
 };
 }  // namespace carousel::CAROUSEL_DEVICE_NS

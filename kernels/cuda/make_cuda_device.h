@@ -1,4 +1,5 @@
-// The CUDA backend's one entry point. A build without the backend links no_cuda.cc instead.
+// The entry points of the GPU backend: the same sources for GPUs and for the emulation on the host. A build
+// without CUDA links no_cuda.cc for the first.
 #pragma once
 #include <memory>
 #include <string>
@@ -7,6 +8,13 @@
 
 namespace carousel::cuda {
 
-// GPU `index` of this machine. Null and *error if it cannot be had.
+// "cuda:<index>": that GPU of this machine, which becomes the calling thread's current device. Null and
+// *error, with what to do about it, if it cannot be had.
 std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error);
 }  // namespace carousel::cuda
+
+namespace carousel::simt {
+
+// "simt:<index>": the same code on the emulated GPU.
+std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error);
+}  // namespace carousel::simt

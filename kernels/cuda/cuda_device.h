@@ -1,0 +1,80 @@
+// CudaDevice: one GPU (or the emulated one): a compute stream, the ops bound to it, memory, copies and
+// recorded sequences of ops as CUDA graphs. May be used by one thread at a time.
+#pragma once
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/device.h"
+#include "kernels/cuda/context.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS {
+
+// Pinned host memory in a ring of equal slots, through which copies of any size pass: the GPU's copy engine
+// reads and writes it without the driver's own staging, and a copy to the device need not wait for it.
+class PinnedRing {
+ public:
+  static constexpr int64_t kSlotBytes = int64_t{1} << 20;
+  static constexpr int kNumSlots = 4;
+
+  explicit PinnedRing(const Context* context);  // must outlive this
+  ~PinnedRing();
+  PinnedRing(const PinnedRing&) = delete;
+  PinnedRing& operator=(const PinnedRing&) = delete;
+
+  // Returns when the source may be changed; the copy is ordered with the stream.
+  void CopyToDevice(void* device_destination, const void* host_source, int64_t bytes);
+  // Returns when the destination is complete.
+  void CopyToHost(void* host_destination, const void* device_source, int64_t bytes);
+
+ private:
+  struct Slot {
+    char* memory = nullptr;
+    cudaEvent_t copied = nullptr;  // after the last copy from or to the slot
+  };
+  Slot& NextSlot();  // after its last copy
+
+  const Context& context_;
+  std::vector<Slot> slots_;
+  size_t next_ = 0;
+};
+
+class CudaDevice final : public Device {
+ public:
+  // Opens the device, which must be usable (MakeCudaDevice has looked). Null and *error if there is no memory
+  // for a context or the device is someone else's.
+  static std::unique_ptr<CudaDevice> Open(int index, const DeviceInfo& info, std::string* error);
+  // Waits, then frees what is still allocated.
+  ~CudaDevice() override;
+
+  std::string name() const override;  // "cuda:<index>" or "simt:<index>"
+  bool host_accessible() const override { return false; }
+  void* Allocate(int64_t bytes) override;
+  void Free(void* memory) override;
+  MemoryInfo memory() const override;
+  std::string allocation_error() const override { return allocation_error_; }
+  void CopyToDevice(void* device_destination, const void* host_source, int64_t bytes) override;
+  void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) override;
+  void Synchronize() override;
+  Ops& ops() override;  // makes the device the calling thread's current one
+  bool records() const override { return true; }
+  std::unique_ptr<Recording> MakeRecording() override;
+
+  const DeviceInfo& info() const { return context_->info(); }
+  Context& context() { return *context_; }
+
+ private:
+  CudaDevice(int index, const DeviceInfo& info, cudaStream_t stream);
+  void MakeCurrent() const;
+
+  const int index_;
+  const cudaStream_t stream_;
+  std::unique_ptr<Context> context_;
+  std::unique_ptr<PinnedRing> ring_;
+  std::unique_ptr<Ops> device_ops_;
+  std::unique_ptr<Ops> ops_;  // device_ops_ with ranges
+  std::unordered_map<void*, int64_t> bytes_of_;
+  std::string allocation_error_;
+};
+}  // namespace carousel::CAROUSEL_DEVICE_NS
