@@ -1,7 +1,63 @@
+// EmbeddingForward: y[n] = weight[ids[n]].
+//
+// Grid: rows. Block: `columns` threads along a row, V elements each at a time, and kThreads / columns rows.
+// No shared memory. Reads a row of weight per token, in accesses of 16 bytes where D allows them; writes y
+// once.
+#include <algorithm>
+
+#include "core/base/int_math.h"
+#include "kernels/cuda/check_ids.h"
 #include "kernels/cuda/device_ops.h"
+#include "kernels/cuda/op_check.h"
+#include "kernels/cuda/vec.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
+namespace {
 
-void DeviceOps::EmbeddingForward(const EmbeddingForwardArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
-void DeviceOps::EmbeddingBackward(const EmbeddingBackwardArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
+constexpr int kThreads = 256;
+
+template <class T, class W, int V>
+__global__ void __launch_bounds__(kThreads)
+    EmbeddingForwardKernel(W* y, const T* weight, const int32_t* ids, int64_t N, int64_t D) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (n >= N) return;
+  const T* from = weight + ids[n] * D;
+  W* to = y + n * D;
+#pragma unroll 2
+  for (int64_t c = threadIdx.x * V; c < D; c += static_cast<int64_t>(blockDim.x) * V) {
+    W value[V];
+    Load(value, from + c);
+    Store(to + c, value);
+  }
+}
+
+template <class T, int V>
+void Launch(Context& context, const EmbeddingForwardArgs& a) {
+  const int64_t N = a.ids.dim[0], D = a.weight.dim[1];
+  int columns = 1;
+  while (columns < kThreads && columns * V < D) columns *= 2;
+  const int rows = kThreads / columns;
+  context.Launch(EmbeddingForwardKernel<T, Wide<T>, V>,
+                 {.grid = dim3(GridExtent(CeilDiv(N, rows))),
+                  .block = dim3(columns, rows),
+                  .name = "EmbeddingForwardKernel"},
+                 a.y.as<Wide<T>>(), a.weight.as<T>(), a.ids.as<int32_t>(), N, D);
+}
+}  // namespace
+
+void DeviceOps::EmbeddingForward(const EmbeddingForwardArgs& a) {
+  const DType compute = a.weight.dtype;
+  CAROUSEL_CHECK(a.weight.rank == 2 && a.ids.rank == 1);
+  const int64_t V = a.weight.dim[0], D = a.weight.dim[1], N = a.ids.dim[0];
+  CAROUSEL_CHECK(IsFloat(compute));
+  CAROUSEL_CHECK_TENSOR(a.y, WideOf(compute), {N, D});
+  CAROUSEL_CHECK_TENSOR(a.weight, compute, {V, D});
+  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
+  CheckIds(context_, a.ids.as<int32_t>(), N, V, IdKind::kToken);
+  if (N == 0 || D == 0) return;
+  DispatchFloat(compute, [&]<class T>() {
+    AllVectorisable(kVecElems<T>, a.weight, a.y) ? Launch<T, kVecElems<T>>(context_, a)
+                                                 : Launch<T, 1>(context_, a);
+  });
+}
 }  // namespace carousel::CAROUSEL_DEVICE_NS

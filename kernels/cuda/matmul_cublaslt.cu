@@ -16,8 +16,8 @@
 #include <bit>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "kernels/cuda/matmul_kernels.h"
 
@@ -31,6 +31,7 @@ constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 constexpr int64_t kStagingBytes = int64_t{16} << 20;
 // Kernels are not asked for more alignment than this.
 constexpr int64_t kMaxAlignment = 256;
+constexpr int kMaxCandidates = 16;
 
 void Check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -184,7 +185,7 @@ class MatmulEngine::Impl {
 
  private:
   const Plan& PlanFor(const MatmulProduct& p);
-  void Choose(Plan& plan, const MatmulProduct& p, const std::vector<cublasLtMatmulHeuristicResult_t>& found);
+  void Choose(Plan& plan, const MatmulProduct& p, std::span<const cublasLtMatmulHeuristicResult_t> found);
   cublasStatus_t Enqueue(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, const MatmulProduct& p,
                          void* destination);
   bool RunInLibrary(const MatmulProduct& p);
@@ -249,25 +250,26 @@ const Plan& MatmulEngine::Impl::PlanFor(const MatmulProduct& p) {
   Set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(AlignmentOf(p.c.data)));
   Set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(AlignmentOf(p.c.data)));
 
-  std::vector<cublasLtMatmulHeuristicResult_t> found(std::max(options_.num_timed_candidates, 1));
+  cublasLtMatmulHeuristicResult_t results[kMaxCandidates];
   int num_found = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c, plan.c, preference,
-                                     static_cast<int>(found.size()), found.data(), &num_found);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      handle_, plan.operation, plan.a, plan.b, plan.c, plan.c, preference,
+      std::clamp(options_.num_timed_candidates, 1, kMaxCandidates), results, &num_found);
   cublasLtMatmulPreferenceDestroy(preference);
   // both mean that there is no kernel for this kind
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return plan;
   Check(status, "cublasLtMatmulAlgoGetHeuristic");
-  found.resize(num_found);
-  std::erase_if(found, [](const auto& result) { return result.state != CUBLAS_STATUS_SUCCESS; });
-  if (found.empty()) return plan;
-  Choose(plan, p, found);
+  const auto* end = std::remove_if(
+      results, results + num_found,
+      [](const cublasLtMatmulHeuristicResult_t& r) { return r.state != CUBLAS_STATUS_SUCCESS; });
+  if (end == results) return plan;
+  Choose(plan, p, {results, end});
   return plan;
 }
 
 // Sets the algorithm: the first suggestion, or the fastest if suggestions are to be timed and can be.
 void MatmulEngine::Impl::Choose(Plan& plan, const MatmulProduct& p,
-                                const std::vector<cublasLtMatmulHeuristicResult_t>& found) {
+                                std::span<const cublasLtMatmulHeuristicResult_t> found) {
   plan.algorithm = found[0].algo;
   plan.served = true;
   if (found.size() == 1) return;
