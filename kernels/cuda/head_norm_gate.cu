@@ -1,7 +1,184 @@
+// y = act(o_pre) z, or z; z = xhat scale (+ bias) (+ skip_weight skip); xhat = (h - mean) rstd over one
+// head's columns (layer norm per head). The scale is weight, 1 + weight or 1. Backward, with g = dy
+// act(o_pre) the gradient of z: do_pre = dy z act'(o_pre); dskip = g skip_weight; dh = rstd (scale g -
+// mean(scale g) - xhat mean(scale g xhat)). Kernels, grids, shared memory and what is read twice:
+// head_norm_rows.h. Per element in bf16 with a gate: 6 bytes forward, 10 backward; with a skip 8 and 14.
 #include "kernels/cuda/device_ops.h"
+#include "kernels/cuda/head_norm_rows.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
+namespace {
 
-void DeviceOps::HeadNormGateForward(const HeadNormGateForwardArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
-void DeviceOps::HeadNormGateBackward(const HeadNormGateBackwardArgs&) { CAROUSEL_CHECK_MSG(false, "not yet written"); }
+// Vectors per thread of a head of one warp.
+template <class T>
+constexpr int kMaxHeadItems = kLongSegmentElems / kVecElems<T>;
+
+// The optional tensors that forward and backward share.
+template <class Args>
+void CheckOptions(const Args& a, DType compute, int64_t N, int64_t width) {
+  const DType wide = WideOf(compute);
+  if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.weight, wide, {width});
+  CAROUSEL_CHECK_MSG(a.weight.defined() || !a.residual_weight, "residual_weight needs a weight");
+  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
+  CAROUSEL_CHECK_MSG(a.skip.defined() == a.skip_weight.defined(), "skip and skip_weight come together");
+  if (a.skip.defined()) CAROUSEL_CHECK_STRIDED(a.skip, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.skip_weight, wide, {width});
+}
+template <class T, class Args>
+HeadNormInputs<T> InputsOf(const Args& a) {
+  using W = Wide<T>;
+  HeadGate gate = HeadGate::kNone;
+  if (a.o_pre.defined()) gate = a.gate == OutputGate::kSigmoid ? HeadGate::kSigmoid : HeadGate::kSilu;
+  return {.h = a.h.template as<T>(),
+          .o_pre = DataOrNull<T>(a.o_pre),
+          .skip = DataOrNull<T>(a.skip),
+          .o_stride = a.o_pre.row_stride,
+          .skip_stride = a.skip.row_stride,
+          .weight = DataOrNull<W>(a.weight),
+          .bias = DataOrNull<W>(a.bias),
+          .skip_weight = DataOrNull<W>(a.skip_weight),
+          .one = static_cast<W>(a.residual_weight ? 1 : 0),
+          .gate = gate,
+          .N = a.h.dim[0],
+          .NH = a.NH,
+          .DHV = a.h.dim[1] / a.NH};
+}
+// V of a call: the columns of every head must begin at a multiple of it.
+template <class T, class... Tensors>
+int PickV(int64_t DHV, const Tensors&... tensors) {
+  constexpr int V = kVecElems<T>;
+  return kRowsInRegisters<T> && DHV % V == 0 && AllVectorisable(V, tensors...) ? V : 1;
+}
+
+template <class T>
+void Forward(Context& context, const HeadNormGateForwardArgs& a) {
+  using W = Wide<T>;
+  const HeadNormForwardRows<T> rows = {.in = InputsOf<T>(a),
+                                       .y = a.y.as<T>(),
+                                       .mean = a.mean.as<W>(),
+                                       .rstd = a.rstd.as<W>(),
+                                       .eps = static_cast<W>(a.eps)};
+  const auto& in = rows.in;
+  const int V = PickV<T>(in.DHV, a.y, a.h, a.o_pre, a.weight, a.bias, a.skip, a.skip_weight);
+  const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>);
+  DispatchItems<T, kMaxHeadItems<T>>(V, layout.items, [&]<int kV, int kItems>() {
+    if constexpr (kItems > 0) {
+      context.Launch(HeadNormForwardKernel<T, kV, kItems>,
+                     {.grid = dim3(GridExtent(layout.row_blocks), GridExtent(layout.segment_blocks)),
+                      .block = layout.block,
+                      .name = "HeadNormGateForward"},
+                     rows);
+    } else {
+      context.Launch(HeadNormForwardLoopKernel<T, kV>,
+                     {.grid = dim3(GridExtent(in.N * in.NH)),
+                      .block = dim3(kMaxRowThreads),
+                      .name = "HeadNormGateForward"},
+                     rows);
+    }
+  });
+}
+
+template <class T>
+void Backward(Context& context, const HeadNormGateBackwardArgs& a) {
+  using W = Wide<T>;
+  HeadNormBackwardRows<T> rows = {.in = InputsOf<T>(a),
+                                  .dh = a.dh.as<T>(),
+                                  .do_pre = DataOrNull<T>(a.do_pre),
+                                  .dskip = DataOrNull<T>(a.dskip),
+                                  .do_stride = a.do_pre.row_stride,
+                                  .dskip_stride = a.dskip.row_stride,
+                                  .dy = a.dy.as<T>(),
+                                  .mean = a.mean.as<W>(),
+                                  .rstd = a.rstd.as<W>(),
+                                  .dweight = nullptr,
+                                  .dbias = nullptr,
+                                  .dskip_weight = nullptr};
+  const auto& in = rows.in;
+  const int64_t width = in.NH * in.DHV;
+  const int V =
+      PickV<T>(in.DHV, a.dh, a.do_pre, a.dskip, a.dy, a.h, a.o_pre, a.weight, a.bias, a.skip, a.skip_weight);
+  const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>);
+  constexpr int64_t kRowsPerPartial = 64, kMaxPartials = 256;  // of the loops
+  const bool loops = layout.items == 0 || !kRowsInRegisters<T>;
+  const int64_t partials = loops ? std::min(CeilDiv(in.N, kRowsPerPartial), kMaxPartials)
+                                 : PersistentBlocks(layout, context.info().num_sms);
+  // One array of partial sums per gradient.
+  const Tensor* const gradients[] = {&a.dweight, &a.dbias, &a.dskip_weight};
+  W** const arrays[] = {&rows.dweight, &rows.dbias, &rows.dskip_weight};
+  int64_t count = 0;
+  for (const Tensor* gradient : gradients) count += gradient->defined() ? 1 : 0;
+  if (count > 0) {
+    W* next = static_cast<W*>(context.Scratch(count * partials * width * static_cast<int64_t>(sizeof(W))));
+    for (int i = 0; i < 3; ++i) {
+      if (!gradients[i]->defined()) continue;
+      *arrays[i] = next;
+      next += partials * width;
+    }
+  }
+  DispatchItems<T, kMaxHeadItems<T>>(V, layout.items, [&]<int kV, int kItems>() {
+    if constexpr (kItems > 0) {
+      context.Launch(HeadNormBackwardKernel<T, kV, kItems>,
+                     {.grid = dim3(GridExtent(partials), GridExtent(layout.segment_blocks)),
+                      .block = layout.block,
+                      .name = "HeadNormGateBackward"},
+                     rows);
+    } else {
+      if (count > 0) {
+        context.Launch(HeadNormWeightGradientKernel<T>,
+                       {.grid = dim3(GridExtent(CeilDiv(width, kPartialColumns)), GridExtent(partials)),
+                        .block = dim3(kPartialColumns, kPartialLanes),
+                        .name = "HeadNormGateBackward"},
+                       rows);
+      }
+      context.Launch(HeadNormBackwardLoopKernel<T, kV>,
+                     {.grid = dim3(GridExtent(in.N * in.NH)),
+                      .block = dim3(kMaxRowThreads),
+                      .name = "HeadNormGateBackward"},
+                     rows);
+    }
+  });
+  for (int i = 0; i < 3; ++i) {
+    if (gradients[i]->defined()) AddPartials(context, gradients[i]->as<W>(), *arrays[i], partials, width);
+  }
+}
+}  // namespace
+
+void DeviceOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
+  const DType compute = a.y.dtype, wide = WideOf(compute);
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.h.rank), 2);
+  const int64_t N = a.h.dim[0], width = a.h.dim[1];
+  CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
+  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
+  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
+  CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
+  CheckOptions(a, compute, N, width);
+  if (N == 0 || width == 0) return;
+  DispatchFloat(compute, [&]<class T>() { Forward<T>(context_, a); });
+}
+
+void DeviceOps::HeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
+  const DType compute = a.dy.dtype, wide = WideOf(compute);
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.h.rank), 2);
+  const int64_t N = a.h.dim[0], width = a.h.dim[1];
+  CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
+  CAROUSEL_CHECK_TENSOR(a.dh, compute, {N, width});
+  CAROUSEL_CHECK_MSG(a.do_pre.defined() == a.o_pre.defined(), "do_pre is given if and only if o_pre is");
+  if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.do_pre, compute, {N, width});
+  CAROUSEL_CHECK_MSG(a.dskip.defined() == a.skip.defined() && a.dskip_weight.defined() == a.skip.defined(),
+                     "dskip and dskip_weight are given if and only if skip is");
+  if (a.skip.defined()) CAROUSEL_CHECK_STRIDED(a.dskip, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.dskip_weight, wide, {width});
+  CAROUSEL_CHECK_MSG(a.dweight.defined() == a.weight.defined(), "dweight is given if and only if weight is");
+  CAROUSEL_CHECK_OPTIONAL(a.dweight, wide, {width});
+  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {width});
+  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, width});
+  CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
+  CheckOptions(a, compute, N, width);
+  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
+  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
+  if (N == 0 || width == 0) return;
+  DispatchFloat(compute, [&]<class T>() { Backward<T>(context_, a); });
+}
 }  // namespace carousel::CAROUSEL_DEVICE_NS

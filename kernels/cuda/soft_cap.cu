@@ -16,12 +16,12 @@ struct SoftCapForwardOp {
     W values[V];
     Load(values, x + i);
 #pragma unroll
-    for (int e = 0; e < V; ++e) values[e] = cap * std::tanh(values[e] / cap);
+    for (int e = 0; e < V; ++e) values[e] = cap * std::tanh(values[e] * inverse_cap);
     Store(y + i, values);
   }
   W* y;
   const W* x;
-  W cap;
+  W cap, inverse_cap;
 };
 
 template <class W>
@@ -34,7 +34,7 @@ struct SoftCapBackwardOp {
     Load(result, y + i);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      const W ratio = result[e] / cap;
+      const W ratio = result[e] * inverse_cap;
       gradient[e] *= 1 - ratio * ratio;
     }
     Store(dx + i, gradient);
@@ -42,7 +42,7 @@ struct SoftCapBackwardOp {
   W* dx;
   const W* dy;
   const W* y;
-  W cap;
+  W inverse_cap;
 };
 
 void CheckSameShape(const Tensor& a, const Tensor& b) {
@@ -63,7 +63,10 @@ void DeviceOps::SoftCapForward(const SoftCapForwardArgs& a) {
   CheckSameShape(a.y, a.x);
   CAROUSEL_CHECK_GT(a.cap, 0.0);
   DispatchWide(a.y.dtype, [&]<class W>() {
-    const SoftCapForwardOp<W> op = {.y = a.y.as<W>(), .x = a.x.as<W>(), .cap = static_cast<W>(a.cap)};
+    const SoftCapForwardOp<W> op = {.y = a.y.as<W>(),
+                                    .x = a.x.as<W>(),
+                                    .cap = static_cast<W>(a.cap),
+                                    .inverse_cap = static_cast<W>(1 / a.cap)};
     LaunchElements(context_, "SoftCapForward", ElementGridOf(op.kVec, a.y, a.x), op);
   });
 }
@@ -74,7 +77,7 @@ void DeviceOps::SoftCapBackward(const SoftCapBackwardArgs& a) {
   CAROUSEL_CHECK_GT(a.cap, 0.0);
   DispatchWide(a.y.dtype, [&]<class W>() {
     const SoftCapBackwardOp<W> op = {
-        .dx = a.dx.as<W>(), .dy = a.dy.as<W>(), .y = a.y.as<W>(), .cap = static_cast<W>(a.cap)};
+        .dx = a.dx.as<W>(), .dy = a.dy.as<W>(), .y = a.y.as<W>(), .inverse_cap = static_cast<W>(1 / a.cap)};
     LaunchElements(context_, "SoftCapBackward", ElementGridOf(op.kVec, a.dx, a.dy, a.y), op);
   });
 }

@@ -107,11 +107,11 @@ __device__ inline void Store(T* to, const W (&from)[V]) {
     internal::StoreWords(to, words);
   }
 }
-// The same where there may be nothing to read.
+// to[i] = from[at + i], converted; `otherwise` where `from` is null.
 template <int V, class W, class T>
-__device__ inline void LoadOr(W (&to)[V], const T* from, bool present, W otherwise) {
-  if (present) {
-    Load(to, from);
+__device__ inline void LoadOr(W (&to)[V], const T* from, int64_t at, W otherwise) {
+  if (from != nullptr) {
+    Load(to, from + at);
   } else {
 #pragma unroll
     for (int i = 0; i < V; ++i) to[i] = otherwise;
