@@ -1,0 +1,2 @@
+// The checker of kernel accesses (checker.h).
+#include "kernels/simt/checker.h"
