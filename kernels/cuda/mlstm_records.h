@@ -36,15 +36,17 @@
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 
-constexpr int kMlstmChunk = 64;  // tokens of a record, whatever MlstmShape::L says
+constexpr int kMlstmChunk = 32;  // tokens of a record, whatever MlstmShape::L says
 
 // The gates of one chunk, E the type of exponents: float for the tensor-core scan, double for the generic
-// one. Tokens after the end of the sequence have begin = kMlstmChunk and 0 elsewhere: no weight reaches them
-// and they reach none.
-//   b_t      sum of log sigmoid(f) over the chunk up to t, restarted at a document's first token with 0
-//   alpha_t  log2e (b_t - m_t) - log2(DHQK) / 2           beta_s  log2e (i_s - b_s), i_s the log of the input
-//   gate rho_t    exp(b_t + m_start - m_t) DHQK^-0.5, 0 once a document has begun in the chunk kappa_s
-//   exp(b_end - b_s + i_s - m_end), 0 if a document begins after s in the chunk
+// one. Tokens after the end of the sequence have begin = kMlstmChunk and floor = 1 and 0 elsewhere: no weight
+// reaches them and they reach none.
+//   b_t      sum of log sigmoid(f) over the tokens after the first of the chunk, or of t's document, up to t
+//   alpha_t  log2e (b_t - m_t) - log2(DHQK) / 2
+//   beta_s   log2e (i_s - b_s), i_s the log of the input gate
+//   rho_t    exp(F + b_t + m_start - m_t) DHQK^-0.5, F = log sigmoid(f) of the chunk's first token; 0 once a
+//            document has begun in the chunk
+//   kappa_s  exp(b_end - b_s + i_s - m_end), 0 if a document begins after s in the chunk
 // The exponents may be as large as a chunk's sum of log gates; the sum alpha + beta within a document is at
 // most 0 (less log2(DHQK) / 2) up to rounding. Outside of it the sum may overflow exp2: select, do not
 // multiply.

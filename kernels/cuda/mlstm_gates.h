@@ -1,0 +1,77 @@
+// The gates of the mLSTM cell as records for the scans (mlstm_records.h), and the gates' gradients from the
+// scans' dot products. Exponents are formed in f64 and rounded once.
+//
+// E, W: (float, float) for the tensor-core scan, (double, float) and (double, double) for the generic one.
+#pragma once
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/mlstm_records.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS {
+
+// The gates of one call.
+template <class W>
+struct MlstmGateInputs {
+  int64_t B = 0, num_tokens = 0, NH = 0, NC = 0;
+  int64_t DHQK = 0;
+  bool sigmoid_input_gate = false;
+  MlstmRows<const W> i_pre, f_pre;  // (N, NH)
+  const uint8_t* reset = nullptr;   // (N), optional
+  const W* initial_m = nullptr;     // (B * NH), optional: 0
+};
+
+// The records of a forward pass. m: (N, NH) out. last_m: (B * NH) out, optional, may be initial_m.
+template <class E, class W>
+struct MlstmForwardGatesArgs {
+  MlstmGateInputs<W> in;
+  MlstmRecord<E, W>* records = nullptr;  // (B * NH, NC)
+  W* gamma = nullptr;                    // (B * NH, NC)
+  MlstmRows<W> m;
+  W* last_m = nullptr;
+  double* chunk_sums = nullptr;  // (B * NH, NC, 2) scratch
+  W* m_start = nullptr;          // (B * NH, NC + 1) scratch
+};
+template <class E, class W>
+void LaunchMlstmForwardGates(Context& context, const MlstmForwardGatesArgs<E, W>& args);
+
+// The same records (not yet folded) in a backward pass, where m is the forward's.
+template <class E, class W>
+struct MlstmRecordsArgs {
+  MlstmGateInputs<W> in;
+  MlstmRecord<E, W>* records = nullptr;
+  W* gamma = nullptr;
+  MlstmRows<const W> m;
+};
+template <class E, class W>
+void LaunchMlstmRecords(Context& context, const MlstmRecordsArgs<E, W>& args);
+
+// From forward records to backward records, in place: folds 1 / (N_t + eps) into alpha and rho and replaces
+// floor by addend.
+template <class E, class W>
+struct MlstmFoldArgs {
+  int64_t B = 0, num_tokens = 0, NH = 0, NC = 0;
+  MlstmRecord<E, W>* records = nullptr;
+  MlstmRows<const W> denominator;  // (N, NH); null data: no division, 1 / (N_t + eps) = 1
+  W eps = 0;
+  // Of the role kDelta; null where the normaliser's gradient is not wanted (addend = 0).
+  const W* a = nullptr;     // (B * NH, NC * kMlstmChunk)
+  const W* dots = nullptr;  // (slices, B * NH, NC * kMlstmChunk): dh.u, u the numerator of h
+  int slices = 0;
+};
+template <class E, class W>
+void LaunchMlstmFold(Context& context, const MlstmFoldArgs<E, W>& args);
+
+// di_pre and df_pre. Sums over tokens are made in f64.
+template <class W>
+struct MlstmGateGradientArgs {
+  MlstmGateInputs<W> in;
+  MlstmRows<W> di_pre, df_pre;                   // (N, NH) out
+  bool has_initial = false;                      // else the first token forgets nothing
+  const W *q_dots = nullptr, *k_dots = nullptr;  // (slices, B * NH, NC * kMlstmChunk): q.dq and k.dk
+  int q_slices = 0, k_slices = 0;
+  const double* final_term = nullptr;  // (B * NH), optional: <C, dC> + <n, dn> of the last state
+  double* chunk_sums = nullptr;        // (B * NH, NC, 2) scratch
+};
+template <class W>
+void LaunchMlstmGateGradients(Context& context, const MlstmGateGradientArgs<W>& args);
+
+}  // namespace carousel::CAROUSEL_DEVICE_NS
