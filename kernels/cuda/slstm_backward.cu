@@ -1,0 +1,377 @@
+// slstm_backward.cu - the gradient of the sLSTM cell on tensor cores, bf16: dwx, dinitial and dbias.
+// Formulas: slstm_cell.h (xLSTM, arXiv:2405.04517, section 2.2); draw and, after it, dr = R^T draw.
+//
+// Grid: (blocks of a head's cluster, heads, tiles of 8 sequences). Block: 16 units per warp, the sum over the
+// 4 gates of the head split among kSplits warps. One launch for all tokens from the last to the first, one
+// barrier per token (two if the sum is split; that of the cluster if there is one).
+//
+// R^T stays in registers (half of it in shared memory at width 512), draw as bf16 in two alternating shared
+// tiles, which the blocks of a cluster write into one another's memory: it is what dwx holds. gates, dy and
+// the states before the token come by cp.async, two tokens ahead; c and n after a token are those before the
+// next one and stay in registers, as dc, dn, dr and the sums of draw do. Nothing is read twice. Per token,
+// unit and sequence 26 bytes are read and 8 written. Sums in f32: of R^T draw four in turn over the steps of
+// a warp, then these four, then the splits in order; of dbias from the last token to the first.
+#include "kernels/cuda/slstm_cell.h"
+#include "kernels/cuda/slstm_internal.h"
+#include "kernels/cuda/slstm_tile.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS {
+namespace {
+
+constexpr int kSequences = kSlstmTileSequences;
+constexpr int kStages = 3;  // tokens of inputs in shared memory
+constexpr int kChains = 4;  // sums that a warp adds to in turn: products of one sum wait for one another
+
+template <class Tile, int kWidth>
+struct BackwardMemory {
+  // Bytes of one sequence's row. 16 bytes beyond a multiple of 64: no two lanes meet in a bank.
+  static constexpr int kPitchDraw = kSlstmGates * kWidth * 2 + 16;
+  // the gates, c and n before the token, dy
+  static constexpr int kPitchInput = (26 * Tile::kUnits + 63) / 64 * 64 + 16;
+  // Bytes.
+  static constexpr int kDraw = 2 * kSequences * kPitchDraw;
+  static constexpr int kInput = kStages * kSequences * kPitchInput;
+  static constexpr int kPartial = (Tile::kWarps - Tile::kGroups) * 32 * 16;
+  static constexpr int kTotal = kDraw + kInput + kPartial + Tile::kSharedFragmentBytes;
+};
+
+template <class Tile, int kWidth, int kBlocks, int kSplits>
+struct BackwardBlock {
+  using Memory = BackwardMemory<Tile, kWidth>;
+  static constexpr int kUnits = Tile::kUnits, kThreads = Tile::kThreads;
+  static constexpr int kWarpSteps = kSlstmGates * kWidth / 16 / kSplits;  // of the product
+  static constexpr int kRegisterSteps = Tile::kRegisterFragments;
+
+  const SlstmBackwardPointers<bfloat16>& p;
+  unsigned char *const draw_tiles, *const input_tiles;
+  float4* const partial;
+  uint4* const shared_r;
+  const int lane, warp, group, split, rank;
+  const int64_t width, first_sequence;
+  const int64_t head_column;   // of the head in a row of y
+  const int64_t block_column;  // of the block's units
+
+  __device__ BackwardBlock(const SlstmBackwardPointers<bfloat16>& pointers, unsigned char* memory)
+      : p(pointers),
+        draw_tiles(memory),
+        input_tiles(draw_tiles + Memory::kDraw),
+        partial(reinterpret_cast<float4*>(input_tiles + Memory::kInput)),
+        shared_r(reinterpret_cast<uint4*>(input_tiles + Memory::kInput + Memory::kPartial)),
+        lane(static_cast<int>(threadIdx.x) % 32),
+        warp(static_cast<int>(threadIdx.x) / 32),
+        group(warp % Tile::kGroups),
+        split(warp / Tile::kGroups),
+        rank(static_cast<int>(blockIdx.x)),
+        width(p.shape.NH * kWidth),
+        first_sequence(int64_t{blockIdx.z} * kSequences),
+        head_column(int64_t{blockIdx.y} * kWidth),
+        block_column(head_column + rank * kUnits) {}
+
+  // The thread's units are unit() and unit() + 1 of the block, its sequences sequence() and + 1 of the tile.
+  __device__ int unit() const { return group * 16 + lane / 4 * 2; }
+  __device__ int sequence() const { return lane % 4 * 2; }
+  __device__ bool Exists(int s) const { return first_sequence + sequence() + s < p.shape.B; }
+  __device__ int64_t Row(int s, int64_t t) const { return (first_sequence + sequence() + s) * p.shape.T + t; }
+  __device__ bool Starts(int s, int64_t t) const {
+    return p.reset != nullptr && t >= 0 && Exists(s) && p.reset[Row(s, t)] != 0;
+  }
+  // Of the thread's units of sequence s in a row of states.
+  __device__ int64_t StateAt(int s) const {
+    return (first_sequence + sequence() + s) * width + block_column + unit();
+  }
+
+  __device__ void Synchronize() const {
+    if constexpr (kBlocks > 1) {
+      gpu::cluster_sync();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  // The A fragment of the warp's step k of R^T: rows are columns of R, columns are [gate][unit].
+  __device__ void LoadR(int k, uint32_t (&a)[4]) const {
+    const int from = (split * kWarpSteps + k) * 16, gate = from / kWidth,
+              column = from % kWidth + lane % 4 * 2;
+    const bfloat16* const place =
+        p.recurrent + (gate * width + head_column + column) * kWidth + rank * kUnits + unit();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t first = *reinterpret_cast<const uint32_t*>(place + half * 8 * kWidth);
+      const uint32_t second = *reinterpret_cast<const uint32_t*>(place + (half * 8 + 1) * kWidth);
+      a[2 * half] = (first & 0xffffu) | second << 16;
+      a[2 * half + 1] = first >> 16 | (second & 0xffff0000u);
+    }
+  }
+  __device__ uint4& SharedR(int k) const {
+    return shared_r[(warp * (kWarpSteps - kRegisterSteps) + k) * 32 + lane];
+  }
+
+  // Begins to copy the inputs of token t for all sequences of the tile; zeros where there are none.
+  __device__ void FetchInputs(int64_t t) const {
+    unsigned char* const tile = input_tiles + (t + kStages) % kStages * kSequences * Memory::kPitchInput;
+    const int rest = static_cast<int>(threadIdx.x) % kUnits, part = rest / (kUnits / 4),
+              piece = rest % (kUnits / 4) * 4;
+#pragma unroll
+    for (int s = static_cast<int>(threadIdx.x) / kUnits; s < kSequences; s += kThreads / kUnits) {
+      const int64_t b = first_sequence + s;
+      const bool valid = b < p.shape.B && t >= 0;
+      const int64_t row = valid ? b * p.shape.T + t : 0;
+      unsigned char* const place = tile + s * Memory::kPitchInput;
+      gpu::cp_async16(place + (part * kUnits + piece) * 4,
+                      p.gates + (row * kSlstmGates + part) * width + block_column + piece, valid);
+      // parts 0 and 1 also fetch c and n before the token, of the others the first kUnits / 8 threads dy
+      if (part < 2) {
+        const float* source = part == 0 ? p.c : p.n;
+        int64_t source_row = row - 1;
+        bool given = valid;
+        if (t == 0) {
+          given = valid && p.initial.y != nullptr;
+          if (given) source = part == 0 ? p.initial.c : p.initial.n;
+          source_row = b;
+        }
+        gpu::cp_async16(place + ((kSlstmGates + part) * kUnits + piece) * 4,
+                        source + (given ? source_row : 0) * width + block_column + piece, given);
+      } else if (rest - kUnits / 2 < kUnits / 8) {
+        const int column = (rest - kUnits / 2) * 8;
+        gpu::cp_async16(place + 6 * kUnits * 4 + column * 2, p.dy + row * width + block_column + column,
+                        valid);
+      }
+    }
+    gpu::cp_async_commit();
+  }
+  __device__ const unsigned char* Input(int64_t t, int s) const {
+    return input_tiles + (t % kStages * kSequences + sequence() + s) * Memory::kPitchInput;
+  }
+
+  // draw of both units of sequence s, for the products of every block.
+  __device__ void PassDraw(int tile, int g, int s, uint32_t value) const {
+    unsigned char* const place = draw_tiles + (tile * kSequences + sequence() + s) * Memory::kPitchDraw +
+                                 (g * kWidth + rank * kUnits + unit()) * 2;
+    if constexpr (kBlocks > 1) {
+#pragma unroll
+      for (int r = 0; r < kBlocks; ++r) *reinterpret_cast<uint32_t*>(gpu::map_shared(place, r)) = value;
+    } else {
+      *reinterpret_cast<uint32_t*>(place) = value;
+    }
+  }
+  __device__ void Store(int64_t t, const uint32_t (&draw)[2][kSlstmGates]) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if (!Exists(s)) continue;
+#pragma unroll
+      for (int g = 0; g < kSlstmGates; ++g)
+        *reinterpret_cast<uint32_t*>(p.dwx + (Row(s, t) * kSlstmGates + g) * width + block_column + unit()) =
+            draw[s][g];
+    }
+  }
+
+  // dr = R^T draw, of the warp's part of the gates.
+  __device__ void Multiply(int tile, const uint32_t (&r)[kRegisterSteps][4],
+                           float (&sums)[kChains][4]) const {
+    const unsigned char* const rows = draw_tiles + (tile * kSequences + lane % 8) * Memory::kPitchDraw +
+                                      split * kWarpSteps * 32 + lane / 8 * 16;
+#pragma unroll
+    for (int k = 0; k < kWarpSteps; k += 2) {
+      uint32_t b[4];
+      gpu::ldmatrix_x4(b, rows + k * 32);
+#pragma unroll
+      for (int next = 0; next < 2; ++next) {
+        float(&sum)[4] = sums[(k + next) % kChains];
+        if (k + next < kRegisterSteps) {
+          gpu::mma_bf16_m16n8k16(sum, r[k + next < kRegisterSteps ? k + next : 0], b[2 * next],
+                                 b[2 * next + 1]);
+        } else {
+          const uint4 v = SharedR(k + next - kRegisterSteps);
+          const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+          gpu::mma_bf16_m16n8k16(sum, a, b[2 * next], b[2 * next + 1]);
+        }
+      }
+    }
+  }
+  // The sums of all splits, to the warps of split 0.
+  __device__ void AddSplits(float (&dr)[4]) const {
+    if (split > 0) partial[(warp - Tile::kGroups) * 32 + lane] = make_float4(dr[0], dr[1], dr[2], dr[3]);
+    __syncthreads();  // the sums of the other splits, before split 0 reads them; the next ones are written
+                      // after the barrier before the next product
+    if (split > 0) return;
+#pragma unroll
+    for (int other = 0; other < kSplits - 1; ++other) {
+      const float4 v = partial[(other * Tile::kGroups + group) * 32 + lane];
+      dr[0] += v.x;
+      dr[1] += v.y;
+      dr[2] += v.z;
+      dr[3] += v.w;
+    }
+  }
+
+  // Of the thread's elements u * 2 + s.
+  struct Running {
+    float dc[4] = {}, dn[4] = {}, dr[4] = {};
+    float c[4], n[4];                  // after the token
+    float dbias[kSlstmGates][4] = {};  // sums of draw
+  };
+
+  // Takes the running gradients over token t and passes draw on. starts: of both sequences.
+  __device__ void Cells(int64_t t, const bool (&starts)[2], Running& running,
+                        uint32_t (&packed)[2][kSlstmGates]) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const unsigned char* const input = Input(t, s);
+      const auto pair = [&](int part) {
+        return *reinterpret_cast<const float2*>(input + (part * kUnits + unit()) * 4);
+      };
+      const float2 gates[kSlstmGates] = {pair(0), pair(1), pair(2), pair(3)};
+      const float2 before_c = pair(4), before_n = pair(5);
+      const float2 dy =
+          gpu::unpack_bf16(*reinterpret_cast<const uint32_t*>(input + 6 * kUnits * 4 + unit() * 2));
+      float draw[2][kSlstmGates];
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int at = u * 2 + s;
+        float kept[kSlstmGates];
+#pragma unroll
+        for (int g = 0; g < kSlstmGates; ++g) kept[g] = u == 0 ? gates[g].x : gates[g].y;
+        const float c0 = u == 0 ? before_c.x : before_c.y, n0 = u == 0 ? before_n.x : before_n.y;
+        const float recurrent = p.cut ? 0.0f : SlstmClip(running.dr[at], p.limit);
+        SlstmCellBackward<float, SlstmFastMath>(
+            kept, starts[s] ? 0.0f : c0, starts[s] ? 0.0f : n0, running.c[at], running.n[at],
+            (u == 0 ? dy.x : dy.y) + recurrent, running.dc[at], running.dn[at], draw[u]);
+        running.c[at] = c0;
+        running.n[at] = n0;
+        if (starts[s]) running.dc[at] = running.dn[at] = 0.0f;
+#pragma unroll
+        for (int g = 0; g < kSlstmGates; ++g) running.dbias[g][at] += draw[u][g];
+      }
+#pragma unroll
+      for (int g = 0; g < kSlstmGates; ++g) {
+        packed[s][g] = gpu::pack_bf16(draw[0][g], draw[1][g]);
+        PassDraw(static_cast<int>(t % 2), g, s, packed[s][g]);
+      }
+    }
+  }
+
+  __device__ void StartGradients(Running& running) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int at = u * 2 + s;
+        const int64_t after = Row(s, p.shape.T - 1) * width + block_column + unit() + u;
+        running.c[at] = Exists(s) ? p.c[after] : 0.0f;
+        running.n[at] = Exists(s) ? p.n[after] : 1.0f;
+        if (p.dlast.y == nullptr || !Exists(s)) continue;
+        running.dr[at] = p.dlast.y[StateAt(s) + u];
+        running.dc[at] = p.dlast.c[StateAt(s) + u];
+        running.dn[at] = p.dlast.n[StateAt(s) + u];
+      }
+    }
+  }
+  __device__ void StoreGradients(const Running& running) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if (!Exists(s)) continue;
+      const int64_t b = first_sequence + sequence() + s;
+#pragma unroll
+      for (int g = 0; g < kSlstmGates; ++g)
+        *reinterpret_cast<float2*>(p.dbias + (b * kSlstmGates + g) * width + block_column + unit()) =
+            make_float2(running.dbias[g][s], running.dbias[g][2 + s]);
+      if (p.dinitial.y == nullptr) continue;
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int at = u * 2 + s;
+        const int64_t state_at = StateAt(s) + u;
+        const float c0 = p.initial.y == nullptr ? 0.0f : p.initial.c[state_at];
+        const float n0 = p.initial.y == nullptr ? 0.0f : p.initial.n[state_at];
+        p.dinitial.y[state_at] = p.cut ? 0.0f : running.dr[at];
+        p.dinitial.c[state_at] = running.dc[at];
+        p.dinitial.n[state_at] = running.dn[at];
+        p.dinitial.m[state_at] = n0 == 0.0f ? 0.0f : c0 * running.dc[at] + n0 * running.dn[at];
+      }
+    }
+  }
+
+  __device__ void Run() const {
+    uint32_t r[kRegisterSteps][4];
+#pragma unroll
+    for (int k = 0; k < kRegisterSteps; ++k) LoadR(k, r[k]);
+    for (int k = kRegisterSteps; k < kWarpSteps; ++k) {
+      uint32_t a[4];
+      LoadR(k, a);
+      SharedR(k - kRegisterSteps) = make_uint4(a[0], a[1], a[2], a[3]);
+    }
+    const int64_t last = p.shape.T - 1;
+    for (int64_t t = last; t > last - kStages; --t) FetchInputs(t);
+    Running running;
+    bool starts[2] = {}, next_starts[2] = {};
+    if (split == 0) {
+      StartGradients(running);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        starts[s] = Starts(s, last);
+        next_starts[s] = Starts(s, last - 1);
+      }
+    }
+    gpu::cp_async_wait<kStages - 1>();
+    Synchronize();  // the inputs of the last token, before it reads them; every block of the cluster has
+                    // begun, before others write draw into its memory
+    for (int64_t t = last; t >= 0; --t) {
+      uint32_t packed[2][kSlstmGates];
+      bool after_starts[2] = {};
+      if (split == 0) {
+#pragma unroll
+        for (int s = 0; s < 2; ++s) after_starts[s] = Starts(s, t - 2);
+        Cells(t, starts, running, packed);
+      }
+      gpu::cp_async_wait<kStages - 2>();
+      Synchronize();  // draw and the inputs of the next token, before they are read; what this token read,
+                      // before it is written again
+      FetchInputs(t - kStages);
+      float sums[kChains][4] = {};
+      Multiply(static_cast<int>(t % 2), r, sums);
+      if (split == 0) Store(t, packed);
+      float dr[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) dr[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+      if constexpr (kSplits > 1) AddSplits(dr);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int u = 0; u < 2; ++u) running.dr[u * 2 + s] = starts[s] ? 0.0f : dr[u * 2 + s];
+        starts[s] = next_starts[s];
+        next_starts[s] = after_starts[s];
+      }
+    }
+    if (split == 0) StoreGradients(running);
+  }
+};
+
+template <int kWidth, int kBlocks, int kSplits>
+__global__ void __launch_bounds__(SlstmTile<kWidth, kBlocks, kSplits>::kThreads, 1)
+    SlstmBackwardKernel(SlstmBackwardPointers<bfloat16> p) {
+  if constexpr (kBlocks == 1 || CAROUSEL_DEVICE_HAS_HOPPER) {
+    using Tile = SlstmTile<kWidth, kBlocks, kSplits>;
+    const BackwardBlock<Tile, kWidth, kBlocks, kSplits> block(p, gpu::dyn_shared<unsigned char>());
+    block.Run();
+  }
+}
+
+template <int kWidth, int kBlocks, int kSplits>
+void Enqueue(SlstmTile<kWidth, kBlocks, kSplits>, Context& context,
+             const SlstmBackwardPointers<bfloat16>& p) {
+  using Tile = SlstmTile<kWidth, kBlocks, kSplits>;
+  const auto tiles = static_cast<unsigned>(CeilDiv(p.shape.B, kSequences));
+  context.Launch(SlstmBackwardKernel<kWidth, kBlocks, kSplits>,
+                 {.grid = dim3(kBlocks, static_cast<unsigned>(p.shape.NH), tiles),
+                  .block = dim3(Tile::kThreads),
+                  .smem = BackwardMemory<Tile, kWidth>::kTotal,
+                  .cluster = dim3(kBlocks),
+                  .name = "SlstmBackwardKernel"},
+                 p);
+}
+}  // namespace
+
+void SlstmTensorCoreBackward(Context& context, const SlstmBackwardPointers<bfloat16>& p) {
+  CAROUSEL_CHECK(WithSlstmTile(p.shape.D, context.info().compute_capability,
+                               [&](auto tile) { Enqueue(tile, context, p); }));
+}
+}  // namespace carousel::CAROUSEL_DEVICE_NS
