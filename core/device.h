@@ -39,7 +39,8 @@ class Device {
   virtual MemoryInfo memory() const { return {}; }
   // Why the last Allocate gave nothing, in the words of the device's runtime; empty if it does not say.
   virtual std::string allocation_error() const { return {}; }
-  // Copies between any two places, ordered with the compute stream; returns when the copy is complete.
+  // Copies ordered with the compute stream, from and to any host memory. CopyToDevice returns when the source
+  // may be changed, CopyToHost when the destination holds the values.
   virtual void CopyToDevice(void* device_destination, const void* host_source, int64_t bytes) = 0;
   virtual void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) = 0;
   virtual void Synchronize() = 0;  // waits for everything enqueued

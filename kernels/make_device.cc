@@ -35,7 +35,8 @@ std::unique_ptr<Device> MakeDevice(const std::string& name, int threads, std::st
   }
   const int cuda_index = ParseCudaIndex(name);
   if (cuda_index >= 0) return cuda::MakeCudaDevice(cuda_index, error);
-  *error = "there is no device '" + name + "'; use 'cpu' or 'cuda:N' with N = 0, 1, ...";
+  if (name == "simt") return simt::MakeCudaDevice(0, error);
+  *error = "there is no device '" + name + "'; use 'cpu', 'cuda:N' with N = 0, 1, ..., or 'simt'";
   return nullptr;
 }
 }  // namespace carousel

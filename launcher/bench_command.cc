@@ -13,8 +13,8 @@
 #include "core/base/random.h"
 #include "core/base/status_macros.h"
 #include "core/train/trainer.h"
-#include "kernels/make_device.h"
 #include "launcher/bench_ops_command.h"
+#include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/matmul_recorder.h"
@@ -28,6 +28,9 @@ struct BenchOptions {
   ConfigOptions config;
   int64_t steps = 12;
   int64_t threads = 0;
+  std::string device = "cpu";
+  bool graphs = true;
+  double peak_tflops = 0;
 };
 
 // Random ids below the vocabulary size; no documents.
@@ -70,7 +73,7 @@ struct Times {
   double Min() const { return *std::min_element(seconds.begin(), seconds.end()); }
 };
 
-// GFLOP/s of a square product that fits the caches: what the matmul library reaches at its best here.
+// GFLOP/s of a square product: what the matmul library reaches at its best here.
 double SquareMatmulRate(Device& device, DType dtype, int64_t n) {
   void* memory = device.Allocate(n * n * (2 * SizeOf(dtype) + 4));
   if (memory == nullptr) return 0;
@@ -101,12 +104,12 @@ absl::Status BenchStep(const BenchOptions& options) {
   const int64_t threads = options.threads > 0 ? options.threads
                           : run.threads > 0   ? run.threads
                                               : environment->default_threads();
-  std::string error;
-  const std::unique_ptr<Device> device = MakeDevice("cpu", static_cast<int>(threads), &error);
-  if (device == nullptr) return absl::UnavailableError(error);
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
+                            MakeRankDevice(options.device, threads, *environment));
   MatmulRecorder recorder(*device);
 
-  const TrainSpec spec = MakeTrainSpec(run);
+  TrainSpec spec = MakeTrainSpec(run);
+  spec.graphs = options.graphs;
   DataParallelSyncFactory sync_factory;
   const Mesh mesh;
   const double baseline_mib = PeakResidentMiB();
@@ -117,24 +120,30 @@ absl::Status BenchStep(const BenchOptions& options) {
 
   const double tokens = static_cast<double>(run.global_batch * run.sequence_length);
   std::printf(
-      "step    %s, %lld blocks (%zu sLSTM), %lld wide, %lld heads, vocabulary %lld, %lld x %lld tokens, %s, %lld threads\n",
+      "step    %s, %lld blocks (%zu sLSTM), %lld wide, %lld heads, vocabulary %lld, %lld x %lld tokens, %s, "
+      "%s\n",
       run.model.family == Family::kPaper ? "paper family" : "large family",
       static_cast<long long>(run.model.num_blocks), run.model.slstm_at.size(),
-      static_cast<long long>(run.model.embedding_dim), static_cast<long long>(run.model.num_heads), static_cast<long long>(run.model.vocab_size),
-      static_cast<long long>(run.global_batch), static_cast<long long>(run.sequence_length),
-      NameOf(run.compute), static_cast<long long>(threads));
-  // Warm up (library primitives are made at first use), then remember one step's matmuls.
-  trainer->Step(0, source);
+      static_cast<long long>(run.model.embedding_dim), static_cast<long long>(run.model.num_heads),
+      static_cast<long long>(run.model.vocab_size), static_cast<long long>(run.global_batch),
+      static_cast<long long>(run.sequence_length), NameOf(run.compute),
+      device->host_accessible() ? absl::StrCat(threads, " threads").c_str() : device->name().c_str());
+  // Warm up: library primitives are made at first use, and a device records what it sees for the second time.
+  // Then remember one step's matmuls.
+  constexpr int64_t kWarmUp = 2;
+  for (int64_t step = 0; step < kWarmUp; ++step) trainer->Step(step, source);
   recorder.Record(true);
-  trainer->Step(1, source);
+  trainer->Step(kWarmUp, source);
   recorder.Record(false);
+  recorder.Synchronize();
   const double peak_mib = PeakResidentMiB();
 
   // Steps and bare matmuls alternate, so that a neighbour on the machine slows both alike.
   Times step_times, matmul_times;
   for (int64_t i = 0; i < options.steps; ++i) {
     const double start = Seconds();
-    trainer->Step(2 + i, source);
+    trainer->Step(kWarmUp + 1 + i, source);
+    recorder.Synchronize();
     const double middle = Seconds();
     recorder.Replay();
     recorder.Synchronize();
@@ -151,11 +160,24 @@ absl::Status BenchStep(const BenchOptions& options) {
   std::printf("matmul  the step's own %zu products alone: median %.2f ms, %.1f GFLOP/s\n",
               recorder.calls().size(), matmul_times.Median() * 1e3, matmul_rate);
   std::printf("share   %.1f %% of that matmul rate\n", 100 * step_rate / matmul_rate);
-  std::printf("square  1024 x 1024 x 1024 product: %.1f GFLOP/s\n",
-              SquareMatmulRate(*device, run.compute, 1024));
+  // One that fits the caches of a processor; for a device that is quick with it, one that keeps it busy.
+  int64_t square = 1024;
+  double square_rate = SquareMatmulRate(*device, run.compute, square);
+  if (square_rate > 1e4) square = 8192, square_rate = SquareMatmulRate(*device, run.compute, square);
+  std::printf("square  %lld x %lld x %lld product: %.1f GFLOP/s\n", static_cast<long long>(square),
+              static_cast<long long>(square), static_cast<long long>(square), square_rate);
+  if (options.peak_tflops > 0) {
+    std::printf("MFU     %.1f %% of the %.0f TFLOP/s that --peak_tflops says\n",
+                step_rate / options.peak_tflops * 0.1, options.peak_tflops);
+  }
   const double planned_mib = static_cast<double>(trainer->arena().total_bytes()) / (1 << 20);
   std::printf("memory  planned %.1f MiB; process peak %.1f MiB, of which %.1f before the model was placed\n",
               planned_mib, peak_mib, baseline_mib);
+  if (const MemoryInfo memory = device->memory(); memory.total_bytes > 0) {
+    std::printf("device  %.1f of %.1f MiB in use\n",
+                static_cast<double>(memory.total_bytes - memory.free_bytes) / (1 << 20),
+                static_cast<double>(memory.total_bytes) / (1 << 20));
+  }
   return absl::OkStatus();
 }
 }  // namespace
@@ -171,6 +193,14 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   step->add_option("--threads", options->threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 1024));
+  AddDeviceOption(*step, &options->device);
+  step->add_flag_callback(
+      "--no_graphs", [options] { options->graphs = false; },
+      "On a GPU: issue every op anew instead of playing recorded micro-batches");
+  step->add_option("--peak_tflops", options->peak_tflops,
+                   "Also print the model's arithmetic as a share of this rate (one H100 in bf16: 989)")
+      ->type_name("X")
+      ->check(CLI::Range(1e-3, 1e6));
   step->footer(
       "Prints tokens per second and the share of the rate at which the step's own matrix multiplications run "
       "alone,\n"
@@ -179,7 +209,8 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
       "  carousel bench step\n"
       "  carousel bench step --set train.compute=F32 --steps 20\n"
       "  carousel bench step --config configs/bench_paper_1to1.textproto\n"
-      "  carousel bench step --config configs/demo_bytes.textproto --threads 1");
+      "  carousel bench step --config configs/demo_bytes.textproto --threads 1\n"
+      "  carousel bench step --device cuda --config configs/xlstm_400m.textproto --peak_tflops 989");
   step->callback([options, run] {
     *run = [options] {
       const absl::Status status = BenchStep(*options);

@@ -20,7 +20,7 @@
 namespace carousel {
 namespace {
 struct Options {
-  std::string model, prompt, prompt_logits, dtype = "f32", backend = "cpu";
+  std::string model, prompt, prompt_logits, dtype = "f32", device = "cpu";
   int64_t max_tokens = 256, threads = 0;
   double temperature = 0.8, top_p = 1;
   int64_t top_k = 0;
@@ -76,7 +76,7 @@ absl::Status Generate(const Options& options) {
   CAROUSEL_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(options.model));
   CAROUSEL_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(options.prompt));
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, PromptIds(source, prompt));
-  CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.backend, options.threads));
+  CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.device, options.threads));
   const DType compute = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   CAROUSEL_ASSIGN_OR_RETURN(
       const std::unique_ptr<BoundModel> model,
@@ -169,8 +169,7 @@ CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run) {
   command->add_option("--dtype", options->dtype, "Arithmetic: f32 or bf16")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
-  command->add_option("--backend", options->backend, "Where to compute: cpu, or cuda:N")
-      ->capture_default_str();
+  AddDeviceOption(*command, &options->device, "--device,--backend");
   command->add_option("--threads", options->threads, "CPU threads; 0: all cores")
       ->capture_default_str()
       ->type_name("N")

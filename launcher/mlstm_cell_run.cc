@@ -77,8 +77,7 @@ absl::StatusOr<MlstmCellResults> RunMlstmCell(const MlstmCellInputs& in, DType c
   CellTensors t;
   const DeviceMemory memory(device, [&](Arena& arena) { t = BindCell(arena, in, compute, ops); });
   if (!memory.ok()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the cell needs ", memory.needed_bytes(), " bytes, more than ", device.name(), " has"));
+    return absl::ResourceExhaustedError(memory.NotEnough("the cell"));
   }
   const bool has_initial = !in.c0.empty(), has_dlast = t.dlast.C.defined();
 

@@ -171,8 +171,7 @@ absl::StatusOr<std::unique_ptr<BoundModel>> LoadModel(const ModelSource& source,
   auto model = std::make_unique<BoundModel>(source.spec,
                                             BoundModel::Options{.compute = compute, .B = B, .T = T}, device);
   if (!model->ok()) {
-    return absl::ResourceExhaustedError(absl::StrCat("the model needs ", model->needed_bytes(),
-                                                     " bytes of memory, more than ", device.name(), " has"));
+    return absl::ResourceExhaustedError(model->NotEnough("the model"));
   }
   CAROUSEL_RETURN_IF_ERROR(LoadWeights(*source.weights, *model));
   return model;

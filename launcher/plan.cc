@@ -13,7 +13,6 @@
 #include "core/comm/mesh.h"
 #include "core/model/language_model.h"
 #include "core/train/trainer.h"
-#include "kernels/make_device.h"
 #include "launcher/train_setup.h"
 #include "parallel/data_parallel_sync.h"
 #include "parallel/mesh_builder.h"
@@ -84,7 +83,7 @@ class Table {
 };
 }  // namespace
 
-absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world) {
+absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world, Device& device) {
   constexpr int64_t kMaxWorld = 1 << 24;
   if (world > kMaxWorld) {
     return absl::InvalidArgumentError(absl::StrCat("--world ", world, " is above ", kMaxWorld, " ranks"));
@@ -110,17 +109,19 @@ absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world) {
   }
   plan.num_parameters = params.num_parameters();
 
-  std::string error;
-  const std::unique_ptr<Device> device = MakeDevice("cpu", /*threads=*/1, &error);
-  if (device == nullptr) return absl::UnavailableError(error);
   CountingCommunicator communicator(/*rank=*/0, static_cast<int>(world));
   Mesh mesh;
-  mesh.data = {.size = world, .index = 0, .communicator = world > 1 ? &communicator : nullptr};
+  mesh.data = {.size = world,
+               .index = 0,
+               .communicator = world > 1 ? &communicator : nullptr,
+               .control = world > 1 ? &communicator : nullptr};
   DataParallelSyncFactory sync_factory;
-  const Arena arena = Trainer::Plan(MakeTrainSpec(run), *device, mesh, sync_factory);
+  const Arena arena = Trainer::Plan(MakeTrainSpec(run), device, mesh, sync_factory);
   plan.memory_bytes = arena.bytes_by_category();
   plan.scratch_bytes = arena.peak_scratch_bytes();
   plan.total_bytes = arena.total_bytes();
+  plan.device = device.name();
+  plan.device_memory = device.memory();
 
   plan.flops_per_token = TrainFlopsPerToken(run.model, run.sequence_length);
   plan.checkpoint_bytes = 3 * SizeOf(WideOf(run.compute)) * plan.num_parameters;
@@ -160,6 +161,11 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   for (const auto& [category, bytes] : plan.memory_bytes) table.Bytes(category, bytes);
   table.Bytes("scratch (largest layer)", plan.scratch_bytes);
   table.Bytes("total", plan.total_bytes);
+  if (plan.device_memory.total_bytes > 0) {
+    table.Bytes(absl::StrCat("memory of ", plan.device), plan.device_memory.total_bytes);
+    table.Row("of it free", WithCommas(plan.device_memory.free_bytes),
+              plan.total_bytes <= plan.device_memory.free_bytes ? "the plan fits" : "the plan does NOT fit");
+  }
 
   const int64_t step_tokens = run.global_batch * T;
   const double tokens = static_cast<double>(step_tokens) * static_cast<double>(run.steps);

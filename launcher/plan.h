@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "configs/run_spec.h"
+#include "core/device.h"
 #include "parallel/counting_communicator.h"
 
 namespace carousel {
@@ -26,13 +27,16 @@ struct RunPlan {
   std::map<std::string, int64_t> memory_bytes;
   int64_t scratch_bytes = 0;
   int64_t total_bytes = 0;
+  std::string device;
+  MemoryInfo device_memory;
   double flops_per_token = 0;    // forward and backward
   int64_t checkpoint_bytes = 0;  // master weights and both Adam moments
   CommTotals communication;      // sent by rank 0 in one step
 };
 
+// `device`: where it is to run: how much its kernels need in between, and how much memory it has.
 // Errors: InvalidArgument with everything that is wrong with the mesh at once.
-absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world);
+absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world, Device& device);
 // A table for people.
 std::string FormatPlan(const RunSpec& run, const RunPlan& plan);
 }  // namespace carousel

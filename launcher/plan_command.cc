@@ -4,6 +4,7 @@
 
 #include "configs/load.h"
 #include "core/base/status_macros.h"
+#include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/plan.h"
 
@@ -13,6 +14,7 @@ namespace {
 struct PlanOptions {
   ConfigOptions config;
   int64_t world = 0;
+  std::string device = "cpu";
   bool resolved = false;
 };
 
@@ -25,7 +27,8 @@ absl::Status Plan(const PlanOptions& options) {
     return absl::OkStatus();
   }
   const int64_t world = options.world > 0 ? options.world : run.parallel_data > 0 ? run.parallel_data : 1;
-  CAROUSEL_ASSIGN_OR_RETURN(const RunPlan plan, MakePlan(run, world));
+  CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.device, /*threads=*/1));
+  CAROUSEL_ASSIGN_OR_RETURN(const RunPlan plan, MakePlan(run, world, *on.device));
   std::fputs(FormatPlan(run, plan).c_str(), stdout);
   return absl::OkStatus();
 }
@@ -42,6 +45,7 @@ CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run) {
                    "Number of ranks to plan for; default: parallel.data of the config, or 1")
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  AddDeviceOption(*command, &options->device);
   command->add_flag("--resolved", options->resolved,
                     "Print the config with every field and its value instead, as training would use it");
   command->footer(
@@ -49,7 +53,8 @@ CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run) {
 parameters on 64 ranks takes a moment on a laptop. Data files need not exist.
 
   parameters   exact, by part of the model
-  memory       bytes of rank 0 by purpose; "scratch" is reused by one layer after another
+  memory       bytes of rank 0 by purpose; "scratch" is reused by one layer after another. With --device cuda
+               the GPU's kernels are asked what they need, and the plan says whether it fits the GPU of this machine
   training     steps, tokens and floating-point operations (matrix products, convolutions and the cells)
   checkpoint   master weights and both Adam moments; a new one is written before the oldest is removed
   sent         what each rank puts on the network in one step, gradients and weights

@@ -45,7 +45,7 @@ class ParallelFormOps final : public ForwardingOps {
   // room, ok() is false and nothing else may be called.
   ParallelFormOps(const ModelSpec& spec, DType compute, int64_t B, int64_t T, Device& device);
   bool ok() const { return memory_->ok(); }
-  int64_t needed_bytes() const { return memory_->needed_bytes(); }
+  std::string NotEnough() const { return memory_->NotEnough("the parallel form"); }
 
   void MlstmForward(const MlstmForwardArgs& a) override;
   void MlstmBackward(const MlstmBackwardArgs& a) override;

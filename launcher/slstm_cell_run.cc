@@ -69,8 +69,7 @@ absl::StatusOr<SlstmCellResults> RunSlstmCell(const SlstmCellInputs& in, DType c
   CellTensors t;
   const DeviceMemory memory(device, [&](Arena& arena) { t = BindCell(arena, in, compute, ops); });
   if (!memory.ok()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the cell needs ", memory.needed_bytes(), " bytes, more than ", device.name(), " has"));
+    return absl::ResourceExhaustedError(memory.NotEnough("the cell"));
   }
   Upload(device, t.wx, SwapOuter(in.wx, s.T, s.B, kNumGates * W));
   Upload(device, t.r, SwapOuter(in.r, s.NH, kNumGates, head_rows));

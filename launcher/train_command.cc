@@ -10,6 +10,7 @@
 #include "configs/load.h"
 #include "core/base/status_macros.h"
 #include "core/train/agreement.h"
+#include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/run_directory.h"
@@ -104,6 +105,11 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
   train->add_flag(
       "--accept_change", options->train.accept_change,
       "Go on although data, batch, optimizer or schedule differ from what the run was begun with");
+  AddDeviceOption(*train, &options->train.device);
+  train->add_flag_callback(
+      "--no_graphs", [options] { options->train.graphs = false; },
+      "On a GPU: issue every op of a step anew instead of playing recorded micro-batches; the results are "
+      "the same");
   train->footer(
       "Starting in a run directory that holds a checkpoint goes on from it, with any number of ranks. Losses "
       "and weights\n"
@@ -112,6 +118,7 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "  carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
       "  mpirun -np 2 carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
       "  carousel train --run_dir runs/demo                      # go on with it\n"
+      "  mpirun -np 8 carousel train --device cuda --config configs/xlstm_1b4.textproto --run_dir runs/1b4\n"
       "  carousel train --config configs/demo_bytes.textproto --run_dir runs/b --set schedule.peak_lr=2e-3 "
       "--set "
       "train.steps=500");

@@ -34,9 +34,10 @@ absl::Status TrainingRun::Train() {
   if (IsMain()) {
     CAROUSEL_LOG(INFO) << environment_.Describe();
     CAROUSEL_LOG(INFO) << absl::StrFormat(
-        "%d parameters, %d tokens per step, %d training tokens, %s, %.1f MiB planned per rank",
+        "%d parameters, %d tokens per step, %d training tokens, %s on %s, %.1f MiB planned per rank",
         NumParameters(run_.model), run_.global_batch * run_.sequence_length, train_data_->num_tokens(),
-        NameOf(run_.compute), static_cast<double>(trainer_->arena().total_bytes()) / (1 << 20));
+        NameOf(run_.compute), device_->name(),
+        static_cast<double>(trainer_->arena().total_bytes()) / (1 << 20));
     if (state_.step >= run_.steps) CAROUSEL_LOG(INFO) << "all " << run_.steps << " steps are done already";
   }
   last_turn_ = Seconds();

@@ -10,7 +10,7 @@
 #include "core/base/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "core/train/agreement.h"
-#include "kernels/make_device.h"
+#include "launcher/command_device.h"
 #include "launcher/model_source.h"
 #include "launcher/run_directory.h"
 #include "launcher/train_setup.h"
@@ -46,11 +46,22 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                                     .global_batch = run.global_batch,
                                                     .micro_batch = run.micro_batch},
                                                    environment.world()));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenDevice()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
   return self;
+}
+
+absl::Status TrainingRun::OpenDevice() {
+  CAROUSEL_ASSIGN_OR_RETURN(device_, MakeRankDevice(options_.device, run_.threads, environment_));
+  if (!device_->host_accessible() && mesh_.data.size > 1) {
+    staged_ = std::make_unique<StagedCommunicator>(*mesh_.data.communicator, *device_);
+    mesh_.data.control = mesh_.data.communicator;
+    mesh_.data.communicator = staged_.get();
+  }
+  return absl::OkStatus();
 }
 
 absl::Status TrainingRun::OpenData() {
@@ -189,11 +200,9 @@ absl::Status TrainingRun::CheckEarlierConfig() {
 }
 
 absl::Status TrainingRun::BuildTrainer() {
-  const int64_t threads = run_.threads > 0 ? run_.threads : environment_.default_threads();
-  std::string error;
-  device_ = MakeDevice("cpu", static_cast<int>(threads), &error);
-  if (device_ == nullptr) return absl::UnavailableError(error);
-  CAROUSEL_ASSIGN_OR_RETURN(trainer_, Trainer::Create(MakeTrainSpec(run_), *device_, mesh_, sync_factory_));
+  TrainSpec spec = MakeTrainSpec(run_);
+  spec.graphs = options_.graphs;
+  CAROUSEL_ASSIGN_OR_RETURN(trainer_, Trainer::Create(spec, *device_, mesh_, sync_factory_));
   if (IsMain() && run_.sample.every_steps > 0)
     generator_ = std::make_unique<Generator>(trainer_->model(), *device_);
   return absl::OkStatus();

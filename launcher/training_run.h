@@ -18,6 +18,7 @@
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
 #include "parallel/data_parallel_sync.h"
+#include "parallel/staged_communicator.h"
 
 namespace carousel {
 
@@ -25,8 +26,10 @@ struct TrainOptions {
   bool fresh = false;                // refuse a run directory that already holds a checkpoint
   bool checkpoint_fallback = false;  // take the newest checkpoint that is intact
   bool accept_change =
-      false;                 // go on although data, batch, optimizer or schedule differ from the run's config
-  std::string command_line;  // for build.txt
+      false;  // go on although data, batch, optimizer or schedule differ from the run's config
+  std::string device = "cpu";  // as --device takes it (launcher/command_device.h)
+  bool graphs = true;          // TrainSpec::graphs
+  std::string command_line;    // for build.txt
 };
 
 class TrainingRun {
@@ -50,6 +53,7 @@ class TrainingRun {
   // The stages of Create.
   absl::Status PrepareDirectory();
   absl::Status CheckEarlierConfig();
+  absl::Status OpenDevice();
   absl::Status OpenData();
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
@@ -70,6 +74,7 @@ class TrainingRun {
   Mesh mesh_;
   std::unique_ptr<RunLease> lease_;  // rank 0
   std::unique_ptr<Device> device_;
+  std::unique_ptr<StagedCommunicator> staged_;  // several ranks on devices whose memory the host cannot read
   std::optional<Dataset> train_data_, validation_data_;
   uint64_t data_fingerprint_ = 0;
   std::optional<Sampler> sampler_;  // until the loader is made
@@ -85,7 +90,7 @@ class TrainingRun {
   int64_t saved_step_ = -1;  // step of the newest checkpoint; -1: none
   int64_t evaluated_step_ = -1;
   EvaluationReport evaluation_report_;  // rank 0: of the last evaluation
-  double last_turn_ = 0;  // clock of rank 0 when wall_seconds was last brought up to date
+  double last_turn_ = 0;                // clock of rank 0 when wall_seconds was last brought up to date
   int64_t skipped_in_row_ = 0;
   int64_t failed_saves_ = 0;  // in a row
 };

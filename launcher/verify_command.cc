@@ -10,7 +10,7 @@
 namespace carousel {
 namespace {
 struct Options {
-  std::string file, backend = "cpu", dtype;
+  std::string file, device = "cpu", dtype;
   int64_t chunk_length = 0;
   int64_t threads = 0;
 };
@@ -29,7 +29,7 @@ absl::StatusOr<bool> RunVerify(const Options& options) {
   } else {
     verify.dtype = ParseDType(options.dtype);
   }
-  CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.backend, options.threads));
+  CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice on, MakeCommandDevice(options.device, options.threads));
   CAROUSEL_ASSIGN_OR_RETURN(const DumpReport report, Verify(dump, verify, *on.device));
   std::fputs(report.ToText().c_str(), stdout);
   return report.ok();
@@ -44,8 +44,7 @@ CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run) {
                    "Reference dump: a cell (mLSTM, sLSTM), a model or a training curve")
       ->required()
       ->type_name("FILE.safetensors");
-  command->add_option("--backend", options->backend, "Where to compute: cpu, or cuda:N")
-      ->capture_default_str();
+  AddDeviceOption(*command, &options->device, "--device,--backend");
   command
       ->add_option("--dtype", options->dtype,
                    "f64, f32 or bf16; default: as the dump was computed; curves: f64")
@@ -65,6 +64,7 @@ CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run) {
       "Examples:\n"
       "  carousel verify tests/golden/large_a.safetensors\n"
       "  carousel verify tests/golden/v1_mixed.safetensors\n"
+      "  carousel verify --device simt tests/golden/slstm_random.safetensors\n"
       "  carousel verify --dtype bf16 --chunk_length 32 tests/golden/mlstm_with_state.safetensors");
   command->callback([options, run] {
     *run = [options]() -> int {

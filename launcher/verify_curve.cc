@@ -86,8 +86,8 @@ class CurveRun {
   }
 
   bool ok() const { return memory_.ok() && (parallel_ == nullptr || parallel_->ok()); }
-  int64_t needed_bytes() const {
-    return memory_.needed_bytes() + (parallel_ == nullptr ? 0 : parallel_->needed_bytes());
+  std::string NotEnough() const {
+    return memory_.ok() ? parallel_->NotEnough() : memory_.NotEnough("training");
   }
 
   // Values of one parameter in the master weights; then Begin() once all are set.
@@ -211,8 +211,7 @@ absl::StatusOr<CurveResults> Train(const ReferenceDump& dump, const ModelDump& m
                                    const TrainArgs& args, Device& device) {
   CurveRun run(model.spec, args.compute, args.convention, curve, device);
   if (!run.ok()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("training needs ", run.needed_bytes(), " bytes, more than ", device.name(), " has"));
+    return absl::ResourceExhaustedError(run.NotEnough());
   }
   CAROUSEL_RETURN_IF_ERROR(
       ForEachParamValue(dump, model, "param.", [&](int param, std::vector<double> values) {

@@ -98,11 +98,6 @@ struct RunArgs {
   bool compare_cells = false;   // kParallel only
 };
 
-absl::Status OutOfMemory(const Device& device, int64_t bytes) {
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the model needs ", bytes, " bytes, more than ", device.name(), " has"));
-}
-
 void RoundToBf16(std::vector<double>* values) {
   for (double& value : *values) {
     value = static_cast<double>(static_cast<float>(bfloat16(static_cast<float>(value))));
@@ -115,7 +110,7 @@ absl::StatusOr<Results> RunModel(const Problem& problem, const RunArgs& args, De
   ModelSpec spec = problem.model.spec;
   if (args.without_eps) spec.cell_eps = 0;
   BoundModel model(spec, {.compute = args.compute, .B = B, .T = T, .gradients = true}, device);
-  if (!model.ok()) return OutOfMemory(device, model.needed_bytes());
+  if (!model.ok()) return absl::ResourceExhaustedError(model.NotEnough("the model"));
   Tensor ids, targets, loss_sum, logits;
   const DeviceMemory memory(device, [&](Arena& arena) {
     ids = arena.Persistent("run", DType::kI32, {N});
@@ -123,11 +118,11 @@ absl::StatusOr<Results> RunModel(const Problem& problem, const RunArgs& args, De
     loss_sum = arena.Persistent("run", DType::kI64, {kExactSumElems});
     logits = arena.Persistent("run", WideOf(args.compute), {N, spec.vocab_size});
   });
-  if (!memory.ok()) return OutOfMemory(device, memory.needed_bytes());
+  if (!memory.ok()) return absl::ResourceExhaustedError(memory.NotEnough("the logits"));
   std::unique_ptr<ParallelFormOps> parallel;
   if (args.form == Form::kParallel) {
     parallel = std::make_unique<ParallelFormOps>(spec, args.compute, B, T, device);
-    if (!parallel->ok()) return OutOfMemory(device, parallel->needed_bytes());
+    if (!parallel->ok()) return absl::ResourceExhaustedError(parallel->NotEnough());
   }
   CAROUSEL_RETURN_IF_ERROR(
       ForEachParamValue(problem.dump, problem.model, "param.", [&](int param, std::vector<double> values) {

@@ -2,6 +2,7 @@
 // weights, comparison with reference numbers, tests. Training on ranks is core/train/trainer.h.
 #pragma once
 #include <memory>
+#include <string>
 
 #include "core/device_memory.h"
 #include "core/model/language_model.h"
@@ -20,6 +21,7 @@ class BoundModel {
 
   bool ok() const { return memory_->ok(); }
   int64_t needed_bytes() const { return memory_->needed_bytes(); }
+  std::string NotEnough(const std::string& what) const { return memory_->NotEnough(what); }
   ParamStore& params() { return params_; }
   LanguageModel& model() { return model_; }
   Device& device() { return device_; }

@@ -64,7 +64,7 @@ Generator::Generator(LanguageModel& model, Device& device)
     resets_ = arena.Persistent("batch", DType::kU8, {piece_tokens_});
     logits_ = arena.Persistent("batch", states_[0].Tensors()[0].dtype, {1, model_.spec().vocab_size});
   });
-  CAROUSEL_CHECK_MSG(memory_->ok(), "no memory for the states of one sequence");
+  if (!memory_->ok()) CheckFailed(__FILE__, __LINE__, memory_->NotEnough("generation of one sequence"));
 }
 
 void Generator::Reset() {

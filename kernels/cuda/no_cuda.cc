@@ -1,17 +1,13 @@
+// The entry point of the CUDA backend in a program without it.
 #include "kernels/cuda/make_cuda_device.h"
 
 namespace carousel::cuda {
 
 std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error) {
-  const std::string name = "cuda:" + std::to_string(index);
-#ifdef CAROUSEL_CUDA_REQUESTED
-  *error = "device '" + name +
-           "' is not available: the CUDA backend is not part of this version, although the build asked for "
-           "it with "
-           "CAROUSEL_CUDA=ON; use device 'cpu'";
-#else
-  *error = "device '" + name + "' is not available: built without CUDA; use device 'cpu'";
-#endif
+  *error = "device 'cuda:" + std::to_string(index) +
+           "' is not available: built without CUDA; use device 'cpu', or build with CAROUSEL_CUDA=ON (needs "
+           "the CUDA "
+           "toolkit)";
   return nullptr;
 }
 }  // namespace carousel::cuda
