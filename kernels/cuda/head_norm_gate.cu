@@ -61,7 +61,7 @@ void Forward(Context& context, const HeadNormGateForwardArgs& a) {
                                        .eps = static_cast<W>(a.eps)};
   const auto& in = rows.in;
   const int V = PickV<T>(in.DHV, a.y, a.h, a.o_pre, a.weight, a.bias, a.skip, a.skip_weight);
-  const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>);
+  const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>, kMaxRowThreads);
   DispatchItems<T, kMaxHeadItems<T>>(V, layout.items, [&]<int kV, int kItems>() {
     if constexpr (kItems > 0) {
       context.Launch(HeadNormForwardKernel<T, kV, kItems>,
@@ -98,7 +98,7 @@ void Backward(Context& context, const HeadNormGateBackwardArgs& a) {
   const int64_t width = in.NH * in.DHV;
   const int V =
       PickV<T>(in.DHV, a.dh, a.do_pre, a.dskip, a.dy, a.h, a.o_pre, a.weight, a.bias, a.skip, a.skip_weight);
-  const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>);
+  const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>, kRowBlockThreads);
   constexpr int64_t kRowsPerPartial = 64, kMaxPartials = 256;  // of the loops
   const bool loops = layout.items == 0 || !kRowsInRegisters<T>;
   const int64_t partials = loops ? std::min(CeilDiv(in.N, kRowsPerPartial), kMaxPartials)

@@ -3,11 +3,11 @@
 //   backward: g = dy scale; ds = rstd (g - mean(g) - xhat mean(g xhat)), without mean(g) if not centred;
 //             dweight = sum of dy xhat, dbias = sum of dy
 // Forward: grid one block per blockDim.z rows. Reads x and delta once, writes s and y once; a row wider than
-// kMaxRowThreads * kLongSegmentElems elements is read again (from L2). The variance is the mean of squared
-// distances from the mean, not a difference of sums. Backward: a fixed number of blocks that take rows in
-// turn, each with one row of partial sums of dweight and dbias; reads dy, x and dresidual once; wider rows:
-// NormWeightGradientKernel reads dy and x once more. Shared: 64 to 128 B for the statistics, 8 KB to add rows
-// of threads. Sums in the wide type.
+// kMaxRowThreads * kLongSegmentElems elements (kUnalignedElems, if it cannot be read 16 bytes at a time) is
+// read again (from L2). The variance is the mean of squared distances from the mean, not a difference of
+// sums. Backward: a fixed number of blocks that take rows in turn, each with one row of partial sums of
+// dweight and dbias; reads dy, x and dresidual once; wider rows: NormWeightGradientKernel reads dy and x once
+// more. Shared: 64 to 128 B for the statistics, 8 KB to add rows of threads. Sums in the wide type.
 #pragma once
 #include "core/base/dtype.h"
 #include "kernels/cuda/context.h"
@@ -304,7 +304,7 @@ template <bool kCentered, class T>
 void LaunchNormForward(Context& context, const char* name, const NormForwardRows<T>& a, bool vectorised) {
   if (a.N == 0) return;
   const int V = vectorised && kRowsInRegisters<T> ? kVecElems<T> : 1;
-  const RowLayout layout = PickRowLayout(a.N, 1, a.D, V, kMaxShortItems);
+  const RowLayout layout = PickRowLayout(a.N, 1, a.D, V, kMaxShortItems, kMaxRowThreads);
   DispatchItems<T, kMaxShortItems>(V, layout.items, [&]<int kV, int kItems>() {
     if constexpr (kItems > 0) {
       context.Launch(NormForwardKernel<T, kV, kItems, kCentered>,
@@ -323,7 +323,7 @@ void LaunchNormBackward(Context& context, const char* name, NormBackwardRows<T> 
   using W = Wide<T>;
   if (a.N == 0) return;
   const int V = vectorised && kRowsInRegisters<T> ? kVecElems<T> : 1;
-  const RowLayout layout = PickRowLayout(a.N, 1, a.D, V, kMaxShortItems);
+  const RowLayout layout = PickRowLayout(a.N, 1, a.D, V, kMaxShortItems, kMaxRowThreads);
   DispatchItems<T, kMaxShortItems>(V, layout.items, [&]<int kV, int kItems>() {
     constexpr int64_t kRowsPerPartial = 64, kMaxPartials = 256;
     const int64_t partials = kItems > 0 ? PersistentBlocks(layout, context.info().num_sms)

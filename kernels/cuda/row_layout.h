@@ -21,9 +21,9 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 
 constexpr int kMaxRowThreads = 512;    // of a long segment
 constexpr int kRowBlockThreads = 256;  // of short segments together
-// Elements per thread of a block that belongs to one segment; segments wider than kMaxRowThreads of these are
-// walked through twice (kItems = 0).
-constexpr int kLongSegmentElems = 16;
+// Elements per thread of a block that belongs to one segment; segments wider than the most threads of these
+// are walked through again (kItems = 0). Rows that cannot be read 16 bytes at a time have fewer.
+constexpr int kLongSegmentElems = 16, kUnalignedElems = 8;
 
 // Threads of a block at most, for __launch_bounds__: more than kLongSegmentElems elements per thread are for
 // short segments.
@@ -36,19 +36,20 @@ struct RowLayout {
   int64_t row_blocks, segment_blocks;  // that cover all rows and all segments of a row
 };
 // `width` columns per segment, V elements at a time. max_short_items: vectors per thread at most in segments
-// of one warp.
-inline RowLayout PickRowLayout(int64_t rows, int64_t segments, int64_t width, int V, int max_short_items) {
+// of one warp. max_threads: of a long segment.
+inline RowLayout PickRowLayout(int64_t rows, int64_t segments, int64_t width, int V, int max_short_items,
+                               int64_t max_threads) {
   const int64_t vectors = CeilDiv(width, V);
   // one element at a time: one instance for all widths
-  int64_t items = V == 1 ? kLongSegmentElems : 1;
+  int64_t items = V == 1 ? kUnalignedElems : 1;
   while (CeilDiv(vectors, items) > kWarpSize && items < max_short_items) items *= 2;
   int64_t threads = CeilDiv(vectors, items);
   if (threads > kWarpSize) {
-    items = kLongSegmentElems / V;
+    if (V > 1) items = kLongSegmentElems / V;
     threads = RoundUp(CeilDiv(vectors, items), kWarpSize);
-    if (threads > kMaxRowThreads) {
+    if (threads > max_threads) {
       items = 0;
-      threads = kMaxRowThreads;
+      threads = max_threads;
     }
     return {.items = static_cast<int>(items),
             .block = dim3(static_cast<unsigned>(threads)),
@@ -89,8 +90,8 @@ void DispatchItems(int V, int items, Fn&& fn) {
   if constexpr (kRowsInRegisters<T>) {
     if (V == 1) {
       if (items == 0) return fn.template operator()<1, 0>();
-      CAROUSEL_CHECK_EQ(items, kLongSegmentElems);
-      return fn.template operator()<1, kLongSegmentElems>();
+      CAROUSEL_CHECK_EQ(items, kUnalignedElems);
+      return fn.template operator()<1, kUnalignedElems>();
     }
     constexpr int kV = kVecElems<T>;
     static_assert(kLongSegmentElems / kV <= kMaxItems && kMaxItems <= 4);
