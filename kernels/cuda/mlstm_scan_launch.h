@@ -1,0 +1,63 @@
+// Which ScanConfig a role and head width takes, and launching it. Each role is compiled in a file of its own.
+#pragma once
+#include "kernels/cuda/mlstm_scan_kernel.h"
+#include "kernels/cuda/op_check.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS::mlstm_scan {
+
+// 128 rows of the state per block, or all 64. 512 columns are too many for a warp: two column groups of 64
+// rows.
+template <MlstmRole kRole, int kDHQK, int kDHV>
+struct ConfigOf {
+  static constexpr bool kRowsAreValues =
+      kRole == MlstmRole::kH || kRole == MlstmRole::kDelta || kRole == MlstmRole::kDV;
+  static constexpr int kRowDim = kRowsAreValues ? kDHV : kDHQK, kColumns = kRowsAreValues ? kDHQK : kDHV;
+  static constexpr int kColumnGroups = kColumns / 256 > 1 ? 2 : 1;
+  static constexpr int kRowWarps = kColumnGroups > 1 || kRowDim < 128 ? 4 : 8;
+  static constexpr int kStages = kColumns >= 256 ? 2 : 3;
+  // what the registers allow (64 columns: 32 for the state, 128 columns: 64)
+  static constexpr int kBlocksPerSm = kRowWarps * kColumnGroups == 8 ? 1 : kColumns == 64 ? 3 : 2;
+  using Type = ScanConfig<kRole, kRowWarps, kColumnGroups, kColumns, kStages, kBlocksPerSm>;
+  static constexpr int kSlices = kRowDim / Type::kRows;
+  static_assert(kSlices * Type::kRows == kRowDim && (kSlices == 1 || kSlices == 2 || kSlices == 4));
+};
+
+// fn.operator()<DHQK, DHV>() for the widths that have a scan; otherwise `otherwise`.
+template <class R, class Fn>
+R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
+  if (DHQK == 64 && DHV == 64) return fn.template operator()<64, 64>();
+  if (DHQK == 64 && DHV == 128) return fn.template operator()<64, 128>();
+  if (DHQK == 128 && DHV == 128) return fn.template operator()<128, 128>();
+  if (DHQK == 128 && DHV == 256) return fn.template operator()<128, 256>();
+  if (DHQK == 256 && DHV == 256) return fn.template operator()<256, 256>();
+  if (DHQK == 256 && DHV == 512) return fn.template operator()<256, 512>();
+  return otherwise;
+}
+
+// False: no scan for these widths.
+template <MlstmRole kRole>
+bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* name) {
+  return ForWidths(args.DHQK, args.DHV, false, [&]<int kDHQK, int kDHV>() {
+    using Choice = ConfigOf<kRole, kDHQK, kDHV>;
+    using C = typename Choice::Type;
+    context.Launch(
+        MlstmScanKernel<C>,
+        {.grid = dim3(GridExtent(Choice::kSlices * args.B * args.NH), GridExtent(args.num_segments)),
+         .block = dim3(C::kThreads),
+         .smem = C::kSharedBytes,
+         .name = name},
+        args);
+    return true;
+  });
+}
+
+// One file each.
+bool LaunchH(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDelta(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDQ(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDV(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDK(Context& context, const MlstmFastScanArgs& args);
+bool LaunchForwardState(Context& context, const MlstmFastScanArgs& args);
+bool LaunchBackwardState(Context& context, const MlstmFastScanArgs& args);
+
+}  // namespace carousel::CAROUSEL_DEVICE_NS::mlstm_scan
