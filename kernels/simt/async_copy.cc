@@ -12,6 +12,7 @@ using check::State;
 
 // ---- cp.async
 void CpAsync(void* dst, const void* src, unsigned bytes, unsigned valid_bytes, const Loc& loc) {
+  const check::InEmulation inside;
   Thread& t = *Current();
   char* d = CheckShared(dst, bytes, bytes, "cp.async", loc);
   if (reinterpret_cast<uintptr_t>(src) % bytes) {
@@ -23,8 +24,12 @@ void CpAsync(void* dst, const void* src, unsigned bytes, unsigned valid_bytes, c
   std::memset(d, 0xff, bytes);
   t.copies.push_back({d, static_cast<const char*>(src), bytes, valid_bytes, t.copy_group, loc});
 }
-void CpAsyncCommit() { ++Current()->copy_group; }
+void CpAsyncCommit() {
+  const check::InEmulation inside;
+  ++Current()->copy_group;
+}
 void CpAsyncWait(int pending_groups, const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("cp_async_wait", loc)) return;
   Thread& t = *Current();
   const unsigned keep = t.copy_group - std::min(static_cast<unsigned>(pending_groups), t.copy_group);
@@ -99,6 +104,7 @@ T* InBlock(T* p, unsigned rank, const Loc& loc) {
 }  // namespace
 
 void MbarInit(uint64_t* bar, unsigned count, const Loc& loc) {
+  const check::InEmulation inside;
   CheckShared(bar, 8, 8, "mbar_init", loc);
   Block& b = *Current()->block;
   if (count == 0 || count >= 1u << 20) Fail("mbar_init at %s: %u arrivals", LocName(loc).c_str(), count);
@@ -110,14 +116,17 @@ void MbarInit(uint64_t* bar, unsigned count, const Loc& loc) {
   b.mbarriers[bar] = {Current()->index, false};
 }
 void FenceMbarInit(const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("fence_mbar_init", loc)) return;
   for (auto& [bar, info] : Current()->block->mbarriers) info.fenced |= info.thread == Current()->index;
 }
 void FenceProxyAsync(const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("fence_proxy_async", loc)) return;
   Current()->proxy_fence = group->now++;
 }
 void MbarArrive(uint64_t* bar, int arrivals, unsigned expect_tx_bytes, int rank, const Loc& loc) {
+  const check::InEmulation inside;
   if (arrivals && Removed("mbar_arrive", loc)) return;
   if (rank >= 0) bar = InBlock(bar, static_cast<unsigned>(rank), loc);
   CheckMbar(bar, rank >= 0 && &BlockOf(bar) != Current()->block, "mbar_arrive", loc);
@@ -126,6 +135,7 @@ void MbarArrive(uint64_t* bar, int arrivals, unsigned expect_tx_bytes, int rank,
   UpdateMbar(bar, arrivals, expect_tx_bytes, "mbar_arrive", loc);
 }
 bool MbarTest(uint64_t* bar, unsigned parity, const Loc& loc) {
+  const check::InEmulation inside;
   CheckMbar(bar, false, "mbar_test", loc);
   SpinYield();
   MbarBits m;
@@ -135,6 +145,7 @@ bool MbarTest(uint64_t* bar, unsigned parity, const Loc& loc) {
   return true;
 }
 void MbarWait(uint64_t* bar, unsigned parity, const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("mbar_wait", loc)) return;
   CheckMbar(bar, false, "mbar_wait", loc);
   check::Access(bar, 8, false, false, loc);
@@ -204,6 +215,7 @@ void IssueLoads(BulkLoadOp op, unsigned cluster_mask) {
 
 void BulkLoad(void* dst, const void* src, unsigned bytes, uint64_t* bar, unsigned cluster_mask,
               const Loc& loc) {
+  const check::InEmulation inside;
   if (bytes == 0 || bytes % 16 || reinterpret_cast<uintptr_t>(src) % 16) {
     Fail("bulk load at %s: address and size must be multiples of 16 bytes", LocName(loc).c_str());
   }
@@ -219,6 +231,7 @@ void BulkLoad(void* dst, const void* src, unsigned bytes, uint64_t* bar, unsigne
 }
 void TmaLoad(void* dst, const TensorMap& map, const int* coord, uint64_t* bar, unsigned cluster_mask,
              const Loc& loc) {
+  const check::InEmulation inside;
   CheckMap(map, coord, "TMA load", loc);
   BulkLoadOp op{};
   op.bytes = map.box[1] * map.box[2] * map.box[3] * 128;
@@ -234,6 +247,7 @@ void TmaLoad(void* dst, const TensorMap& map, const int* coord, uint64_t* bar, u
   IssueLoads(op, cluster_mask);
 }
 void StoreAsync(void* dst, const void* value, unsigned bytes, uint64_t* bar, unsigned rank, const Loc& loc) {
+  const check::InEmulation inside;
   CheckShared(dst, bytes, bytes, "st_async", loc);
   BulkLoadOp op{};
   op.dst = static_cast<char*>(InBlock(dst, rank, loc));
@@ -269,6 +283,7 @@ void CompleteBulkLoad() {
 
 // ---- stores from shared memory
 void BulkStore(void* dst, const void* src, unsigned bytes, const Loc& loc) {
+  const check::InEmulation inside;
   if (bytes == 0 || bytes % 16 || reinterpret_cast<uintptr_t>(dst) % 16) {
     Fail("bulk store at %s: address and size must be multiples of 16 bytes", LocName(loc).c_str());
   }
@@ -286,6 +301,7 @@ void BulkStore(void* dst, const void* src, unsigned bytes, const Loc& loc) {
   t.stores.push_back(std::move(op));
 }
 void TmaStore(const TensorMap& map, const int* coord, const void* src, const Loc& loc) {
+  const check::InEmulation inside;
   CheckMap(map, coord, "TMA store", loc);
   Thread& t = *Current();
   BulkStoreOp op{};
@@ -324,8 +340,12 @@ void WriteDestination(const BulkStoreOp& op) {
   });
 }
 }  // namespace
-void BulkCommit() { ++Current()->store_group; }
+void BulkCommit() {
+  const check::InEmulation inside;
+  ++Current()->store_group;
+}
 void BulkWait(int pending_groups, bool read_only, const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed(read_only ? "bulk_wait_read" : "bulk_wait", loc)) return;
   Thread& t = *Current();
   const unsigned keep = t.store_group - std::min(static_cast<unsigned>(pending_groups), t.store_group);

@@ -7,6 +7,7 @@
 namespace carousel::emulator {
 
 unsigned BlockBarrier(unsigned pred, bool reduces, const Loc& loc) {
+  const check::InEmulation inside;
   const bool removed = Removed("__syncthreads", loc);
   if (removed && !reduces) return pred;
   Thread& t = *Current();
@@ -36,6 +37,7 @@ unsigned BlockBarrier(unsigned pred, bool reduces, const Loc& loc) {
 }
 
 void NamedBarrier(int id, int num_threads, bool wait, const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed(wait ? "bar_sync" : "bar_arrive", loc)) return;
   Thread& t = *Current();
   if (id < 1 || id > 15 || num_threads < 32 || num_threads % 32) {
@@ -60,6 +62,7 @@ void NamedBarrier(int id, int num_threads, bool wait, const Loc& loc) {
 }
 
 void ClusterBarrier(const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("cluster_sync", loc)) return;
   const unsigned cluster = Current()->block->rank / group->cluster_size;
   Barrier& b = group->cluster_barriers[cluster];
@@ -84,6 +87,7 @@ void ClusterBarrier(const Loc& loc) {
 }
 
 void GridBarrier(const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("grid_sync", loc)) return;
   if (!group->cooperative) Fail("grid_sync at %s in a launch that is not cooperative", LocName(loc).c_str());
   Barrier& b = group->grid_barrier;
@@ -103,17 +107,26 @@ void GridBarrier(const Loc& loc) {
 
 // Orders nothing by itself: between blocks use ld_acquire, st_release and atomic_add_acq_rel, which the
 // checker follows.
-void ThreadFence(const Loc&) { std::atomic_thread_fence(std::memory_order_seq_cst); }
+void ThreadFence(const Loc&) {
+  const check::InEmulation inside;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
 
 void Release(const void* p, const Loc& loc) {
+  const check::InEmulation inside;
   if (!Removed("release", loc)) check::Release(*Current(), p);
 }
 void Acquire(const void* p, const Loc& loc) {
+  const check::InEmulation inside;
   if (!Removed("acquire", loc)) check::Acquire(*Current(), p);
 }
-void Trap(const Loc& loc) { Fail("__trap at %s", LocName(loc).c_str()); }
+void Trap(const Loc& loc) {
+  const check::InEmulation inside;
+  Fail("__trap at %s", LocName(loc).c_str());
+}
 
 void* MapShared(const void* p, unsigned rank, const Loc& loc) {
+  const check::InEmulation inside;
   Block& b = *Current()->block;
   const size_t offset = static_cast<size_t>(static_cast<const char*>(p) - b.shared);
   if (offset >= kSharedStride)

@@ -1,2 +1,394 @@
-// The checker of kernel accesses (checker.h).
+// The checker of kernel accesses: shadow memory, and the order that synchronisation makes (checker.h).
 #include "kernels/simt/checker.h"
+
+#ifdef CAROUSEL_SIMT_CHECK
+
+#include <link.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <unordered_map>
+
+#include "kernels/simt/checker_hooks.h"
+
+namespace carousel::emulator::check {
+
+constinit thread_local bool inside_emulation = false;
+
+namespace {
+
+using Clock = std::vector<uint32_t>;
+
+// An access. Times are those of its group; sequence 0: none.
+struct Acc {
+  uint32_t sequence, time, where;
+  uint16_t thread;
+  uint8_t atomic, async;
+};
+// Of two bytes: the last write, and reads that no later read is ordered after.
+struct Cell {
+  Acc write, reads[3];
+};
+struct Region {
+  char* base = nullptr;
+  size_t bytes = 0;
+  State* state = nullptr;
+  Cell* cells = nullptr;
+  bool shared = false;
+
+  bool Has(const char* p) const { return static_cast<size_t>(p - base) < bytes; }
+  void Map(char* b, size_t n) {
+    if (state) {
+      munmap(state, bytes / 2);
+      munmap(cells, bytes / 2 * sizeof(Cell));
+    }
+    const auto get = [](size_t size) {
+      void* p =
+          mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (p == MAP_FAILED) throw KernelError("the checker cannot map its shadow memory");
+      return p;
+    };
+    base = b;
+    bytes = n;
+    state = static_cast<State*>(get(n / 2));
+    cells = static_cast<Cell*>(get(n / 2 * sizeof(Cell)));
+  }
+};
+
+Region device, shared{nullptr, 0, nullptr, nullptr, true};
+std::vector<Loc> locs;  // of accesses that the emulation makes for a kernel
+// Clocks that threads released at mbarriers and named barriers of the group, and at words of global memory,
+// there by the group's sequence number.
+std::unordered_map<const void*, Clock> local_keys;
+std::unordered_map<const void*, std::map<uint32_t, Clock>> global_keys;
+std::vector<std::pair<char*, char*>> image;  // code and constants of the program
+char* program_base = nullptr;
+
+constexpr uint32_t kIsLoc =
+    0x80000000u;  // `where` is an index into locs; otherwise an offset in the program, plus 1
+
+std::string WhereName(uint32_t where) {
+  if (where & kIsLoc) return LocName(locs[where & ~kIsLoc]);
+  char program[512], command[700];
+  const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+  program[n < 0 ? 0 : n] = 0;
+  std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%x 2>/dev/null", program, where - 1);
+  std::string best = "an unknown line";
+  if (FILE* f = popen(command, "r")) {
+    char line[512];
+    while (
+        std::fgets(line, sizeof line, f)) {  // inlined frames from the inside out: the first that is not ours
+      std::string s = line;
+      s = s.substr(s.rfind('/') + 1);
+      best = s.substr(0, s.find_first_of(" \n"));
+      if (!std::strstr(line, "/kernels/simt/") && !std::strstr(line, "/include/")) break;
+    }
+    pclose(f);
+  }
+  return best;
+}
+std::string Place(const Region& r, const char* p) {
+  char text[200];
+  if (!r.shared) {
+    std::snprintf(text, sizeof text, "global address %p", static_cast<const void*>(p));
+    return text;
+  }
+  const size_t offset = static_cast<size_t>(p - r.base) % kSharedStride;
+  for (const SharedVariable& v : group->blocks[static_cast<size_t>(p - r.base) / kSharedStride].variables) {
+    if (offset + 64 >= v.offset && offset < v.offset + v.bytes + 64) {
+      std::snprintf(text, sizeof text, "shared array %s, byte %td of %zu", v.name,
+                    static_cast<ptrdiff_t>(offset) - static_cast<ptrdiff_t>(v.offset), v.bytes);
+      return text;
+    }
+  }
+  std::snprintf(text, sizeof text, "shared memory, byte %zu", offset);
+  return text;
+}
+
+bool InForeign(const std::map<uint32_t, Clock>& foreign, const Acc& a) {
+  const auto it = foreign.find(a.sequence);
+  return it != foreign.end() && a.thread < it->second.size() && it->second[a.thread] >= a.time;
+}
+// Did access a happen before what t does now?
+bool Ordered(const Acc& a, const Thread& t) {
+  if (a.sequence < group->launch_base) return true;  // none, or an earlier launch
+  if (a.sequence != group->sequence) {               // another block of this launch
+    return InForeign(t.foreign, a) || InForeign(t.block->foreign, a) || InForeign(group->foreign, a);
+  }
+  if (a.thread == t.index || a.time < group->base) return true;
+  const Thread& u = group->threads[a.thread];
+  if (u.block == t.block) {
+    if (a.time < t.block->base) return true;
+    if (u.warp == t.warp && a.time < t.block->warp_base[t.warp]) return true;
+  }
+  if (t.clock.empty()) return false;
+  if (!a.async) return t.clock[a.thread] >= a.time;
+  const auto warp = t.clock.begin() + (a.thread & ~31);  // done by the warp as a whole
+  return *std::max_element(warp, warp + std::min<ptrdiff_t>(32, t.clock.end() - warp)) >= a.time;
+}
+
+[[noreturn]] void ReportRace(const Region& r, const char* p, const Acc& a, bool a_writes, const Acc& me,
+                             bool write) {
+  const std::string other =
+      a.sequence == group->sequence ? ThreadName(group->threads[a.thread]) : "a thread of another block";
+  Fail("data race on %s: %s at %s and earlier %s by %s at %s, with no synchronisation between",
+       Place(r, p).c_str(), write ? "write" : "read", WhereName(me.where).c_str(),
+       a_writes ? "write" : "read", other.c_str(), WhereName(a.where).c_str());
+}
+
+// Memory that is neither shared nor global.
+void TouchHost(const Thread& t, const char* p, size_t bytes, bool write, const Acc& me) {
+  const auto in = [p](const void* begin, size_t n) {
+    return static_cast<size_t>(p - static_cast<const char*>(begin)) < n;
+  };
+  const size_t stack_bytes = options().stack_bytes;
+  if (in(t.stack, stack_bytes) || in(group->threads.data(), group->threads.size() * sizeof(Thread)) ||
+      in(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(&self) - 8192),
+         16384)) {  // thread_local variables
+    return;
+  }
+  for (const auto& [low, high] : image) {
+    if (p >= low && p < high) return;
+  }
+  const char* action = write ? "write" : "read";
+  if (in(group->threads[0].stack, stack_bytes * group->num_threads)) {
+    Fail("%s of another thread's local memory at %s", action, WhereName(me.where).c_str());
+  }
+  Fail("%s of %zu bytes at host or wild address %p at %s", action, bytes, static_cast<const void*>(p),
+       WhereName(me.where).c_str());
+}
+
+void RecordRead(Cell& c, const Acc& me, const Thread& t) {
+  int slot = -1;
+  for (int i = 0; i < 3; ++i) {
+    Acc& a = c.reads[i];
+    if (a.sequence == 0) {
+      if (slot < 0) slot = i;
+    } else if (a.thread == me.thread ? a.sequence == me.sequence : Ordered(a, t)) {
+      // Whatever is ordered after the new read is ordered after this one.
+      if (slot < 0) {
+        slot = i;
+      } else {
+        a = Acc{};
+      }
+    }
+  }
+  // All slots hold reads at the same time as this one: 0 stays the first, 1 is of another warp, 2 of the same
+  // warp.
+  if (slot < 0) slot = (c.reads[0].thread ^ me.thread) >> 5 ? 1 : 2;
+  c.reads[slot] = me;
+}
+
+void Touch(const Thread& t, const char* p, size_t bytes, bool read, bool write, const Acc& me) {
+  Region& r = shared.Has(p) ? shared : device;
+  if (!r.Has(p)) return TouchHost(t, p, bytes, write, me);
+  const char* action = write ? "write" : "read";
+  const size_t first = static_cast<size_t>(p - r.base) / 2,
+               last = (static_cast<size_t>(p - r.base) + bytes + 1) / 2;
+  for (size_t i = first; i < last; ++i) {
+    State& state = r.state[i];
+    const char* at = r.base + 2 * i;
+    if (state != State::kInitialized) {
+      if (state == State::kFree) {
+        Fail("out-of-bounds %s of %zu bytes, %s, at %s", action, bytes, Place(r, at).c_str(),
+             WhereName(me.where).c_str());
+      }
+      if (state == State::kInFlight || (state == State::kPinned && write)) {
+        Fail("%s of %s at %s while an asynchronous copy %s it is in flight", action, Place(r, at).c_str(),
+             WhereName(me.where).c_str(), state == State::kInFlight ? "into" : "from");
+      }
+      if (state == State::kAllocated && read) {
+        Fail("read of uninitialised %s at %s", Place(r, at).c_str(), WhereName(me.where).c_str());
+      }
+    }
+    Cell& c = r.cells[i];
+    if (me.async && r.shared && !write && !c.write.async && c.write.sequence == group->sequence &&
+        group->threads[c.write.thread].proxy_fence < c.write.time) {
+      Fail("the async proxy reads %s at %s, written at %s with no fence_proxy_async by the writer",
+           Place(r, at).c_str(), WhereName(me.where).c_str(), WhereName(c.write.where).c_str());
+    }
+    if (bytes > 1) {  // single bytes share a cell
+      const auto clashes = [&](const Acc& a) {
+        return a.sequence != 0 && !(r.shared && a.sequence != me.sequence) && !(a.atomic && me.atomic) &&
+               !Ordered(a, t);
+      };
+      if (clashes(c.write)) ReportRace(r, at, c.write, true, me, write);
+      if (write) {
+        for (const Acc& a : c.reads) {
+          if (clashes(a)) ReportRace(r, at, a, false, me, true);
+        }
+      }
+    }
+    if (write) {
+      if (state == State::kAllocated) state = State::kInitialized;
+      c.write = me;
+      c.reads[0] = c.reads[1] = c.reads[2] = Acc{};
+    } else {
+      RecordRead(c, me, t);
+    }
+  }
+}
+
+Clock Snapshot(const Thread& t) {
+  Clock v(group->num_threads, group->base ? group->base - 1 : 0);
+  for (unsigned u = 0; u < group->num_threads; ++u) {
+    const Thread& x = group->threads[u];
+    if (!t.clock.empty()) v[u] = std::max(v[u], t.clock[u]);
+    if (x.block != t.block) continue;
+    if (t.block->base) v[u] = std::max(v[u], t.block->base - 1);
+    if (x.warp == t.warp && t.block->warp_base[t.warp]) v[u] = std::max(v[u], t.block->warp_base[t.warp] - 1);
+  }
+  v[t.index] = group->now;
+  return v;
+}
+void Join(Clock& a, const Clock& b) {
+  if (a.size() < b.size()) a.resize(b.size());
+  for (size_t i = 0; i < b.size(); ++i) a[i] = std::max(a[i], b[i]);
+}
+void JoinForeign(std::map<uint32_t, Clock>& a, const std::map<uint32_t, Clock>& b) {
+  for (const auto& [sequence, clock] : b) Join(a[sequence], clock);
+}
+
+[[gnu::constructor]] void FindImage() {
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void*) {
+        if (!program_base) program_base = reinterpret_cast<char*>(info->dlpi_addr);
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          if (info->dlpi_phdr[i].p_type != PT_LOAD) continue;
+          char* low = reinterpret_cast<char*>(info->dlpi_addr + info->dlpi_phdr[i].p_vaddr);
+          image.emplace_back(low, low + info->dlpi_phdr[i].p_memsz);
+        }
+        return 0;
+      },
+      nullptr);
+}
+}  // namespace
+
+void KernelAccess(const volatile void* p, size_t bytes, bool read, bool write, bool atomic, void* pc) {
+  if (!self || inside_emulation) return;
+  const Thread& t = *Current();
+  const InEmulation inside;
+  const uint32_t where = static_cast<uint32_t>(static_cast<char*>(pc) - program_base);
+  Touch(t, static_cast<const char*>(const_cast<const void*>(p)), bytes, read, write,
+        {group->sequence, group->now, where & ~kIsLoc, static_cast<uint16_t>(t.index), atomic, 0});
+}
+
+void SetState(const void* p, size_t bytes, State state) {
+  const char* begin = static_cast<const char*>(p);
+  if (!device.base && device_base) device.Map(device_base, kDeviceBytes);
+  Region& r = shared.Has(begin) ? shared : device;
+  if (bytes == 0 || !r.Has(begin)) return;
+  const size_t first = static_cast<size_t>(begin - r.base) / 2;
+  const size_t last = (static_cast<size_t>(begin - r.base) + bytes + 1) / 2;
+  std::memset(static_cast<void*>(r.state + first), static_cast<int>(state), last - first);
+}
+bool IsInitialized(const void* p, size_t bytes) {
+  const char* begin = static_cast<const char*>(p);
+  if (bytes == 0 || !device.Has(begin)) return true;
+  const size_t first = static_cast<size_t>(begin - device.base) / 2;
+  const size_t last = (static_cast<size_t>(begin - device.base) + bytes + 1) / 2;
+  return std::all_of(device.state + first, device.state + last,
+                     [](State s) { return s == State::kInitialized; });
+}
+void Access(const void* p, size_t bytes, bool write, bool async_proxy, const Loc& loc) {
+  const Thread& t = *Current();
+  auto it = std::find_if(locs.begin(), locs.end(), [&](const Loc& x) { return SameLoc(x, loc); });
+  if (it == locs.end()) {
+    locs.push_back(loc);
+    it = locs.end() - 1;
+  }
+  Touch(t, static_cast<const char*>(p), bytes, !write, write,
+        {group->sequence, group->now, kIsLoc | static_cast<uint32_t>(it - locs.begin()),
+         static_cast<uint16_t>(t.index), 0, async_proxy});
+}
+
+void LaunchBegin() { global_keys.clear(); }
+void GroupBegin(Group& g) {
+  local_keys.clear();
+  g.foreign.clear();
+  if (shared.base != g.shared || shared.bytes < g.num_blocks * kSharedStride) {
+    shared.Map(g.shared, g.num_blocks * kSharedStride);
+  }
+}
+
+void BlockBarrier(Block& b) {
+  Thread* const end = b.threads + b.num_threads;
+  if (std::any_of(b.threads, end, [](const Thread& t) { return t.clock_dirty; })) {
+    Clock all;
+    for (Thread* t = b.threads; t != end; ++t) Join(all, t->clock);
+    for (Thread* t = b.threads; t != end; ++t) {
+      JoinForeign(b.foreign, t->foreign);
+      t->foreign.clear();
+      t->clock = all;
+      t->clock_dirty = false;
+    }
+  }
+  b.base = ++group->now;
+}
+void GroupBarrier(Group& g) {
+  for (unsigned i = 0; i < g.num_threads; ++i) {
+    Thread& t = g.threads[i];
+    JoinForeign(g.foreign, t.foreign);
+    t.foreign.clear();
+    t.clock.clear();
+    t.clock_dirty = false;
+  }
+  for (unsigned i = 0; i < g.num_blocks; ++i) JoinForeign(g.foreign, g.blocks[i].foreign);
+  g.base = ++g.now;
+}
+void WarpBarrier(Thread** lanes, unsigned mask) {
+  Thread* any = lanes[__builtin_ctz(mask)];
+  const unsigned in_warp = std::min(32u, any->block->num_threads - any->warp * 32);
+  const bool full = static_cast<unsigned>(__builtin_popcount(mask)) == in_warp;
+  bool dirty = false;
+  for (unsigned l = 0; l < 32; ++l) {
+    if (mask >> l & 1) dirty |= lanes[l]->clock_dirty;
+  }
+  if (!full || dirty) {
+    Clock all;
+    std::map<uint32_t, Clock> foreign;
+    for (unsigned l = 0; l < 32; ++l) {
+      if (!(mask >> l & 1)) continue;
+      Join(all, full ? lanes[l]->clock : Snapshot(*lanes[l]));
+      JoinForeign(foreign, lanes[l]->foreign);
+    }
+    for (unsigned l = 0; l < 32; ++l) {
+      if (!(mask >> l & 1)) continue;
+      lanes[l]->clock = all;
+      lanes[l]->foreign = foreign;
+      lanes[l]->clock_dirty = true;
+    }
+  }
+  ++group->now;
+  if (full) any->block->warp_base[any->warp] = group->now;
+}
+void Release(Thread& t, const void* key) {
+  const Clock now = Snapshot(t);
+  if (device.Has(static_cast<const char*>(key))) {
+    std::map<uint32_t, Clock>& clocks = global_keys[key];
+    Join(clocks[group->sequence], now);
+    JoinForeign(clocks, t.foreign);
+    JoinForeign(clocks, t.block->foreign);
+    JoinForeign(clocks, group->foreign);
+  } else {
+    Join(local_keys[key], now);
+  }
+  ++group->now;
+}
+void Acquire(Thread& t, const void* key) {
+  if (device.Has(static_cast<const char*>(key))) {
+    for (const auto& [sequence, clock] : global_keys[key]) {
+      Join(sequence == group->sequence ? t.clock : t.foreign[sequence], clock);
+    }
+  } else {
+    Join(t.clock, local_keys[key]);
+  }
+  t.clock.resize(group->num_threads);
+  t.clock_dirty = true;
+}
+}  // namespace carousel::emulator::check
+
+#endif  // CAROUSEL_SIMT_CHECK

@@ -28,6 +28,18 @@ enum class State : uint8_t {
 
 #ifdef CAROUSEL_SIMT_CHECK
 constexpr bool kOn = true;
+// The emulation's own accesses are not a kernel's: every function that kernels call holds one of these. (A
+// function template that is instantiated in kernels too may be linked in their, instrumented, form.)
+extern constinit thread_local bool inside_emulation;
+class InEmulation {
+ public:
+  InEmulation() : before_(inside_emulation) { inside_emulation = true; }
+  ~InEmulation() { inside_emulation = before_; }
+
+ private:
+  const bool before_;
+};
+inline void LeaveEmulation() { inside_emulation = false; }  // a new thread starts
 void SetState(const void* p, size_t bytes, State state);
 bool IsInitialized(const void* p, size_t bytes);
 // The emulation accesses memory for the running thread. async_proxy: by wgmma, TMA or a bulk copy.
@@ -43,6 +55,10 @@ void Release(Thread& t, const void* key);
 void Acquire(Thread& t, const void* key);
 #else
 constexpr bool kOn = false;
+struct InEmulation {
+  InEmulation() {}
+};
+inline void LeaveEmulation() {}
 inline void SetState(const void*, size_t, State) {}
 inline bool IsInitialized(const void*, size_t) { return true; }
 inline void Access(const void*, size_t, bool, bool, const Loc&) {}

@@ -44,6 +44,7 @@ void PrepareBlock(Worker& w, Block& b, unsigned rank, uint64_t id, unsigned clus
   b.dynamic = b.used = c.smem;
   b.variables.clear();
   b.mbarriers.clear();
+  b.foreign.clear();
   for (Barrier& barrier : b.barrier) {
     barrier.arrived = barrier.sum = 0;
     barrier.waiters.clear();

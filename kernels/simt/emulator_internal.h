@@ -112,7 +112,8 @@ struct Block {
   std::vector<std::vector<Collective>> pending;  // warp collectives in which lanes wait, per warp
   std::vector<uint32_t> exited;                  // lanes that have exited, per warp
   std::map<const uint64_t*, MbarrierInfo> mbarriers;
-  // Checker: time of the last barrier of the block and of its warps.
+  // Checker: what its threads know of other groups, time of the last barrier of the block and of its warps.
+  std::map<uint32_t, std::vector<uint32_t>> foreign;
   uint32_t base = 0;
   std::vector<uint32_t> warp_base;
 };
@@ -128,6 +129,7 @@ struct Group {
   std::vector<unsigned> cluster_live;
   Barrier grid_barrier;
   std::deque<BulkLoadOp> loads;
+  std::map<uint32_t, std::vector<uint32_t>> foreign;  // checker, as in Block
   // Checker: unique number of this run, first number of its launch, time, time of the last barrier of all.
   uint32_t sequence = 0, launch_base = 0, now = 1, base = 0;
 };

@@ -22,6 +22,7 @@ std::map<size_t, std::vector<void*>> free_params;
 char* device_base = nullptr;
 
 void* StaticShared(const void* key, size_t bytes, const char* name) {
+  const check::InEmulation inside;
   Block& b = *Current()->block;
   for (const SharedVariable& v : b.variables) {
     if (v.key == key) return b.shared + v.offset;
@@ -35,8 +36,12 @@ void* StaticShared(const void* key, size_t bytes, const char* name) {
   check::SetState(b.shared + offset, bytes, check::State::kAllocated);
   return b.shared + offset;
 }
-void* DynamicShared() { return Current()->block->shared; }
+void* DynamicShared() {
+  const check::InEmulation inside;
+  return Current()->block->shared;
+}
 uint32_t SharedAddress(const void* p) {
+  const check::InEmulation inside;
   return static_cast<uint32_t>(static_cast<const char*>(p) - Current()->block->shared);
 }
 char* CheckShared(const void* p, size_t bytes, size_t alignment, const char* what, const Loc& loc) {

@@ -65,6 +65,7 @@ Thread* Pick() {
 }
 
 [[noreturn]] void ExitThread() {
+  const check::InEmulation inside;
   Thread& t = *Current();
   Block& b = *t.block;
   for (const Collective& c : b.pending[t.warp]) {
@@ -121,6 +122,7 @@ bool SameLoc(const Loc& a, const Loc& b) {
 }
 
 void Fail(const char* format, ...) {
+  const check::InEmulation inside;
   {
     char text[4096];
     va_list args;
@@ -159,6 +161,7 @@ void Wait(const char* what, const Loc& loc) {
   if (next != me) Jump(next);
 }
 void SpinYield() {
+  const check::InEmulation inside;
   Thread* me = Current();
   // A thread that polls keeps the others from running dry, which is when loads land.
   if (!group->loads.empty() && (!worker->ready.size() || worker->spins % 64 == 63)) CompleteBulkLoad();
@@ -192,6 +195,7 @@ void FiberEntry() {
     worker->main_stack_bytes = bytes;
   }
 #endif
+  check::LeaveEmulation();
   worker->thunk(worker->pack);
   ExitThread();
 }

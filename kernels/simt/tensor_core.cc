@@ -198,6 +198,7 @@ uint32_t Swizzle(uint32_t address, uint32_t mode) {
 }
 
 void WarpMma(float* d, const uint32_t* a, const uint32_t* b, Mma type, const Loc& loc) {
+  const check::InEmulation inside;
   MmaArgument argument{d, a, b};
   RunCollective(~0u, "mma.sync", loc, &argument,
                 type == Mma::kBf16  ? RunMma<Mma::kBf16>
@@ -206,11 +207,13 @@ void WarpMma(float* d, const uint32_t* a, const uint32_t* b, Mma type, const Loc
 }
 
 void LoadMatrix(uint32_t* r, const void* row, int num_matrices, bool transposed, const Loc& loc) {
+  const check::InEmulation inside;
   MatrixArgument argument{r, CheckShared(row, 16, 16, "ldmatrix", loc), num_matrices, transposed};
   if (static_cast<int>(Current()->lane) < 8 * num_matrices) check::Access(row, 16, false, false, loc);
   RunCollective(~0u, "ldmatrix", loc, &argument, MoveMatrices<false>);
 }
 void StoreMatrix(const uint32_t* r, void* row, int num_matrices, bool transposed, const Loc& loc) {
+  const check::InEmulation inside;
   uint32_t registers[4] = {};
   std::copy(r, r + num_matrices, registers);
   MatrixArgument argument{registers, CheckShared(row, 16, 16, "stmatrix", loc), num_matrices, transposed};
@@ -221,6 +224,7 @@ void StoreMatrix(const uint32_t* r, void* row, int num_matrices, bool transposed
 // The product is computed when it is waited for.
 void Wgmma(float* d, WgmmaShape shape, const uint32_t* a_registers, uint64_t a_desc, uint64_t b_desc,
            bool accumulate, const Loc& loc) {
+  const check::InEmulation inside;
   Thread& t = *Current();
   if (!t.wgmma_fenced) {
     Fail("wgmma at %s without wgmma_fence: the registers may still be written", LocName(loc).c_str());
@@ -243,13 +247,16 @@ void Wgmma(float* d, WgmmaShape shape, const uint32_t* a_registers, uint64_t a_d
   });
 }
 void WgmmaFence(const Loc& loc) {
+  const check::InEmulation inside;
   if (!Removed("wgmma_fence", loc)) Current()->wgmma_fenced = true;
 }
 void WgmmaCommit() {
+  const check::InEmulation inside;
   ++Current()->wgmma_group;
   Current()->wgmma_fenced = false;
 }
 void WgmmaWait(int pending_groups, const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("wgmma_wait", loc)) return;
   Thread& t = *Current();
   const unsigned keep = t.wgmma_group - std::min(static_cast<unsigned>(pending_groups), t.wgmma_group);

@@ -57,12 +57,14 @@ void RunCollective(unsigned mask, const char* kind, const Loc& loc, void* arg, C
 }
 
 void WarpBarrier(unsigned mask, const Loc& loc) {
+  const check::InEmulation inside;
   if (Removed("__syncwarp", loc)) return;
   RunCollective(mask, "__syncwarp", loc, Current(),
                 [](void** args, unsigned m) { check::WarpBarrier(reinterpret_cast<Thread**>(args), m); });
 }
 
 uint64_t WarpShuffle(unsigned mask, uint64_t bits, int arg, int width, Shuffle mode, const Loc& loc) {
+  const check::InEmulation inside;
   struct Argument {
     uint64_t in, out;
     int arg, width;
@@ -100,6 +102,7 @@ uint64_t WarpShuffle(unsigned mask, uint64_t bits, int arg, int width, Shuffle m
 }
 
 unsigned WarpBallot(unsigned mask, bool pred, const Loc& loc) {
+  const check::InEmulation inside;
   struct Argument {
     bool in;
     unsigned out;
@@ -117,6 +120,7 @@ unsigned WarpBallot(unsigned mask, bool pred, const Loc& loc) {
 }
 
 unsigned WarpMatch(unsigned mask, uint64_t bits, const Loc& loc) {
+  const check::InEmulation inside;
   struct Argument {
     uint64_t in;
     unsigned out;
@@ -134,6 +138,7 @@ unsigned WarpMatch(unsigned mask, uint64_t bits, const Loc& loc) {
 }
 
 uint32_t WarpReduce(unsigned mask, uint32_t value, bool is_signed, Reduce op, const Loc& loc) {
+  const check::InEmulation inside;
   struct Argument {
     uint32_t value;
     bool is_signed;
@@ -181,6 +186,7 @@ uint32_t WarpReduce(unsigned mask, uint32_t value, bool is_signed, Reduce op, co
 }
 
 bool WarpElect(unsigned mask, const Loc& loc) {
+  const check::InEmulation inside;
   RunCollective(mask, "elect_one", loc, nullptr, [](void**, unsigned) {});
   return Current()->lane == static_cast<unsigned>(__builtin_ctz(mask));
 }
