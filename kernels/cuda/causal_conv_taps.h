@@ -129,7 +129,7 @@ struct ConvWindow {
 };
 
 template <class T, int V, int kK>
-__global__ void __launch_bounds__(kConvThreads) ConvForwardKernel(ConvForwardRows<T> a) {
+__global__ void __launch_bounds__(kConvThreads, 1) ConvForwardKernel(ConvForwardRows<T> a) {
   using W = Wide<T>;
   const ConvInputs<T>& in = a.in;
   const int64_t channel = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kConvThreads) ConvForwardKernel(ConvForwardRow
   window.Begin(in, b, begin, channel);
   for (int64_t t = begin; t < end; t += kConvChunk) {
     const int64_t n = b * in.T_ + t;
-    W x[kConvChunk][V];
+    W x[kConvChunk][V] = {};
 #pragma unroll
     for (int i = 0; i < kConvChunk; ++i) {
       if (t + i < end) Load(x[i], in.x + (n + i) * in.x_stride + channel);
@@ -226,7 +226,7 @@ struct ConvGradients {
 };
 
 template <class T, int V, int kK>
-__global__ void __launch_bounds__(kConvThreads) ConvBackwardKernel(ConvBackwardRows<T> a) {
+__global__ void __launch_bounds__(kConvThreads, 1) ConvBackwardKernel(ConvBackwardRows<T> a) {
   using W = Wide<T>;
   SHARED_ARRAY(W, exchange, [kConvThreads * V]);
   const ConvInputs<T>& in = a.in;
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kConvThreads) ConvBackwardKernel(ConvBackwardR
       window.Begin(in, b, begin, channel);
       for (int64_t t = begin; t < stop; t += kConvChunk) {
         const int64_t n = b * in.T_ + t;
-        W x[kConvChunk][V], dp[kConvChunk][V];
+        W x[kConvChunk][V] = {}, dp[kConvChunk][V] = {};
 #pragma unroll
         for (int i = 0; i < kConvChunk; ++i) {
           if (t + i >= stop) continue;

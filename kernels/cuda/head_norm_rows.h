@@ -109,7 +109,7 @@ __device__ inline void LoadGateAndSkip(Wide<T> (&o)[V], Wide<T> (&skip)[V], cons
 }
 
 template <class T, int V, int kItems>
-__global__ void __launch_bounds__((kRowThreads<V, kItems>)) HeadNormForwardKernel(HeadNormForwardRows<T> a) {
+__global__ void __launch_bounds__(kRowThreads<V, kItems>, 1) HeadNormForwardKernel(HeadNormForwardRows<T> a) {
   using W = Wide<T>;
   SHARED_ARRAY(W, room, [kReduceRoom<1, kMaxRowThreads>]);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.z + threadIdx.z;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__((kRowThreads<V, kItems>)) HeadNormForwardKerne
   const bool present = row < a.in.N && head < a.in.NH;
   const int64_t first = head * a.in.DHV, width = present ? a.in.DHV : 0;
   const W count = static_cast<W>(a.in.DHV);
-  W h[kItems][V], o[kItems][V], skip[kItems][V];
+  W h[kItems][V] = {}, o[kItems][V] = {}, skip[kItems][V] = {};
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int64_t column = ColumnOf<V>(i);
@@ -236,12 +236,11 @@ struct HeadNormColumns {
     for (int e = 0; e < V; ++e) dh[e] = (scaled_g[e] - mean_g - xhat[e] * mean_product) * rstd;
     Store(a.dh + row * (a.in.NH * a.in.DHV) + column, dh);
   }
-  W xhat[V], g[V], o[V], skip[V], scaled_g[V];
+  W xhat[V] = {}, g[V] = {}, o[V] = {}, skip[V] = {}, scaled_g[V] = {};
 };
 
 template <class T, int V, int kItems>
-__global__ void __launch_bounds__((kRowThreads<V, kItems>))
-    HeadNormBackwardKernel(HeadNormBackwardRows<T> a) {
+__global__ void __launch_bounds__(kRowBlockThreads, 1) HeadNormBackwardKernel(HeadNormBackwardRows<T> a) {
   using W = Wide<T>;
   SHARED_ARRAY(W, room, [kReduceRoom<2, kMaxRowThreads>]);
   SHARED_ARRAY(W, exchange, [kRowBlockThreads * V]);

@@ -71,7 +71,7 @@ __device__ inline void StoreNormed(const NormForwardRows<T>& a, int64_t at, int6
 }
 
 template <class T, int V, int kItems, bool kCentered>
-__global__ void __launch_bounds__((kRowThreads<V, kItems>)) NormForwardKernel(NormForwardRows<T> a) {
+__global__ void __launch_bounds__(kRowThreads<V, kItems>, 1) NormForwardKernel(NormForwardRows<T> a) {
   using W = Wide<T>;
   SHARED_ARRAY(W, room, [kReduceRoom<1, kMaxRowThreads>]);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.z + threadIdx.z;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__((kRowThreads<V, kItems>)) NormForwardKernel(No
   const int64_t offset = row * a.D, width = present ? a.D : 0;
   const W count = static_cast<W>(a.D);
   // the row, in registers
-  W s[kItems][V];
+  W s[kItems][V] = {};
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int64_t column = ColumnOf<V>(i);
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) NormForwardLoopKernel(NormForw
 }
 
 template <class T, int V, int kItems, bool kCentered>
-__global__ void __launch_bounds__((kRowThreads<V, kItems>)) NormBackwardKernel(NormBackwardRows<T> a) {
+__global__ void __launch_bounds__(kRowThreads<V, kItems>, 1) NormBackwardKernel(NormBackwardRows<T> a) {
   using W = Wide<T>;
   SHARED_ARRAY(W, room, [kReduceRoom<2, kMaxRowThreads>]);
   SHARED_ARRAY(W, exchange, [kRowBlockThreads * V]);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__((kRowThreads<V, kItems>)) NormBackwardKernel(N
     const int64_t width = present ? a.D : 0;
     const W rstd = present ? a.rstd[row] : W{0};
     const W mean = kCentered && present ? a.mean[row] : W{0};
-    W xhat[kItems][V], g[kItems][V];
+    W xhat[kItems][V] = {}, g[kItems][V] = {};
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int64_t column = ColumnOf<V>(i);
