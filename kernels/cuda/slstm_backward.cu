@@ -7,10 +7,11 @@
 //
 // R^T stays in registers (half of it in shared memory at width 512), draw as bf16 in two alternating shared
 // tiles, which the blocks of a cluster write into one another's memory: it is what dwx holds. gates, dy and
-// the states before the token come by cp.async, two tokens ahead; c and n after a token are those before the
-// next one and stay in registers, as dc, dn, dr and the sums of draw do. Nothing is read twice. Per token,
-// unit and sequence 26 bytes are read and 8 written. Sums in f32: of R^T draw four in turn over the steps of
-// a warp, then these four, then the splits in order; of dbias from the last token to the first.
+// the states before the token come by cp.async, two tokens ahead (one at width 512); c and n after a token
+// are those before the next one and stay in registers, as dc, dn, dr and the sums of draw do. Nothing is read
+// twice. Per token, unit and sequence 26 bytes are read and 8 written. Sums in f32: of R^T draw four in turn
+// over the steps of a warp, then these four, then the splits in order; of dbias from the last token to the
+// first.
 #include "kernels/cuda/slstm_cell.h"
 #include "kernels/cuda/slstm_internal.h"
 #include "kernels/cuda/slstm_tile.h"
@@ -19,7 +20,6 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 namespace {
 
 constexpr int kSequences = kSlstmTileSequences;
-constexpr int kStages = 3;  // tokens of inputs in shared memory
 constexpr int kChains = 4;  // sums that a warp adds to in turn: products of one sum wait for one another
 
 template <class Tile, int kWidth>
@@ -28,17 +28,21 @@ struct BackwardMemory {
   static constexpr int kPitchDraw = kSlstmGates * kWidth * 2 + 16;
   // the gates, c and n before the token, dy
   static constexpr int kPitchInput = (26 * Tile::kUnits + 63) / 64 * 64 + 16;
+  // Tokens of inputs: three, unless so much of R is here.
+  static constexpr int kStages = Tile::kSharedFragments >= 32 ? 2 : 3;
   // Bytes.
   static constexpr int kDraw = 2 * kSequences * kPitchDraw;
   static constexpr int kInput = kStages * kSequences * kPitchInput;
   static constexpr int kPartial = (Tile::kWarps - Tile::kGroups) * 32 * 16;
   static constexpr int kTotal = kDraw + kInput + kPartial + Tile::kSharedFragmentBytes;
+  static_assert(kTotal <= 227 << 10);
 };
 
 template <class Tile, int kWidth, int kBlocks, int kSplits>
 struct BackwardBlock {
   using Memory = BackwardMemory<Tile, kWidth>;
   static constexpr int kUnits = Tile::kUnits, kThreads = Tile::kThreads;
+  static constexpr int kStages = Memory::kStages;
   static constexpr int kWarpSteps = kSlstmGates * kWidth / 16 / kSplits;  // of the product
   static constexpr int kRegisterSteps = Tile::kRegisterFragments;
 
@@ -341,6 +345,7 @@ struct BackwardBlock {
         next_starts[s] = after_starts[s];
       }
     }
+    gpu::cp_async_wait<0>();  // no copy outlives the block
     if (split == 0) StoreGradients(running);
   }
 };

@@ -31,6 +31,7 @@ struct ForwardMemory {
   static constexpr int kBias = kSlstmGates * Tile::kUnits * 4;
   static constexpr int kPartial = (Tile::kWarps - Tile::kGroups) * kSlstmGates * 32 * 16;
   static constexpr int kTotal = kY + kWx + kBias + kPartial + Tile::kSharedFragmentBytes;
+  static_assert(kTotal <= 227 << 10);
 };
 
 // What a token leaves, of two adjacent units of two adjacent sequences; element u * 2 + s.
@@ -309,6 +310,7 @@ struct ForwardBlock {
       Synchronize();  // y and wx of the next token, before it reads them; the tiles that this token read,
                       // before they are written again
     }
+    gpu::cp_async_wait<0>();  // no copy outlives the block
     if (split > 0) return;
     Store(p.shape.T - 1, kept, c, n, m);
     if (p.last.y != nullptr) StoreLast(kept, c, n, m);

@@ -20,6 +20,8 @@ namespace {
 
 constexpr int kOwned = 2;  // sequences of a thread
 constexpr int kMaxThreads = 256;
+template <class T>
+constexpr int kMinBlocks = sizeof(Wide<T>) == 8 ? 1 : 2;  // per multiprocessor
 
 // out[head][in][gate][unit] = R[gate][head][unit][in]. Grid: (16 x 16 tiles of a matrix, gates x heads).
 // Block: 16 x 16.
@@ -58,7 +60,7 @@ struct Owner {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads, 2)
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<T>)
     SlstmPersistentForwardKernel(SlstmForwardPointers<T> p, const T* transposed) {
   using W = Wide<T>;
   const Owner own(p.shape);
@@ -140,7 +142,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads, 2) SlstmPersistentBackwardKernel(SlstmBackwardPointers<T> p) {
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<T>)
+    SlstmPersistentBackwardKernel(SlstmBackwardPointers<T> p) {
   using W = Wide<T>;
   const Owner own(p.shape);
   const int64_t tokens = p.shape.T;
