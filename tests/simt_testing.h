@@ -1,5 +1,7 @@
 // For tests of the emulation itself: memory of the emulated device, and launches whose report is a value.
 #pragma once
+#include <gtest/gtest.h>
+
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,3 +53,10 @@ std::string RunKernel(void (*kernel)(P...), gpu::LaunchCfg config, A&&... args) 
   return report;
 }
 }  // namespace carousel::testing
+
+// That the report of a launch says this.
+#define EXPECT_REPORT(text, report)                                        \
+  do {                                                                     \
+    const std::string found = report;                                      \
+    EXPECT_NE(found.find(text), std::string::npos) << "report: " << found; \
+  } while (0)
