@@ -161,9 +161,10 @@ void DeviceOps::CrossEntropy(const CrossEntropyArgs& a) {
   CheckIds(context_, a.targets.as<int32_t>(), n, V, IdKind::kTarget);
   if (n == 0) return;
   DispatchFloat(compute, [&]<class T>() {
-    // 8 logits of f32 are two accesses, 8 gradients of bf16 one
-    AllVectorisable(kVecElems<T>, a.logits, a.dlogits) ? Launch<T, kVecElems<T>>(context_, a)
-                                                       : Launch<T, 1>(context_, a);
+    // 8 logits of f32 are two accesses, 8 gradients of bf16 one. The same for every type of dlogits: so a
+    // loss has the same bits with and without them.
+    constexpr int kVec = sizeof(Wide<T>) == 4 ? 8 : 2;
+    AllVectorisable(kVec, a.logits, a.dlogits) ? Launch<T, kVec>(context_, a) : Launch<T, 1>(context_, a);
   });
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

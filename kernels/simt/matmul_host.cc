@@ -122,7 +122,7 @@ void CheckOperand(const char* name, const MatmulProduct::Operand& operand, int64
         throw emulator::KernelError(std::string("matrix product: row ") + std::to_string(r) + " of " + name +
                                     what);
       };
-      if (!fake_cuda::IsDeviceMemory(row, row_bytes)) fail(" lies outside of device memory");
+      if (!emulator::device_owns(row, static_cast<size_t>(row_bytes))) fail(" lies outside of device memory");
       if (is_read && !emulator::is_initialized(row, row_bytes)) fail(" was never written");
       if (!is_read) emulator::mark_initialized(row, row_bytes);
     }

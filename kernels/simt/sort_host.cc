@@ -15,7 +15,7 @@ void CheckArray(const char* name, const void* data, int64_t bytes, bool is_read)
   const auto fail = [&](const char* what) {
     throw emulator::KernelError(std::string("sort: array ") + name + what);
   };
-  if (!fake_cuda::IsDeviceMemory(data, bytes)) fail(" lies outside of device memory");
+  if (!emulator::device_owns(data, static_cast<size_t>(bytes))) fail(" lies outside of device memory");
   if (is_read && !emulator::is_initialized(data, bytes)) fail(" has elements that were never written");
   if (!is_read) emulator::mark_initialized(data, bytes);
 }
