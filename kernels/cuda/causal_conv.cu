@@ -4,6 +4,8 @@
 // over the pairs (token, tap) that lie in one document. The state is a prefix of K-1 more tokens.
 // Four taps of bf16 and f32: causal_conv_taps.h; everything else: causal_conv_loops.h. Grids, shared memory
 // and what is read twice are described there. Per element in bf16: 4 bytes forward, 6 backward.
+#include <algorithm>
+
 #include "kernels/cuda/causal_conv_loops.h"
 #include "kernels/cuda/device_ops.h"
 #include "kernels/cuda/reduce.h"
