@@ -1,7 +1,8 @@
 // The sLSTM op of a device made of the sources in kernels/cuda, against the specification on the host in f64.
 //
 // bf16 heads of width 16, 32, .. 128 run on tensor cores, as do those of 192, 256, 384 and 512 where there
-// are clusters of blocks; other heads up to 256 in one launch of plain arithmetic, wider ones token by token.
+// are clusters of blocks; other small heads (f64 up to width 101, f32 143, bf16 202) in one launch of plain
+// arithmetic, wider ones token by token.
 #include <gtest/gtest.h>
 
 #include "tests/device_testing.h"
@@ -231,8 +232,8 @@ const std::vector<Case>& Cases() {
       {9, 2, 1, 136, true, {3}, 0.05},
       {1, 3, 1, 192, true, {1}},
       {2, 2, 1, 256, true, {2}, 0.05},
-      {3, 2, 1, 264, true, {3}, 0.05},
-      {9, 2, 1, 265, false, {}, 0, true},
+      {3, 3, 1, 210, true, {5}, 0.05},
+      {9, 2, 1, 260, false, {}, 0, true},
   };
   return cases;
 }
@@ -281,7 +282,7 @@ std::ostream& operator<<(std::ostream& out, const Kind& kind) {
   return out << NameOf(kind.compute) << " D" << kind.D;
 }
 constexpr Kind kKinds[] = {{DType::kBF16, 32}, {DType::kBF16, 80}, {DType::kBF16, 192},
-                           {DType::kF32, 21},  {DType::kBF16, 33}, {DType::kF32, 260}};
+                           {DType::kF32, 21},  {DType::kBF16, 33}, {DType::kF32, 150}};
 
 TEST(DeviceSlstm, SegmentsEqualTheWholeSequenceBitForBit) {
   const auto device = testing::MakeTestDevice();
@@ -412,7 +413,7 @@ TEST(DeviceSlstm, ExtremeGatesEqualTheSpecification) {
 
 TEST(DeviceSlstm, NotANumberReachesTheOutputOfItsSequenceOnly) {
   const auto device = testing::MakeTestDevice();
-  for (const Kind& kind : {Kind{DType::kBF16, 16}, Kind{DType::kF32, 20}, Kind{DType::kF32, 260}}) {
+  for (const Kind& kind : {Kind{DType::kBF16, 16}, Kind{DType::kF32, 20}, Kind{DType::kF32, 150}}) {
     for (int64_t gate = 0; gate < 4; ++gate) {
       for (const int64_t token : {0, 2}) {  // fresh, or with a state
         SCOPED_TRACE(::testing::Message() << kind << " gate " << gate << " token " << token);

@@ -10,7 +10,6 @@
 #include "kernels/cuda/op_check.h"
 #include "kernels/cuda/slstm_cell.h"
 #include "kernels/cuda/slstm_internal.h"
-#include "kernels/cuda/slstm_tile.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 namespace {
@@ -68,7 +67,7 @@ class Cutter {
 };
 struct ForwardScratch {
   ForwardScratch(Cutter memory, const SlstmShape& s, DType compute)
-      : transposed(memory.Take(s.D <= kSlstmPersistentWidth ? 4 * s.NH * s.D * s.D * SizeOf(compute) : 0)),
+      : transposed(memory.Take(SlstmIsSmallHead(s.D, compute) ? 4 * s.NH * s.D * s.D * SizeOf(compute) : 0)),
         needed_bytes(memory.needed_bytes()) {}
   void* transposed;
   int64_t needed_bytes;
@@ -134,11 +133,15 @@ bool Aligned(std::initializer_list<const Tensor*> tensors) {
   }
   return true;
 }
+bool HasTensorCoreKernels(int64_t D, const DeviceInfo& info) {
+  const int64_t forward = SlstmTensorCoreForwardSharedBytes(D, info.compute_capability),
+                backward = SlstmTensorCoreBackwardSharedBytes(D, info.compute_capability);
+  return forward > 0 && std::max(forward, backward) <= info.max_shared_bytes;
+}
 SlstmPath ChoosePath(const SlstmShape& s, DType compute, bool aligned, const DeviceInfo& info) {
   if (s.T == 0) return SlstmPath::kSteps;
-  if (compute == DType::kBF16 && aligned && HasSlstmTensorCoreKernels(s.D, info))
-    return SlstmPath::kTensorCore;
-  return s.D <= kSlstmPersistentWidth ? SlstmPath::kPersistent : SlstmPath::kSteps;
+  if (compute == DType::kBF16 && aligned && HasTensorCoreKernels(s.D, info)) return SlstmPath::kTensorCore;
+  return SlstmIsSmallHead(s.D, compute) ? SlstmPath::kPersistent : SlstmPath::kSteps;
 }
 
 // ---- after the recurrence
@@ -182,9 +185,6 @@ void WeightGradients(Context& context, const SlstmBackwardArgs& a, T* y_before, 
 }
 }  // namespace
 
-bool HasSlstmTensorCoreKernels(int64_t D, const DeviceInfo& info) {
-  return WithSlstmTile(D, info.compute_capability, [](auto) {});
-}
 SlstmPath ChooseSlstmPath(const SlstmForwardArgs& a, const DeviceInfo& info) {
   return ChoosePath(a.shape, a.y.dtype,
                     Aligned({&a.y, &a.gates, &a.c, &a.n, &a.m, &a.wx, &a.recurrent, &a.last.y, &a.last.c,

@@ -357,6 +357,8 @@ __global__ void __launch_bounds__(SlstmTile<kWidth, kBlocks, kSplits>::kThreads,
     using Tile = SlstmTile<kWidth, kBlocks, kSplits>;
     const BackwardBlock<Tile, kWidth, kBlocks, kSplits> block(p, gpu::dyn_shared<unsigned char>());
     block.Run();
+  } else {
+    __trap();  // compiled for a GPU without clusters
   }
 }
 
@@ -374,6 +376,15 @@ void Enqueue(SlstmTile<kWidth, kBlocks, kSplits>, Context& context,
                  p);
 }
 }  // namespace
+
+int64_t SlstmTensorCoreBackwardSharedBytes(int64_t D, int compute_capability) {
+  int64_t bytes = 0;
+  WithSlstmTile(D, compute_capability,
+                [&]<int kWidth, int kBlocks, int kSplits>(SlstmTile<kWidth, kBlocks, kSplits>) {
+                  bytes = BackwardMemory<SlstmTile<kWidth, kBlocks, kSplits>, kWidth>::kTotal;
+                });
+  return bytes;
+}
 
 void SlstmTensorCoreBackward(Context& context, const SlstmBackwardPointers<bfloat16>& p) {
   CAROUSEL_CHECK(WithSlstmTile(p.shape.D, context.info().compute_capability,

@@ -324,6 +324,8 @@ __global__ void __launch_bounds__(SlstmTile<kWidth, kBlocks, kSplits>::kThreads,
     using Tile = SlstmTile<kWidth, kBlocks, kSplits>;
     const ForwardBlock<Tile, kWidth, kBlocks, kSplits> block(p, gpu::dyn_shared<unsigned char>());
     block.Run();
+  } else {
+    __trap();  // compiled for a GPU without clusters
   }
 }
 
@@ -340,6 +342,15 @@ void Enqueue(SlstmTile<kWidth, kBlocks, kSplits>, Context& context, const SlstmF
                  p);
 }
 }  // namespace
+
+int64_t SlstmTensorCoreForwardSharedBytes(int64_t D, int compute_capability) {
+  int64_t bytes = 0;
+  WithSlstmTile(D, compute_capability,
+                [&]<int kWidth, int kBlocks, int kSplits>(SlstmTile<kWidth, kBlocks, kSplits>) {
+                  bytes = ForwardMemory<SlstmTile<kWidth, kBlocks, kSplits>, kWidth>::kTotal;
+                });
+  return bytes;
+}
 
 void SlstmTensorCoreForward(Context& context, const SlstmForwardPointers<bfloat16>& p) {
   CAROUSEL_CHECK(WithSlstmTile(p.shape.D, context.info().compute_capability,

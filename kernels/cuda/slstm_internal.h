@@ -18,7 +18,12 @@ enum class SlstmPath {
   kPersistent,  // any dtype, small heads: one kernel for all tokens (slstm_persistent.cu)
   kSteps,       // any dtype, any width: one kernel per token (slstm_steps.cu)
 };
-constexpr int64_t kSlstmPersistentWidth = 256;  // the largest head of kPersistent
+
+// kPersistent reads R of a head once per token, at 64 bytes per cycle and block; kSteps launches a kernel per
+// token. From about this size on the latter is faster.
+inline bool SlstmIsSmallHead(int64_t D, DType compute) {
+  return D <= 256 && 4 * D * D * SizeOf(compute) <= 320 << 10;
+}
 
 // y, c, n, m, each (B, NH*D) wide; null if not given.
 template <class W>
@@ -99,8 +104,9 @@ struct SlstmBackwardPointers {
 SlstmPath ChooseSlstmPath(const SlstmForwardArgs& args, const DeviceInfo& info);
 SlstmPath ChooseSlstmPath(const SlstmBackwardArgs& args, const DeviceInfo& info);
 
-// Whether the tensor-core kernels have an instance for heads of width D on this device.
-bool HasSlstmTensorCoreKernels(int64_t D, const DeviceInfo& info);
+// Shared memory of a block of the tensor-core kernels; 0 if they have no instance for heads of width D.
+int64_t SlstmTensorCoreForwardSharedBytes(int64_t D, int compute_capability);
+int64_t SlstmTensorCoreBackwardSharedBytes(int64_t D, int compute_capability);
 
 // The entry points below enqueue the whole recurrence: all outputs of the forward pass; dwx, dinitial and the
 // dbias of every sequence of the backward pass. REQUIRES: arguments checked, B >= 1, T >= 1.

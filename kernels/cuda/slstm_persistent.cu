@@ -1,4 +1,4 @@
-// slstm_persistent.cu - the sLSTM cell for any dtype and heads up to kSlstmPersistentWidth. Formulas:
+// slstm_persistent.cu - the sLSTM cell for any dtype and small heads (SlstmIsSmallHead). Formulas:
 // core/ops.h, slstm_cell.h (xLSTM, arXiv:2405.04517, section 2.2).
 //
 // Grid: (tiles of sequences, heads). Block: (units of the head rounded up to warps, groups): a thread owns
@@ -253,7 +253,7 @@ struct PersistentConfig {
 template <class T>
 void SlstmPersistentForward(Context& context, const SlstmForwardPointers<T>& p, T* transposed) {
   const SlstmShape& s = p.shape;
-  CAROUSEL_CHECK_LE(s.D, kSlstmPersistentWidth);
+  CAROUSEL_CHECK_LE(s.D, int64_t{kMaxThreads});
   const int64_t tiles = CeilDiv(s.D, 16) * CeilDiv(s.D, 16);
   context.Launch(TransposeRecurrentKernel<T>,
                  {.grid = dim3(GridExtent(tiles), GridExtent(kSlstmGates * s.NH)),
@@ -272,7 +272,7 @@ void SlstmPersistentForward(Context& context, const SlstmForwardPointers<T>& p, 
 template <class T>
 void SlstmPersistentBackward(Context& context, const SlstmBackwardPointers<T>& p) {
   const SlstmShape& s = p.shape;
-  CAROUSEL_CHECK_LE(s.D, kSlstmPersistentWidth);
+  CAROUSEL_CHECK_LE(s.D, int64_t{kMaxThreads});
   const PersistentConfig config(s);
   context.Launch(SlstmPersistentBackwardKernel<T>,
                  {.grid = config.grid,
