@@ -427,13 +427,4 @@ void DeviceOps::MlstmBackward(const MlstmBackwardArgs& a) {
     Call<T, double>(context_, a, Pass::kBackward, config).Backward(a);
   });
 }
-// TEMPORARY until mlstm_scan.cu is there
-__attribute__((weak)) bool MlstmScanSupports(const DeviceInfo&, int64_t, int64_t) { return false; }
-__attribute__((weak)) int MlstmScanSlices(MlstmRole, int64_t, int64_t) { return 0; }
-__attribute__((weak)) void LaunchMlstmScan(Context&, MlstmRole, const MlstmFastScanArgs&) {}
-__attribute__((weak)) MlstmSegments PickMlstmSegments(const DeviceInfo&, const MlstmShape&) { return {}; }
-__attribute__((weak)) int64_t MaxMlstmSegmentStates(const DeviceInfo&, const MlstmShape&) { return 0; }
-template <class W>
-__attribute__((weak)) void LaunchMlstmCombine(Context&, const MlstmCombineArgs<W>&) {}
-template void LaunchMlstmCombine<float>(Context&, const MlstmCombineArgs<float>&);
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (chunk < in.NC) to[chunk] = mine;
   }
+  __syncwarp();  // m: every lane's read of the initial one, then the write of the last one
   if (lane == 0) {
     to[in.NC] = m;
     if (last_m != nullptr) last_m[pair] = m;

@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kGateThreads) MlstmStepGatesKernel(MlstmStepAr
     if (x.last.C != nullptr) x.last.n[pair * K + d] = n;
   }
   a = fabs(WarpSum(a) * scale);
+  __syncwarp();  // m: every lane's read of the initial one, then the write of the last one
   if (lane != 0) return;
   const W floor = static_cast<W>(DenominatorFloor(m));
   const W denominator = !x.normalize ? W(1) : a > floor ? a : floor;
