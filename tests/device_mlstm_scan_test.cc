@@ -1,0 +1,150 @@
+// The mLSTM cell's scan on tensor cores against the specification in f64 on inputs rounded to bf16.
+#include <gtest/gtest.h>
+
+#include "tests/device_mlstm_testing.h"
+#include "tests/device_testing.h"
+
+namespace carousel::mlstm_test {
+namespace {
+
+enum class Gates { kExponential, kSigmoid, kSigmoidNotNormalized };
+struct Case {
+  int64_t B, T, NH, DHQK, DHV;
+  Gates gates = Gates::kExponential;
+  bool with_states = false;
+  std::vector<int64_t> resets = {};
+  double i_mean = 0, f_mean = 3;
+};
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << "B" << c.B << " T" << c.T << " NH" << c.NH << " DHQK" << c.DHQK << " DHV" << c.DHV
+             << " gates " << static_cast<int>(c.gates) << " states " << c.with_states << " resets "
+             << c.resets.size() << " i " << c.i_mean << " f " << c.f_mean;
+}
+Problem ProblemOf(const Case& c) {
+  MlstmShape s = {.B = c.B, .T = c.T, .NH = c.NH, .DHQK = c.DHQK, .DHV = c.DHV, .L = 64};
+  if (c.gates != Gates::kExponential) s.input_gate = InputGate::kSigmoid;
+  s.normalize = c.gates != Gates::kSigmoidNotNormalized;
+  Problem p = RandomProblem(s, 21, {.i_mean = c.i_mean, .f_mean = c.f_mean});
+  if (c.with_states) {
+    AddInitialState(p, 22);
+    AddLastGradient(p, 23);
+  }
+  if (!c.resets.empty()) p.reset.assign(p.N(), 0);
+  for (const int64_t t : c.resets) p.reset[t] = 1;
+  RoundInputs(p, DType::kBF16);
+  return p;
+}
+
+class DeviceMlstmScan : public ::testing::Test {
+ protected:
+  // Operands (the state, weights, y row) and results are rounded to bf16, 2^-9 relative each; sums, exponents
+  // and the normaliser are f32.
+  void ExpectWithinBf16(const Problem& p, const Result& r, const Result& expected) {
+    EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
+    EXPECT_LE(RelativeError(r.denominator, expected.denominator), 4e-3);
+    EXPECT_LE(RelativeError(r.m, expected.m), 1e-6);
+    EXPECT_LE(RelativeError(r.last_C, expected.last_C), 5e-3);
+    EXPECT_LE(RelativeError(r.last_n, expected.last_n), 1e-5);  // never in bf16
+    EXPECT_LE(RelativeError(r.last_m, expected.last_m), 1e-6);
+    if (p.dh.empty()) return;
+    EXPECT_LE(RelativeError(r.dq, expected.dq), 1e-2);
+    EXPECT_LE(RelativeError(r.dk, expected.dk), 1e-2);
+    EXPECT_LE(RelativeError(r.dv, expected.dv), 1e-2);
+    EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 1e-2);
+    EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 2e-2);
+    EXPECT_LE(RelativeError(r.dC, expected.dC), 1e-2);
+    EXPECT_LE(RelativeError(r.dn, expected.dn), 1e-2);
+  }
+  void ExpectCorrect(const std::vector<Case>& cases,
+                     NormalizerGradient gradient = NormalizerGradient::kExact) {
+    for (const Case& c : cases) {
+      SCOPED_TRACE(::testing::Message() << c);
+      Problem p = ProblemOf(c);
+      p.normalizer_gradient = gradient;
+      ExpectWithinBf16(p, RunOn<bfloat16>(*device_, p), Specification(p));
+    }
+  }
+  const std::unique_ptr<Device> device_ = testing::MakeTestDevice();
+};
+
+TEST_F(DeviceMlstmScan, EveryHeadWidthIsWithinTheRoundingsOfBf16) {
+  ExpectCorrect({{1, 130, 2, 64, 64, Gates::kExponential, true},
+                 {2, 65, 1, 64, 128, Gates::kExponential, true},
+                 {1, 96, 1, 128, 128, Gates::kExponential, true},
+                 {1, 64, 2, 128, 256, Gates::kExponential, true},
+                 {1, 63, 1, 256, 256, Gates::kExponential, true},
+                 {1, 70, 1, 256, 512, Gates::kExponential, true}});
+}
+
+TEST_F(DeviceMlstmScan, DocumentsBeginAnywhereInAChunk) {
+  ExpectCorrect({{2, 100, 2, 64, 64, Gates::kExponential, true, {0, 3, 4, 32, 63, 64, 99, 100 + 31, 199}},
+                 {1, 75, 1, 64, 128, Gates::kExponential, false, {1, 40, 74}},
+                 {1, 75, 1, 256, 512, Gates::kExponential, true, {32, 47, 48}}});
+}
+
+TEST_F(DeviceMlstmScan, LengthsNeedNotFillAChunk) {
+  for (const int64_t T : {2, 31, 32, 33, 63, 64, 65, 95, 200}) {
+    const Problem p = ProblemOf({1, T, 1, 64, 64, Gates::kExponential, true});
+    SCOPED_TRACE(T);
+    ExpectWithinBf16(p, RunOn<bfloat16>(*device_, p), Specification(p));
+  }
+}
+
+TEST_F(DeviceMlstmScan, SigmoidGatesWithAndWithoutNormalizer) {
+  ExpectCorrect({{1, 100, 2, 64, 64, Gates::kSigmoid, true, {16, 47, 48}},
+                 {1, 65, 1, 128, 128, Gates::kSigmoid},
+                 {1, 100, 2, 64, 64, Gates::kSigmoidNotNormalized, true, {64}},
+                 {1, 65, 1, 64, 128, Gates::kSigmoidNotNormalized}});
+}
+
+TEST_F(DeviceMlstmScan, LargeAndSmallGatesAreWithinTheRoundingsOfBf16) {
+  ExpectCorrect(
+      {{1, 130, 1, 64, 64, Gates::kExponential, true, {}, -10, 4.5},  // every denominator at the floor
+       {1, 130, 1, 64, 64, Gates::kExponential, true, {}, 3, -1},     // fast forgetting, large input gates
+       {1, 70, 1, 64, 64, Gates::kExponential, true, {40}, -30, 12}});
+}
+
+// A token sees little but itself: h is +-v, the gradients of q and f are differences of equal numbers.
+TEST_F(DeviceMlstmScan, GatesThatForgetEverythingGiveNoNaN) {
+  const Problem p = ProblemOf({1, 70, 1, 64, 64, Gates::kExponential, true, {}, 15, -30});
+  const Result r = RunOn<bfloat16>(*device_, p), expected = Specification(p);
+  EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
+  EXPECT_LE(RelativeError(r.dv, expected.dv), 1e-2);
+  EXPECT_LE(RelativeError(r.last_C, expected.last_C), 5e-3);
+  for (const auto& [name, values] : AllOf(r)) {
+    for (const double x : *values) ASSERT_TRUE(std::isfinite(x)) << name;
+  }
+  EXPECT_LE(LargestError(r.df_pre, expected.df_pre),
+            1e-2 * LargestError(r.di_pre, Values(r.di_pre.size(), 0.0)));
+}
+
+TEST_F(DeviceMlstmScan, FrozenNormalizerGradientEqualsTheSpecification) {
+  ExpectCorrect({{1, 100, 2, 64, 64, Gates::kExponential, true, {70}}, {1, 65, 1, 128, 256}},
+                NormalizerGradient::kFrozen);
+}
+
+// Few pairs and many tokens: the sequence is split, and states go from segment to segment.
+TEST_F(DeviceMlstmScan, SegmentsOfASequenceJoin) {
+  ExpectCorrect({{1, 530, 1, 64, 64, Gates::kExponential, true},
+                 {1, 1030, 1, 64, 64, Gates::kExponential, false, {5, 700}},
+                 {1, 530, 1, 128, 256, Gates::kExponential, true, {300}}});
+}
+
+// Weights rounded to bf16 are what this scan does and the generic one does not: so this is not the generic
+// one.
+TEST_F(DeviceMlstmScan, OnlyTensorsReadSixteenBytesAtATimeTakeIt) {
+  const Problem p = ProblemOf({1, 65, 1, 64, 64, Gates::kExponential, true});
+  const Result expected = Specification(p), here = RunOn<bfloat16>(*device_, p),
+               elsewhere = RunOn<bfloat16>(*device_, p, {.aligned = false});
+  EXPECT_GE(RelativeError(here.last_C, expected.last_C), 1e-4);
+  EXPECT_LE(RelativeError(elsewhere.last_C, expected.last_C), 1e-5);
+}
+
+TEST_F(DeviceMlstmScan, TwoRunsGiveTheSameBits) {
+  const Problem p = ProblemOf({1, 530, 1, 64, 64, Gates::kExponential, true, {17}});
+  const Result a = RunOn<bfloat16>(*device_, p), b = RunOn<bfloat16>(*device_, p, {.last_in_place = true});
+  const auto x = AllOf(a), y = AllOf(b);
+  for (size_t e = 0; e < x.size(); ++e) EXPECT_EQ(*x[e].values, *y[e].values) << x[e].name;
+}
+}  // namespace
+}  // namespace carousel::mlstm_test
