@@ -120,6 +120,7 @@ TEST(DeviceAdamW, HasTheBitsOfTheCpuForEveryTypeAndPlace) {
     ExpectBitsOfTheCpu<float, bfloat16>(*device, n, 8, false);
     ExpectBitsOfTheCpu<double, double>(*device, n, 8, true);
     ExpectBitsOfTheCpu<double, bfloat16>(*device, n, 8, true);
+    ExpectBitsOfTheCpu<float, double>(*device, n, 8, true);
   }
 }
 

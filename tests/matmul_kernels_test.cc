@@ -143,10 +143,12 @@ TEST_F(MatmulKernels, MultiplyAnyLayoutWithoutTheLibrary) {
 TEST_F(MatmulKernels, StartRowsWithTheirBias) {
   ForEveryType([&]<class T, class C>() {
     for (const int flags : {0, 4, 8, 12}) {
-      const Case<T, C> any(13, 45, 2, 2, flags, 3);
-      StartRows(any.product(), stream_);
-      Wait();
-      any.Expect(Integers<C>(3, any.M * any.ldc()), /*with_sums=*/false);
+      for (const int64_t N : {1, 45, 2500}) {
+        const Case<T, C> any(13, N, 2, 2, flags, 3);
+        StartRows(any.product(), stream_);
+        Wait();
+        any.Expect(Integers<C>(3, any.M * any.ldc()), /*with_sums=*/false);
+      }
     }
   });
 }

@@ -33,18 +33,13 @@ struct Range {
   const W* grad;
   int64_t n;
   W lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, grad_scale;
-  // 1 - beta^step: f32 multiplies by the inverse, f64 divides.
+  // 1 - beta^step, or its inverse
   W correction1, correction2;
 };
 
-template <class W>
-__device__ W Corrected(W moment, W correction) {
-  if constexpr (sizeof(W) == 4) {
-    return Mul(moment, correction);
-  } else {
-    return Div(moment, correction);
-  }
-}
+// The CPU backend's fast loop, which serves f32 with weights of at most 32 bits, multiplies by inverses.
+template <class W, class T>
+constexpr bool kInverseCorrections = sizeof(W) == 4 && sizeof(T) <= 4;
 
 template <class W, class T, int V>
 __device__ void Update(const Range<W, T>& a, int64_t i) {
@@ -53,15 +48,16 @@ __device__ void Update(const Range<W, T>& a, int64_t i) {
   Load(m, a.m + i);
   Load(v, a.v + i);
   Load(grad, a.grad + i);
+  constexpr bool kInverse = kInverseCorrections<W, T>;
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     const W g = Mul(grad[j], a.grad_scale);
     m[j] = Sum(Mul(m[j], a.beta1), Mul(a.one_minus_beta1, g));
-    // f32: (g g) (1 - beta2), f64: ((1 - beta2) g) g
-    const W square = sizeof(W) == 4 ? Mul(Mul(g, g), a.one_minus_beta2) : Mul(Mul(a.one_minus_beta2, g), g);
+    const W square = kInverse ? Mul(Mul(g, g), a.one_minus_beta2) : Mul(Mul(a.one_minus_beta2, g), g);
     v[j] = Sum(Mul(v[j], a.beta2), square);
-    const W root = Sum(Sqrt(Corrected(v[j], a.correction2)), a.eps);
-    const W step = Sum(Div(Corrected(m[j], a.correction1), root), Mul(master[j], a.weight_decay));
+    const W corrected_m = kInverse ? Mul(m[j], a.correction1) : Div(m[j], a.correction1);
+    const W corrected_v = kInverse ? Mul(v[j], a.correction2) : Div(v[j], a.correction2);
+    const W step = Sum(Div(corrected_m, Sum(Sqrt(corrected_v), a.eps)), Mul(master[j], a.weight_decay));
     master[j] = Sum(master[j], -Mul(step, a.lr));
   }
   Store(a.m + i, m);
@@ -91,7 +87,7 @@ template <class W, class T>
 void Launch(Context& context, const AdamWArgs& a) {
   const double correction1 = 1 - std::pow(a.beta1, static_cast<double>(a.step)),
                correction2 = 1 - std::pow(a.beta2, static_cast<double>(a.step));
-  const bool f32 = sizeof(W) == 4;
+  constexpr bool kInverse = kInverseCorrections<W, T>;
   const Range<W, T> range = {.master = a.master.as<W>(),
                              .m = a.m.as<W>(),
                              .v = a.v.as<W>(),
@@ -106,8 +102,8 @@ void Launch(Context& context, const AdamWArgs& a) {
                              .eps = static_cast<W>(a.eps),
                              .weight_decay = static_cast<W>(a.weight_decay),
                              .grad_scale = static_cast<W>(a.grad_scale),
-                             .correction1 = static_cast<W>(f32 ? 1 / correction1 : correction1),
-                             .correction2 = static_cast<W>(f32 ? 1 / correction2 : correction2)};
+                             .correction1 = static_cast<W>(kInverse ? 1 / correction1 : correction1),
+                             .correction2 = static_cast<W>(kInverse ? 1 / correction2 : correction2)};
   const bool aligned =
       Aligned(a.master) && Aligned(a.m) && Aligned(a.v) && Aligned(a.weight) && Aligned(a.grad);
   const int64_t per_block = kThreads * (aligned ? kVec : 1);

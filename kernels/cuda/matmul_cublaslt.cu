@@ -137,6 +137,19 @@ void SetBias(const Plan& plan, const void* bias) {
   if (bias != nullptr) Set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
 }
 
+// The library says nothing of how a bias must be aligned: one access of a kernel is enough for any.
+bool AlignedBias(const MatmulProduct& p) {
+  constexpr int64_t kAlignment = 16;
+  if (p.bias.data == nullptr) return true;
+  const bool strides = p.batch == 1 || p.bias.batch_stride * SizeOf(p.bias.dtype) % kAlignment == 0;
+  return strides && AlignmentOf(p.bias.data) >= kAlignment;
+}
+
+// Whether the library has no kernel for what it was asked for. Its functions then have done nothing.
+bool Refused(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
 // The elements from the first to behind the last one of an operand with these rows.
 int64_t SpanElems(const MatmulProduct::Operand& operand, int64_t rows, int64_t columns, int64_t batch) {
   return (batch - 1) * operand.batch_stride + (rows - 1) * operand.row_stride + columns;
@@ -184,7 +197,7 @@ class MatmulEngine::Impl {
   }
 
  private:
-  const Plan& PlanFor(const MatmulProduct& p);
+  Plan& PlanFor(const MatmulProduct& p);
   void Choose(Plan& plan, const MatmulProduct& p, std::span<const cublasLtMatmulHeuristicResult_t> found);
   cublasStatus_t Enqueue(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, const MatmulProduct& p,
                          void* destination);
@@ -213,11 +226,11 @@ cublasStatus_t MatmulEngine::Impl::Enqueue(const Plan& plan, const cublasLtMatmu
                         kWorkspaceBytes, stream_);
 }
 
-const Plan& MatmulEngine::Impl::PlanFor(const MatmulProduct& p) {
+Plan& MatmulEngine::Impl::PlanFor(const MatmulProduct& p) {
   const auto [it, is_new] = plans_.try_emplace(KeyOf(p));
   Plan& plan = it->second;
   if (!is_new) return plan;
-  if (p.batch > std::numeric_limits<int32_t>::max()) return plan;
+  if (p.batch > std::numeric_limits<int32_t>::max() || !AlignedBias(p)) return plan;
 
   const bool f64 = p.a.dtype == DType::kF64;
   const cublasComputeType_t compute = f64 ? CUBLAS_COMPUTE_64F
@@ -256,8 +269,7 @@ const Plan& MatmulEngine::Impl::PlanFor(const MatmulProduct& p) {
       handle_, plan.operation, plan.a, plan.b, plan.c, plan.c, preference,
       std::clamp(options_.num_timed_candidates, 1, kMaxCandidates), results, &num_found);
   cublasLtMatmulPreferenceDestroy(preference);
-  // both mean that there is no kernel for this kind
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return plan;
+  if (Refused(status)) return plan;
   Check(status, "cublasLtMatmulAlgoGetHeuristic");
   const auto* end = std::remove_if(
       results, results + num_found,
@@ -312,10 +324,12 @@ void MatmulEngine::Impl::Choose(Plan& plan, const MatmulProduct& p,
 
 // False if the library has no kernel for it.
 bool MatmulEngine::Impl::RunInLibrary(const MatmulProduct& p) {
-  const Plan& plan = PlanFor(p);
+  Plan& plan = PlanFor(p);
   if (!plan.served) return false;
-  Check(Enqueue(plan, plan.algorithm, p, p.c.data), "cublasLtMatmul");
-  return true;
+  const cublasStatus_t status = Enqueue(plan, plan.algorithm, p, p.c.data);
+  plan.served = !Refused(status);
+  if (plan.served) Check(status, "cublasLtMatmul");
+  return plan.served;
 }
 
 // c is bf16 and the library does not add an f32 bias to it: sums go to f32 memory, some rows at a time. False

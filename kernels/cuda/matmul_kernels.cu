@@ -4,11 +4,12 @@
 // PlainProductKernel: a tile of kTile x kTile elements of c per block, kThreads threads with kEach x kEach
 // elements each. Slices of kDepth terms of both operands pass through shared memory in the type of the sums.
 // a is read ceil(N / kTile) times, b ceil(M / kTile) times. Sums run over k in ascending order.
-// RowsKernel: kThreads elements per block; reads what is added and writes c once.
+// RowsKernel: kEach elements of a row per thread; reads what is added and writes c once.
 #include <algorithm>
 
 #include "core/base/int_math.h"
 #include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/op_check.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 namespace {
@@ -98,17 +99,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// c = staged (0 if null) (+ c) (+ bias).
+// c = staged (0 if null) (+ c) (+ bias). A block has kEach neighbouring stretches of blockDim.x elements of a
+// row; `parts` blocks share a row.
 template <class C, class W>
-__global__ void __launch_bounds__(kThreads) RowsKernel(Rows<C, W> out, const W* staged, int64_t count) {
-  const int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (e >= count) return;
-  const int64_t n = e % out.N, r = e / out.N % out.M, batch = e / out.N / out.M;
-  W value = staged == nullptr ? W{0} : staged[e];
-  if (out.bias != nullptr) value += out.bias[batch * out.bias_batch_stride + n];
-  C& place = out.c[batch * out.batch_stride + r * out.row_stride + n];
-  if (out.accumulate) value += gpu::convert<W>(place);
-  place = gpu::convert<C>(value);
+__global__ void __launch_bounds__(kThreads) RowsKernel(Rows<C, W> out, const W* staged, unsigned parts) {
+  const int64_t row = blockIdx.x / parts, batch = row / out.M;
+  const int64_t first = static_cast<int64_t>(blockIdx.x % parts) * blockDim.x * kEach + threadIdx.x;
+  C* c = out.c + batch * out.batch_stride + (row - batch * out.M) * out.row_stride;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t n = first + i * static_cast<int64_t>(blockDim.x);
+    if (n >= out.N) return;
+    W value = staged == nullptr ? W{0} : staged[row * out.N + n];
+    if (out.bias != nullptr) value += out.bias[batch * out.bias_batch_stride + n];
+    if (out.accumulate) value += gpu::convert<W>(c[n]);
+    c[n] = gpu::convert<C>(value);
+  }
 }
 
 template <class C, class W>
@@ -125,13 +131,15 @@ Rows<C, W> RowsOf(const MatmulProduct& p) {
 
 template <class C, class W>
 void LaunchRows(const MatmulProduct& p, const W* staged, cudaStream_t stream) {
-  const int64_t count = p.batch * p.M * p.N;
-  if (count == 0) return;
-  const gpu::LaunchCfg config = {.grid = static_cast<unsigned>(CeilDiv(count, int64_t{kThreads})),
-                                 .block = kThreads,
+  if (p.batch == 0 || p.M == 0 || p.N == 0) return;
+  const int64_t threads = std::min<int64_t>(kThreads, RoundUp(p.N, 32));
+  const int64_t parts = CeilDiv(p.N, threads * kEach);
+  const gpu::LaunchCfg config = {.grid = dim3(GridExtent(p.batch * p.M * parts)),
+                                 .block = dim3(static_cast<unsigned>(threads)),
                                  .stream = stream,
                                  .name = "MatmulRowsKernel"};
-  CheckCuda(gpu::launch(RowsKernel<C, W>, config, RowsOf<C, W>(p), staged, count), config.name);
+  CheckCuda(gpu::launch(RowsKernel<C, W>, config, RowsOf<C, W>(p), staged, static_cast<unsigned>(parts)),
+            config.name);
 }
 
 template <class T, class C>
@@ -146,7 +154,7 @@ void LaunchPlain(const MatmulProduct& p, cudaStream_t stream) {
                       .k_stride = p.transpose_b ? 1 : p.b.row_stride,
                       .batch_stride = p.b.batch_stride};
   const int64_t row_tiles = CeilDiv(p.M, int64_t{kTile}), column_tiles = CeilDiv(p.N, int64_t{kTile});
-  const gpu::LaunchCfg config = {.grid = static_cast<unsigned>(p.batch * row_tiles * column_tiles),
+  const gpu::LaunchCfg config = {.grid = dim3(GridExtent(p.batch * row_tiles * column_tiles)),
                                  .block = kThreads,
                                  .stream = stream,
                                  .name = "PlainProductKernel"};
