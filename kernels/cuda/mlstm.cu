@@ -13,6 +13,7 @@
 #include "kernels/cuda/mlstm_config.h"
 #include "kernels/cuda/mlstm_gates.h"
 #include "kernels/cuda/mlstm_generic.h"
+#include "kernels/cuda/mlstm_normalizer.h"
 #include "kernels/cuda/mlstm_step.h"
 #include "kernels/cuda/op_check.h"
 
@@ -147,7 +148,8 @@ struct Room {
       return;
     }
     a = cut.Take<W>(tokens);
-    delta_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDelta, s));
+    if (kTensorCores<E>) n = cut.Take<W>(pairs * NC * s.DHQK);
+    delta_dots = cut.Take<W>(tokens * (kTensorCores<E> ? 1 : Slices<E>(MlstmRole::kDelta, s)));
     q_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDQ, s));
     k_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDK, s));
     last.C = cut.Take<W>(pairs * s.DHQK * s.DHV);
@@ -159,7 +161,8 @@ struct Room {
   double* chunk_sums;          // (pairs, NC, 2)
   MlstmScanState<W> segments;  // of one direction at a time
   W* generic = nullptr;
-  W *m_start = nullptr, *initial_n = nullptr, *step_factors = nullptr;          // forward
+  W *m_start = nullptr, *initial_n = nullptr, *step_factors = nullptr;  // forward
+  W* n = nullptr;
   W *a = nullptr, *delta_dots = nullptr, *q_dots = nullptr, *k_dots = nullptr;  // backward
   MlstmScanState<W> last;  // the last state, where a gradient arrives there
   double* final_term = nullptr;
@@ -287,14 +290,11 @@ class Call {
     fold.eps = static_cast<W>(s_.eps);
     if (s_.normalize) fold.denominator = RowsOf<const W>(a.denominator);
     if (s_.normalize && a.normalizer_gradient == NormalizerGradient::kExact) {
-      MlstmScanArgs<T, E> x = args_;
-      x.initial = forward_states;
-      x.a = room_.a;
-      x.dots = room_.delta_dots;
-      Scan(MlstmRole::kDelta, x);
+      Normaliser(a, initial, forward_states);
       fold.a = room_.a;
       fold.dots = room_.delta_dots;
-      fold.slices = static_cast<int>(Slices<E>(MlstmRole::kDelta, s_));
+      fold.divided = kTensorCores<E>;
+      fold.slices = kTensorCores<E> ? 1 : static_cast<int>(Slices<E>(MlstmRole::kDelta, s_));
     }
     LaunchMlstmFold<E, W>(context_, fold);
 
@@ -346,6 +346,34 @@ class Call {
   }
 
  private:
+  // a and delta_dots
+  void Normaliser(const MlstmBackwardArgs& a, const MlstmScanState<const W>& initial,
+                  const MlstmScanState<const W>& forward_states) {
+    if constexpr (kTensorCores<E>) {
+      LaunchMlstmNormalizer(context_, {.B = s_.B,
+                                       .num_tokens = s_.T,
+                                       .NH = s_.NH,
+                                       .DHQK = s_.DHQK,
+                                       .DHV = s_.DHV,
+                                       .NC = args_.NC,
+                                       .q = args_.q,
+                                       .k = args_.k,
+                                       .h = RowsOf<const T>(a.h),
+                                       .dh = args_.dh,
+                                       .records = room_.records,
+                                       .gamma = room_.gamma,
+                                       .initial_n = initial.n,
+                                       .n = room_.n,
+                                       .a = room_.a,
+                                       .dots = room_.delta_dots});
+    } else {
+      MlstmScanArgs<T, E> x = args_;
+      x.initial = forward_states;
+      x.a = room_.a;
+      x.dots = room_.delta_dots;
+      Scan(MlstmRole::kDelta, x);
+    }
+  }
   void Scan(MlstmRole role, const MlstmScanArgs<T, E>& x) {
     if constexpr (kTensorCores<E>) {
       LaunchMlstmScan(context_, role, x);
@@ -421,7 +449,8 @@ void DeviceOps::MlstmBackward(const MlstmBackwardArgs& a) {
   DispatchFloat(a.q.dtype, [&]<class T>() {
     const MlstmConfig config = PickMlstmConfig(s, a.q.dtype, context_.info());
     if constexpr (std::is_same_v<T, bfloat16>) {
-      if (config.tensor_cores && Aligned(a.q) && Aligned(a.k) && Aligned(a.v) && Aligned(a.dh))
+      if (config.tensor_cores && Aligned(a.q) && Aligned(a.k) && Aligned(a.v) && Aligned(a.h) &&
+          Aligned(a.dh))
         return Call<T, float>(context_, a, Pass::kBackward, config).Backward(a);
     }
     Call<T, double>(context_, a, Pass::kBackward, config).Backward(a);

@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kThreads) MlstmFoldKernel(MlstmFoldArgs<E, W> 
       double dot = 0;
       for (int slice = 0; slice < x.slices; ++slice) dot += x.dots[slice * pairs * Tp + index];
       const W a = x.a[index];
-      if (fabs(a) > floor) addend = static_cast<W>((a < 0 ? dot : -dot) / divisor);
+      if (fabs(a) > floor) addend = static_cast<W>((a < 0 ? dot : -dot) / (x.divided ? 1.0 : divisor));
     }
   }
   record.addend[at] = addend;

@@ -52,9 +52,11 @@ struct MlstmFoldArgs {
   MlstmRecord<E, W>* records = nullptr;
   MlstmRows<const W> denominator;  // (N, NH); null data: no division, 1 / (N_t + eps) = 1
   W eps = 0;
-  // Of the role kDelta; null where the normaliser's gradient is not wanted (addend = 0).
-  const W* a = nullptr;     // (B * NH, NC * kMlstmChunk)
-  const W* dots = nullptr;  // (slices, B * NH, NC * kMlstmChunk): dh.u, u the numerator of h
+  // The signed normaliser; null where its gradient is not wanted (addend = 0).
+  const W* a = nullptr;  // (B * NH, NC * kMlstmChunk)
+  // (slices, B * NH, NC * kMlstmChunk): dh.h, or dh.u if not `divided`, u the numerator of h
+  const W* dots = nullptr;
+  bool divided = false;
   int slices = 0;
 };
 template <class E, class W>
