@@ -51,14 +51,14 @@ struct ConvLayout {
   int64_t run, run_blocks, channel_blocks;
 };
 // Runs are long enough to read few tokens twice, and short enough to fill the device.
-ConvLayout PickLayout(const CausalConvShape& shape, int V, int num_sms) {
+ConvLayout PickLayout(const CausalConvShape& shape, int V, int64_t threads, int num_sms) {
   constexpr int64_t kThreadsPerSm = 512, kMinRun = 8, kMaxRun = 64;
   const int64_t vectors = CeilDiv(shape.C, V);
   const int64_t wanted = shape.B * shape.T * vectors / (num_sms * kThreadsPerSm);
   const int64_t run = std::clamp(RoundUp(wanted, kConvChunk), kMinRun, kMaxRun);
   int64_t lanes = 1;
   while (lanes < vectors && lanes < kWarpSize) lanes *= 2;
-  const int64_t runs = shape.B * CeilDiv(shape.T, run), deep = kConvThreads / lanes;
+  const int64_t runs = shape.B * CeilDiv(shape.T, run), deep = threads / lanes;
   return {.block = dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(std::min(deep, runs))),
           .run = run,
           .run_blocks = CeilDiv(runs, std::min(deep, runs)),
@@ -76,7 +76,7 @@ void Forward(Context& context, const CausalConvForwardArgs& a) {
   const auto [B, T_, C, K] = a.shape;
   ConvForwardRows<T> rows = {.in = InputsOf<T>(a), .y = a.y.as<T>(), .y_stride = a.y.row_stride, .run = 1};
   const auto launch = [&](auto kernel, int V) {
-    const ConvLayout layout = PickLayout(a.shape, V, context.info().num_sms);
+    const ConvLayout layout = PickLayout(a.shape, V, kConvForwardThreads, context.info().num_sms);
     rows.run = layout.run;
     context.Launch(kernel,
                    {.grid = dim3(GridExtent(layout.run_blocks), GridExtent(layout.channel_blocks)),
@@ -145,8 +145,8 @@ void Backward(Context& context, const CausalConvBackwardArgs& a) {
   // The sums of a thread take 3 kFastTaps V registers: 8 bytes of bf16 at a time.
   constexpr int V = 4;
   const auto launch = [&](auto kernel, int vector) {
-    const ConvLayout layout = PickLayout(a.shape, vector, context.info().num_sms);
-    constexpr int64_t kBlocksPerSm = 4;
+    const ConvLayout layout = PickLayout(a.shape, vector, kConvBackwardThreads, context.info().num_sms);
+    constexpr int64_t kBlocksPerSm = 3;
     partials = std::min(layout.run_blocks,
                         std::max<int64_t>(1, kBlocksPerSm * context.info().num_sms / layout.channel_blocks));
     rows.run = layout.run;

@@ -6,8 +6,8 @@
 // the kK - 1 tokens before each run again (from L2); writes y once. Backward: a fixed number of blocks that
 // take groups of runs in turn, each with one row of partial sums of dweight and dbias; reads x and dy once,
 // and kK - 1 tokens before and after each run again; writes dx once. Four tokens' accesses are in flight per
-// thread. Shared: V * kConvThreads elements in backward, to add the threads' sums in order. Sums in the wide
-// type.
+// thread. Shared: V * kConvBackwardThreads elements in backward, to add the threads' sums in order. Sums in
+// the wide type.
 #pragma once
 #include "core/base/dtype.h"
 #include "kernels/cuda/activation.h"
@@ -15,7 +15,8 @@
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 
-constexpr int kConvThreads = 256;
+// Threads of a block: two blocks per multiprocessor forward, three backward (by registers).
+constexpr int kConvForwardThreads = 256, kConvBackwardThreads = 128;
 constexpr int kConvChunk = 4;  // tokens loaded together
 
 // What forward and backward read.
@@ -129,7 +130,7 @@ struct ConvWindow {
 };
 
 template <class T, int V, int kK>
-__global__ void __launch_bounds__(kConvThreads, 1) ConvForwardKernel(ConvForwardRows<T> a) {
+__global__ void __launch_bounds__(kConvForwardThreads, 2) ConvForwardKernel(ConvForwardRows<T> a) {
   using W = Wide<T>;
   const ConvInputs<T>& in = a.in;
   const int64_t channel = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
@@ -142,18 +143,19 @@ __global__ void __launch_bounds__(kConvThreads, 1) ConvForwardKernel(ConvForward
   window.Begin(in, b, begin, channel);
   for (int64_t t = begin; t < end; t += kConvChunk) {
     const int64_t n = b * in.T_ + t;
-    W x[kConvChunk][V] = {};
+    Packed<T, V> ahead[kConvChunk];
 #pragma unroll
     for (int i = 0; i < kConvChunk; ++i) {
-      if (t + i < end) Load(x[i], in.x + (n + i) * in.x_stride + channel);
+      if (t + i < end) ahead[i].Read(in.x + (n + i) * in.x_stride + channel);
     }
 #pragma unroll
     for (int i = 0; i < kConvChunk; ++i) {
       if (t + i >= end) break;
       if (in.reset != nullptr && in.reset[n + i] != 0) window.Clear();
-      W y[V];
-      window.PreActivation(y, x[i]);
-      window.Push(x[i]);
+      W x[V], y[V];
+      ahead[i].Unpack(x);
+      window.PreActivation(y, x);
+      window.Push(x);
       if (in.silu) {
 #pragma unroll
         for (int e = 0; e < V; ++e) y[e] *= Sigmoid<T>(y[e]);
@@ -226,9 +228,9 @@ struct ConvGradients {
 };
 
 template <class T, int V, int kK>
-__global__ void __launch_bounds__(kConvThreads, 1) ConvBackwardKernel(ConvBackwardRows<T> a) {
+__global__ void __launch_bounds__(kConvBackwardThreads, 3) ConvBackwardKernel(ConvBackwardRows<T> a) {
   using W = Wide<T>;
-  SHARED_ARRAY(W, exchange, [kConvThreads * V]);
+  SHARED_ARRAY(W, exchange, [kConvBackwardThreads * V]);
   const ConvInputs<T>& in = a.in;
   const int64_t channel = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
   const bool present = channel < in.C;
@@ -247,35 +249,38 @@ __global__ void __launch_bounds__(kConvThreads, 1) ConvBackwardKernel(ConvBackwa
       window.Begin(in, b, begin, channel);
       for (int64_t t = begin; t < stop; t += kConvChunk) {
         const int64_t n = b * in.T_ + t;
-        W x[kConvChunk][V] = {}, dp[kConvChunk][V] = {};
+        Packed<T, V> x_ahead[kConvChunk], dy_ahead[kConvChunk];
 #pragma unroll
         for (int i = 0; i < kConvChunk; ++i) {
           if (t + i >= stop) continue;
-          Load(x[i], in.x + (n + i) * in.x_stride + channel);
-          Load(dp[i], a.dy + (n + i) * a.dy_stride + channel);
+          x_ahead[i].Read(in.x + (n + i) * in.x_stride + channel);
+          dy_ahead[i].Read(a.dy + (n + i) * a.dy_stride + channel);
         }
 #pragma unroll
         for (int i = 0; i < kConvChunk; ++i) {
           if (t + i >= stop) break;
           if (in.reset != nullptr && in.reset[n + i] != 0) window.Clear();
+          W x[V], dp[V];
+          x_ahead[i].Unpack(x);
+          dy_ahead[i].Unpack(dp);
           if (in.silu) {
             W p[V];
-            window.PreActivation(p, x[i]);
+            window.PreActivation(p, x);
 #pragma unroll
-            for (int e = 0; e < V; ++e) dp[i][e] *= SiluSlope<T>(p[e], Sigmoid<T>(p[e]));
+            for (int e = 0; e < V; ++e) dp[e] *= SiluSlope<T>(p[e], Sigmoid<T>(p[e]));
           }
           if (t + i < end) {
 #pragma unroll
             for (int e = 0; e < V; ++e) {
 #pragma unroll
-              for (int j = 0; j < kK - 1; ++j) dweight[j][e] += dp[i][e] * window.inputs[j][e];
-              dweight[kK - 1][e] += dp[i][e] * x[i][e];
-              dweight[kK][e] += dp[i][e];
+              for (int j = 0; j < kK - 1; ++j) dweight[j][e] += dp[e] * window.inputs[j][e];
+              dweight[kK - 1][e] += dp[e] * x[e];
+              dweight[kK][e] += dp[e];
             }
           }
-          gradients.Add(t + i, dp[i], window.weight, window.depth);
+          gradients.Add(t + i, dp, window.weight, window.depth);
           if (t + i + 1 == in.T_) gradients.Finish(window.depth);
-          window.Push(x[i]);
+          window.Push(x);
         }
       }
     }

@@ -107,6 +107,41 @@ __device__ inline void Store(T* to, const W (&from)[V]) {
     internal::StoreWords(to, words);
   }
 }
+// V elements as memory holds them, for values that wait in registers before they are used.
+template <class T, int V>
+struct Packed {
+  static constexpr bool kOneElement = V * sizeof(T) < 4;
+  static constexpr int kWords = kOneElement ? 1 : static_cast<int>(V * sizeof(T) / 4);
+  static_assert(!kOneElement || (V == 1 && sizeof(T) == 2));
+
+  __device__ void Read(const T* from) {
+    if constexpr (kOneElement) {
+      uint16_t bits;
+      memcpy(&bits, from, sizeof(bits));
+      words[0] = bits;
+    } else {
+      internal::LoadWords(words, from);
+    }
+  }
+  template <class W>
+  __device__ void Unpack(W (&to)[V]) const {
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        to[i] =
+            gpu::convert<W>(gpu::bits_to_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u));
+      }
+    } else {
+      T values[V];
+      memcpy(values, words, sizeof(values));
+#pragma unroll
+      for (int i = 0; i < V; ++i) to[i] = gpu::convert<W>(values[i]);
+    }
+  }
+
+  uint32_t words[kWords] = {};
+};
+
 // to[i] = from[at + i], converted; `otherwise` where `from` is null.
 template <int V, class W, class T>
 __device__ inline void LoadOr(W (&to)[V], const T* from, int64_t at, W otherwise) {
