@@ -45,6 +45,9 @@ class Device {
   virtual void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) = 0;
   virtual void Synchronize() = 0;  // waits for everything enqueued
   virtual Ops& ops() = 0;          // bound to the device's compute stream
+  // That stream, as the type of the device's runtime (cudaStream_t): for libraries that enqueue on it. Null
+  // where there is none.
+  virtual void* native_stream() { return nullptr; }
 
   // Whether a Recording is worth making: false where it only calls `enqueue`.
   virtual bool records() const { return false; }

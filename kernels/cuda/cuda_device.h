@@ -58,6 +58,7 @@ class CudaDevice final : public Device {
   void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) override;
   void Synchronize() override;
   Ops& ops() override;  // makes the device the calling thread's current one
+  void* native_stream() override { return stream_; }
   bool records() const override { return true; }
   std::unique_ptr<Recording> MakeRecording() override;
 

@@ -1,0 +1,28 @@
+// NCCL without GPUs: the part of nccl.h that is used, with host bodies, linked in place of libnccl beside the
+// fake CUDA runtime (fake_cudart.h). A rank is a process or a thread of this machine; data goes through
+// shared memory.
+//
+// - An operation is work on a stream that never blocks the host: communicators and streams go on side by
+// side, in
+//   the seeded interleaving of the runtime.
+// - Sums are taken in the tensor's type, for every element in another order of the ranks, as a ring does: who
+//   relies on the order of ranks is found.
+// - What NCCL lets hang or does wrongly is an asynchronous error here: ranks that call different collectives,
+// or
+//   with other counts, types or roots. So is a rank that has died or left. As with NCCL, the operation then
+//   never ends until the communicator is aborted.
+// - Buffers must be live device memory of the right size, and what is read must have been written.
+#pragma once
+#include <nccl.h>
+
+#include <cstdint>
+
+namespace carousel::fake_nccl {
+
+struct Options {
+  // The k-th (from 0) operation of this process fails with ncclSystemError, as an asynchronous error.
+  int64_t fail_operation = -1;
+};
+// Counts operations from 0 again.
+void SetOptions(const Options& options);
+}  // namespace carousel::fake_nccl

@@ -1,0 +1,119 @@
+// What the files of the fake NCCL share (fake_nccl.h).
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "kernels/simt/fake_cudart.h"
+#include "kernels/simt/fake_nccl.h"
+
+namespace carousel::fake_nccl {
+
+constexpr int kMaxRanks = 16;
+constexpr size_t kPieceBytes = size_t{256} << 10;  // of a collective, per rank
+constexpr size_t kPipeBytes = size_t{64} << 10;    // of a message from rank to rank
+
+enum class Kind : uint32_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kSend, kRecv };
+inline bool IsPeerToPeer(Kind kind) { return kind == Kind::kSend || kind == Kind::kRecv; }
+
+// A collective as all of its ranks must see it.
+struct Call {
+  Kind kind;
+  ncclDataType_t dtype;
+  ncclRedOp_t op;
+  int root;
+  uint64_t count;
+  bool operator==(const Call&) const = default;
+};
+
+// A collective goes in rounds: each rank posts a piece of its input, waits until all have posted, takes what
+// it needs from all pieces and says so.
+struct alignas(64) RankArea {
+  std::atomic<uint64_t> posted, taken;  // rounds
+  std::atomic<bool> left;               // destroyed its communicator
+  Call call;
+  alignas(64) char piece[kPieceBytes];
+};
+struct alignas(64) Pipe {
+  std::atomic<uint64_t> written, read;  // pieces
+  uint64_t bytes;
+  alignas(64) char piece[kPipeBytes];
+};
+// The memory that the ranks of a communicator share, zero at first.
+struct SharedArea {
+  std::atomic<int> attached;
+  std::atomic<bool> aborted;
+  RankArea rank[kMaxRanks];
+  Pipe pipe[kMaxRanks][kMaxRanks];  // [from][to]
+};
+
+size_t SizeOf(ncclDataType_t dtype);  // 0 for a type that is not supported
+bool IsSummable(ncclDataType_t dtype);
+// out[i] = the reduction of in[r][i] over the ranks.
+void Reduce(void* out, const char* const* in, int num_ranks, int64_t count, ncclDataType_t dtype,
+            ncclRedOp_t op);
+}  // namespace carousel::fake_nccl
+
+// The name is the one that nccl.h declares.
+struct ncclComm {
+  ~ncclComm();
+  // Keeps the first error.
+  ncclResult_t Fail(ncclResult_t error, const std::string& text);
+  // Whether another rank's process (or thread) has ended without leaving.
+  bool IsGone(int other) const;
+
+  carousel::fake_nccl::SharedArea* area = nullptr;
+  int file = -1;  // this rank holds a lock on its byte of the file for as long as it lives
+  int rank = 0, size = 0;
+  uint64_t round = 0;  // of collectives, on this rank
+  std::atomic<bool> aborted{false};
+
+  mutable std::mutex mutex;  // guards what follows
+  ncclResult_t async_error = ncclSuccess;
+  std::string error_text;
+};
+
+namespace carousel::fake_nccl {
+
+// One collective or message of one rank: a part of an operation of the runtime, and copied with it.
+class Work {
+ public:
+  Work(std::shared_ptr<ncclComm> communicator, const Call& call, const void* in, void* out, int peer)
+      : communicator_(std::move(communicator)),
+        call_(call),
+        in_(static_cast<const char*>(in)),
+        out_(static_cast<char*>(out)),
+        peer_(peer) {}
+
+  // As far as possible without waiting. Not called again after kDone.
+  fake_cuda::Progress Run();
+  bool done() const { return done_; }
+  const ncclComm* communicator() const { return communicator_.get(); }
+  bool peer_to_peer() const { return IsPeerToPeer(call_.kind); }
+  int64_t in_bytes() const;  // 0 where this rank gives or takes nothing
+  int64_t out_bytes() const;
+  const void* in() const { return in_; }
+  const void* out() const { return out_; }
+
+ private:
+  // Each does one step and says whether it could.
+  bool StepCollective();
+  bool StepMessage();
+  void Post(int64_t count);
+  void Take(int64_t count);
+  bool RunSteps();
+  std::string FindFailure() const;  // empty if the others are alive
+
+  std::shared_ptr<ncclComm> communicator_;
+  Call call_;
+  const char* in_;
+  char* out_;
+  int peer_;
+  uint64_t position_ = 0;  // elements done, or bytes of a message
+  bool posted_ = false;
+  bool done_ = false;
+};
+}  // namespace carousel::fake_nccl
