@@ -162,8 +162,9 @@ void MbarWait(uint64_t* bar, unsigned parity, const Loc& loc) {
 // ---- loads into shared memory
 namespace {
 
-// Calls f(address in global memory or null where the box is outside, offset of its 16 bytes in the box, bytes
-// inside).
+// Calls f(p, bytes, offset, lead) for every 16-byte piece of the box, at `offset` of the dense box: `bytes`
+// of it, `lead` bytes behind its start, lie in the tensor, at p; the rest is outside (p is null where all of
+// it is).
 template <class F>
 void ForBoxPieces(const TensorMap& m, const int* coord, F f) {
   const uint32_t rows = m.box[1] * m.box[2] * m.box[3];
@@ -178,17 +179,20 @@ void ForBoxPieces(const TensorMap& m, const int* coord, F f) {
     }
     for (uint32_t piece = 0; piece < 8; ++piece) {
       const int64_t col = int64_t{coord[0]} + piece * 8;
-      const int64_t left = static_cast<int64_t>(m.dim[0]) - col;
-      const bool here = inside && col >= 0 && left > 0;
-      f(here ? row + col * 2 : nullptr, r * 128 + piece * 16,
-        here ? static_cast<unsigned>(std::min<int64_t>(8, left)) * 2 : 0u);
+      const int64_t begin = std::max<int64_t>(col, 0),
+                    end = std::min(col + 8, static_cast<int64_t>(m.dim[0]));
+      const uint32_t offset = r * 128 + piece * 16;
+      if (inside && begin < end) {
+        f(row + begin * 2, static_cast<unsigned>(end - begin) * 2, offset,
+          static_cast<unsigned>(begin - col) * 2);
+      } else {
+        f(nullptr, 0u, offset, 0u);
+      }
     }
   }
 }
-void CheckMap(const TensorMap& m, const int* coord, const char* what, const Loc& loc) {
+void CheckMap(const TensorMap& m, const char* what, const Loc& loc) {
   if (m.rank == 0) Fail("%s at %s: the tensor map is not valid", what, LocName(loc).c_str());
-  if (coord[0] % 8)
-    Fail("%s at %s: column %d is not a multiple of 16 bytes", what, LocName(loc).c_str(), coord[0]);
 }
 void IssueLoad(BulkLoadOp op) {
   CheckMbar(op.bar, true, "asynchronous load", op.loc);
@@ -232,7 +236,7 @@ void BulkLoad(void* dst, const void* src, unsigned bytes, uint64_t* bar, unsigne
 void TmaLoad(void* dst, const TensorMap& map, const int* coord, uint64_t* bar, unsigned cluster_mask,
              const Loc& loc) {
   const check::InEmulation inside;
-  CheckMap(map, coord, "TMA load", loc);
+  CheckMap(map, "TMA load", loc);
   BulkLoadOp op{};
   op.bytes = map.box[1] * map.box[2] * map.box[3] * 128;
   op.dst = CheckShared(dst, op.bytes, 128, "TMA load", loc);
@@ -241,7 +245,7 @@ void TmaLoad(void* dst, const TensorMap& map, const int* coord, uint64_t* bar, u
   op.map = map;
   std::copy(coord, coord + 4, op.coord);
   op.loc = loc;
-  ForBoxPieces(map, coord, [&](const char* p, uint32_t, unsigned bytes) {
+  ForBoxPieces(map, coord, [&](const char* p, unsigned bytes, uint32_t, unsigned) {
     if (p) check::Access(p, bytes, false, true, loc);
   });
   IssueLoads(op, cluster_mask);
@@ -271,10 +275,10 @@ void CompleteBulkLoad() {
   } else {
     char* shared = BlockOf(op.dst).shared;
     const uint32_t start = static_cast<uint32_t>(op.dst - shared);
-    ForBoxPieces(op.map, op.coord, [&](const char* p, uint32_t offset, unsigned bytes) {
+    ForBoxPieces(op.map, op.coord, [&](const char* p, unsigned bytes, uint32_t offset, unsigned lead) {
       char* d = shared + Swizzle(start + offset, 1);
       std::memset(d, 0, 16);
-      if (p) std::memcpy(d, p, bytes);
+      if (p) std::memcpy(d + lead, p, bytes);
     });
   }
   check::SetState(op.dst, op.bytes, State::kInitialized);
@@ -302,7 +306,7 @@ void BulkStore(void* dst, const void* src, unsigned bytes, const Loc& loc) {
 }
 void TmaStore(const TensorMap& map, const int* coord, const void* src, const Loc& loc) {
   const check::InEmulation inside;
-  CheckMap(map, coord, "TMA store", loc);
+  CheckMap(map, "TMA store", loc);
   Thread& t = *Current();
   BulkStoreOp op{};
   op.bytes = map.box[1] * map.box[2] * map.box[3] * 128;
@@ -313,7 +317,7 @@ void TmaStore(const TensorMap& map, const int* coord, const void* src, const Loc
   op.loc = loc;
   check::Access(src, op.bytes, false, true, loc);
   check::SetState(src, op.bytes, State::kPinned);
-  ForBoxPieces(map, coord, [&](const char* p, uint32_t, unsigned bytes) {
+  ForBoxPieces(map, coord, [&](const char* p, unsigned bytes, uint32_t, unsigned) {
     if (!p) return;
     check::Access(p, bytes, true, true, loc);
     std::memset(const_cast<char*>(p), 0xff, bytes);
@@ -335,8 +339,9 @@ void WriteDestination(const BulkStoreOp& op) {
   }
   // The swizzle is a function of the address, so of the box's place in shared memory.
   const uint32_t start = static_cast<uint32_t>(op.src - Current()->block->shared);
-  ForBoxPieces(op.map, op.coord, [&](const char* p, uint32_t offset, unsigned bytes) {
-    if (p) std::memcpy(const_cast<char*>(p), op.data.data() + (Swizzle(start + offset, 1) - start), bytes);
+  ForBoxPieces(op.map, op.coord, [&](const char* p, unsigned bytes, uint32_t offset, unsigned lead) {
+    if (p)
+      std::memcpy(const_cast<char*>(p), op.data.data() + (Swizzle(start + offset, 1) - start) + lead, bytes);
   });
 }
 }  // namespace

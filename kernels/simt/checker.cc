@@ -72,6 +72,7 @@ constexpr uint32_t kIsLoc =
 
 std::string WhereName(uint32_t where) {
   if (where & kIsLoc) return LocName(locs[where & ~kIsLoc]);
+  if (!options().name_lines) return "an unnamed line";
   char program[512], command[700];
   const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
   program[n < 0 ? 0 : n] = 0;

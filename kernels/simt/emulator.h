@@ -32,6 +32,7 @@ struct Options {
   uint64_t seed = 1;
   int workers = 1;                // OS threads that share the blocks of a grid; the checker uses one
   size_t stack_bytes = 64 << 10;  // per CUDA thread
+  bool name_lines = true;         // of accesses in the checker's reports; takes some 0.1 s each
   int64_t only_block = -1;        // run this block of every grid alone: makes 64-bit indexing testable
 };
 // Changes apply to grids started later.
