@@ -5,13 +5,13 @@
 // 4 gates of the head split among kSplits warps. One launch for all tokens from the last to the first, one
 // barrier per token (two if the sum is split; that of the cluster if there is one).
 //
-// R^T stays in registers (half of it in shared memory at width 512), draw as bf16 in two alternating shared
-// tiles, which the blocks of a cluster write into one another's memory: it is what dwx holds. gates, dy and
-// the states before the token come by cp.async, two tokens ahead (one at width 512); c and n after a token
-// are those before the next one and stay in registers, as dc, dn, dr and the sums of draw do. Nothing is read
-// twice. Per token, unit and sequence 26 bytes are read and 8 written. Sums in f32: of R^T draw four in turn
-// over the steps of a warp, then these four, then the splits in order; of dbias from the last token to the
-// first.
+// R^T stays in registers (with clusters up to an eighth of it in shared memory, at width 512 half of it),
+// draw as bf16 in two alternating shared tiles, which the blocks of a cluster write into one another's
+// memory: it is what dwx holds. gates, dy and the states before the token come by cp.async, two tokens ahead
+// (one at width 512); c and n after a token are those before the next one and stay in registers, as dc, dn,
+// dr and the sums of draw do. Nothing is read twice. Per token, unit and sequence 26 bytes are read and 8
+// written. Sums in f32: of R^T draw four in turn over the steps of a warp, then these four, then the splits
+// in order; of dbias from the last token to the first.
 #include "kernels/cuda/slstm_cell.h"
 #include "kernels/cuda/slstm_internal.h"
 #include "kernels/cuda/slstm_tile.h"
@@ -30,11 +30,15 @@ struct BackwardMemory {
   static constexpr int kPitchInput = (26 * Tile::kUnits + 63) / 64 * 64 + 16;
   // Tokens of inputs: three, unless so much of R is here.
   static constexpr int kStages = Tile::kSharedFragments >= 32 ? 2 : 3;
+  // Steps of R in registers, of which clusters need some more for addresses; the others are here.
+  static constexpr int kMostSteps = Tile::kUnits == kWidth ? 32 : kStages == 2 ? 31 : 28;
+  static constexpr int kRegisterSteps = Tile::kFragments < kMostSteps ? Tile::kFragments : kMostSteps;
   // Bytes.
   static constexpr int kDraw = 2 * kSequences * kPitchDraw;
   static constexpr int kInput = kStages * kSequences * kPitchInput;
   static constexpr int kPartial = (Tile::kWarps - Tile::kGroups) * 32 * 16;
-  static constexpr int kTotal = kDraw + kInput + kPartial + Tile::kSharedFragmentBytes;
+  static constexpr int kR = Tile::kWarps * (Tile::kFragments - kRegisterSteps) * 32 * 16;
+  static constexpr int kTotal = kDraw + kInput + kPartial + kR;
   static_assert(kTotal <= 227 << 10);
 };
 
@@ -44,13 +48,14 @@ struct BackwardBlock {
   static constexpr int kUnits = Tile::kUnits, kThreads = Tile::kThreads;
   static constexpr int kStages = Memory::kStages;
   static constexpr int kWarpSteps = kSlstmGates * kWidth / 16 / kSplits;  // of the product
-  static constexpr int kRegisterSteps = Tile::kRegisterFragments;
+  static constexpr int kRegisterSteps = Memory::kRegisterSteps;
 
   const SlstmBackwardPointers<bfloat16>& p;
   unsigned char *const draw_tiles, *const input_tiles;
   float4* const partial;
   uint4* const shared_r;
   const int lane, warp, group, split, rank;
+  const int num_sequences;  // of the tile, that exist
   const int64_t width, first_sequence;
   const int64_t head_column;   // of the head in a row of y
   const int64_t block_column;  // of the block's units
@@ -66,6 +71,8 @@ struct BackwardBlock {
         group(warp % Tile::kGroups),
         split(warp / Tile::kGroups),
         rank(static_cast<int>(blockIdx.x)),
+        num_sequences(
+            static_cast<int>(min(int64_t{kSequences}, pointers.shape.B - int64_t{blockIdx.z} * kSequences))),
         width(p.shape.NH * kWidth),
         first_sequence(int64_t{blockIdx.z} * kSequences),
         head_column(int64_t{blockIdx.y} * kWidth),
@@ -74,7 +81,7 @@ struct BackwardBlock {
   // The thread's units are unit() and unit() + 1 of the block, its sequences sequence() and + 1 of the tile.
   __device__ int unit() const { return group * 16 + lane / 4 * 2; }
   __device__ int sequence() const { return lane % 4 * 2; }
-  __device__ bool Exists(int s) const { return first_sequence + sequence() + s < p.shape.B; }
+  __device__ bool Exists(int s) const { return sequence() + s < num_sequences; }
   __device__ int64_t Row(int s, int64_t t) const { return (first_sequence + sequence() + s) * p.shape.T + t; }
   __device__ bool Starts(int s, int64_t t) const {
     return p.reset != nullptr && t >= 0 && Exists(s) && p.reset[Row(s, t)] != 0;
@@ -110,62 +117,93 @@ struct BackwardBlock {
     return shared_r[(warp * (kWarpSteps - kRegisterSteps) + k) * 32 + lane];
   }
 
-  // Begins to copy the inputs of token t for all sequences of the tile; zeros where there are none.
-  __device__ void FetchInputs(int64_t t) const {
-    unsigned char* const tile = input_tiles + (t + kStages) % kStages * kSequences * Memory::kPitchInput;
-    const int rest = static_cast<int>(threadIdx.x) % kUnits, part = rest / (kUnits / 4),
-              piece = rest % (kUnits / 4) * 4;
+  // The thread's share of a token's inputs, of the sequences fetch_sequence(), + kFetchStride, ..: 16 bytes
+  // of one gate; and 16 bytes of c (threads of gate 0), of n (gate 1), of dy (the first of the others).
+  static constexpr int kFetchStride = kThreads / kUnits;
+  static_assert(kSequences % kFetchStride == 0);
+  __device__ int fetch_sequence() const { return static_cast<int>(threadIdx.x) / kUnits; }
+  __device__ int fetch_thread() const { return static_cast<int>(threadIdx.x) % kUnits; }  // of a sequence
+  __device__ int fetch_gate() const { return fetch_thread() / (kUnits / 4); }
+  __device__ int fetch_unit() const { return fetch_thread() % (kUnits / 4) * 4; }
+  __device__ int fetch_dy_unit() const { return (fetch_thread() - kUnits / 2) * 8; }
+  // Where the share is of the token that is fetched next, in the first of these sequences.
+  struct Sources {
+    const float* gates;
+    const float* state;  // c or n of the token before
+    const bfloat16* dy;
+  };
+  __device__ Sources LastSources() const {
+    const int64_t row = (first_sequence + fetch_sequence()) * p.shape.T + p.shape.T - 1;
+    return {p.gates + (row * kSlstmGates + fetch_gate()) * width + block_column + fetch_unit(),
+            (fetch_gate() == 0 ? p.c : p.n) + (row - 1) * width + block_column + fetch_unit(),
+            p.dy + row * width + block_column + fetch_dy_unit()};
+  }
+  // Begins to copy the inputs of token t into a stage; zeros where there are none. Takes the sources to the
+  // token before.
+  __device__ void FetchInputs(int64_t t, int stage, Sources& from) const {
+    unsigned char* const rows = input_tiles + (stage * kSequences + fetch_sequence()) * Memory::kPitchInput;
+    unsigned char* const gates_place = rows + (fetch_gate() * kUnits + fetch_unit()) * 4;
 #pragma unroll
-    for (int s = static_cast<int>(threadIdx.x) / kUnits; s < kSequences; s += kThreads / kUnits) {
-      const int64_t b = first_sequence + s;
-      const bool valid = b < p.shape.B && t >= 0;
-      const int64_t row = valid ? b * p.shape.T + t : 0;
-      unsigned char* const place = tile + s * Memory::kPitchInput;
-      gpu::cp_async16(place + (part * kUnits + piece) * 4,
-                      p.gates + (row * kSlstmGates + part) * width + block_column + piece, valid);
-      // parts 0 and 1 also fetch c and n before the token, of the others the first kUnits / 8 threads dy
-      if (part < 2) {
-        const float* source = part == 0 ? p.c : p.n;
-        int64_t source_row = row - 1;
-        bool given = valid;
-        if (t == 0) {
-          given = valid && p.initial.y != nullptr;
-          if (given) source = part == 0 ? p.initial.c : p.initial.n;
-          source_row = b;
-        }
-        gpu::cp_async16(place + ((kSlstmGates + part) * kUnits + piece) * 4,
-                        source + (given ? source_row : 0) * width + block_column + piece, given);
-      } else if (rest - kUnits / 2 < kUnits / 8) {
-        const int column = (rest - kUnits / 2) * 8;
-        gpu::cp_async16(place + 6 * kUnits * 4 + column * 2, p.dy + row * width + block_column + column,
-                        valid);
+    for (int s = 0; s < kSequences; s += kFetchStride) {
+      const bool valid = fetch_sequence() + s < num_sequences && t >= 0;
+      gpu::cp_async16(gates_place + s * Memory::kPitchInput,
+                      from.gates + s * (p.shape.T * kSlstmGates * width), valid);
+    }
+    if (fetch_gate() < 2) {
+      const float* source = from.state;
+      int64_t step = p.shape.T * width;  // from sequence to sequence
+      bool given = t >= 0;
+      if (t == 0) {
+        given = p.initial.y != nullptr;
+        step = width;
+        if (given)
+          source = (fetch_gate() == 0 ? p.initial.c : p.initial.n) +
+                   (first_sequence + fetch_sequence()) * width + block_column + fetch_unit();
       }
+#pragma unroll
+      for (int s = 0; s < kSequences; s += kFetchStride)
+        gpu::cp_async16(gates_place + kSlstmGates * kUnits * 4 + s * Memory::kPitchInput, source + s * step,
+                        given && fetch_sequence() + s < num_sequences);
+    } else if (fetch_dy_unit() < kUnits) {
+      unsigned char* const dy_place = rows + 6 * kUnits * 4 + fetch_dy_unit() * 2;
+#pragma unroll
+      for (int s = 0; s < kSequences; s += kFetchStride)
+        gpu::cp_async16(dy_place + s * Memory::kPitchInput, from.dy + s * (p.shape.T * width),
+                        t >= 0 && fetch_sequence() + s < num_sequences);
     }
     gpu::cp_async_commit();
+    from.gates -= kSlstmGates * width;
+    from.state -= width;
+    from.dy -= width;
   }
-  __device__ const unsigned char* Input(int64_t t, int s) const {
-    return input_tiles + (t % kStages * kSequences + sequence() + s) * Memory::kPitchInput;
+  __device__ const unsigned char* Input(int stage, int s) const {
+    return input_tiles + (stage * kSequences + sequence() + s) * Memory::kPitchInput;
   }
 
-  // draw of both units of sequence s, for the products of every block.
-  __device__ void PassDraw(int tile, int g, int s, uint32_t value) const {
-    unsigned char* const place = draw_tiles + (tile * kSequences + sequence() + s) * Memory::kPitchDraw +
-                                 (g * kWidth + rank * kUnits + unit()) * 2;
-    if constexpr (kBlocks > 1) {
+  // draw of the thread's units and sequences, for the products of every block.
+  __device__ void PassDraw(int tile, const uint32_t (&draw)[2][kSlstmGates]) const {
+    unsigned char* const own =
+        draw_tiles + (tile * kSequences + sequence()) * Memory::kPitchDraw + (rank * kUnits + unit()) * 2;
+#pragma unroll 1
+    for (int r = 0; r < kBlocks; ++r) {
+      unsigned char* place = own;
+      if constexpr (kBlocks > 1) place = gpu::map_shared(own, r);
 #pragma unroll
-      for (int r = 0; r < kBlocks; ++r) *reinterpret_cast<uint32_t*>(gpu::map_shared(place, r)) = value;
-    } else {
-      *reinterpret_cast<uint32_t*>(place) = value;
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int g = 0; g < kSlstmGates; ++g)
+          *reinterpret_cast<uint32_t*>(place + s * Memory::kPitchDraw + g * kWidth * 2) = draw[s][g];
+      }
     }
   }
-  __device__ void Store(int64_t t, const uint32_t (&draw)[2][kSlstmGates]) const {
+  // at: of the thread's units of its first sequence in dwx.
+  __device__ void Store(int64_t at, const uint32_t (&draw)[2][kSlstmGates]) const {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       if (!Exists(s)) continue;
+      bfloat16* const place = p.dwx + at + s * (p.shape.T * kSlstmGates * width);
 #pragma unroll
-      for (int g = 0; g < kSlstmGates; ++g)
-        *reinterpret_cast<uint32_t*>(p.dwx + (Row(s, t) * kSlstmGates + g) * width + block_column + unit()) =
-            draw[s][g];
+      for (int g = 0; g < kSlstmGates; ++g) *reinterpret_cast<uint32_t*>(place + g * width) = draw[s][g];
     }
   }
 
@@ -215,12 +253,12 @@ struct BackwardBlock {
     float dbias[kSlstmGates][4] = {};  // sums of draw
   };
 
-  // Takes the running gradients over token t and passes draw on. starts: of both sequences.
-  __device__ void Cells(int64_t t, const bool (&starts)[2], Running& running,
+  // Takes the running gradients over a token and passes draw on. starts: of both sequences.
+  __device__ void Cells(int stage, int tile, const bool (&starts)[2], Running& running,
                         uint32_t (&packed)[2][kSlstmGates]) const {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
-      const unsigned char* const input = Input(t, s);
+      const unsigned char* const input = Input(stage, s);
       const auto pair = [&](int part) {
         return *reinterpret_cast<const float2*>(input + (part * kUnits + unit()) * 4);
       };
@@ -247,11 +285,9 @@ struct BackwardBlock {
         for (int g = 0; g < kSlstmGates; ++g) running.dbias[g][at] += draw[u][g];
       }
 #pragma unroll
-      for (int g = 0; g < kSlstmGates; ++g) {
-        packed[s][g] = gpu::pack_bf16(draw[0][g], draw[1][g]);
-        PassDraw(static_cast<int>(t % 2), g, s, packed[s][g]);
-      }
+      for (int g = 0; g < kSlstmGates; ++g) packed[s][g] = gpu::pack_bf16(draw[0][g], draw[1][g]);
     }
+    PassDraw(tile, packed);
   }
 
   __device__ void StartGradients(Running& running) const {
@@ -304,7 +340,8 @@ struct BackwardBlock {
       SharedR(k - kRegisterSteps) = make_uint4(a[0], a[1], a[2], a[3]);
     }
     const int64_t last = p.shape.T - 1;
-    for (int64_t t = last; t > last - kStages; --t) FetchInputs(t);
+    Sources sources = LastSources();
+    for (int i = 0; i < kStages; ++i) FetchInputs(last - i, i, sources);
     Running running;
     bool starts[2] = {}, next_starts[2] = {};
     if (split == 0) {
@@ -318,21 +355,29 @@ struct BackwardBlock {
     gpu::cp_async_wait<kStages - 1>();
     Synchronize();  // the inputs of the last token, before it reads them; every block of the cluster has
                     // begun, before others write draw into its memory
+    int64_t at = Row(0, last) * kSlstmGates * width + block_column + unit();
+    int64_t reset_at = Row(0, last) - 2;  // of the token after the next
+    int stage = 0;
     for (int64_t t = last; t >= 0; --t) {
       uint32_t packed[2][kSlstmGates];
       bool after_starts[2] = {};
       if (split == 0) {
 #pragma unroll
-        for (int s = 0; s < 2; ++s) after_starts[s] = Starts(s, t - 2);
-        Cells(t, starts, running, packed);
+        for (int s = 0; s < 2; ++s)
+          after_starts[s] =
+              p.reset != nullptr && t >= 2 && Exists(s) && p.reset[reset_at + s * p.shape.T] != 0;
+        --reset_at;
+        Cells(stage, static_cast<int>(t) % 2, starts, running, packed);
       }
       gpu::cp_async_wait<kStages - 2>();
       Synchronize();  // draw and the inputs of the next token, before they are read; what this token read,
                       // before it is written again
-      FetchInputs(t - kStages);
+      FetchInputs(t - kStages, stage, sources);
+      stage = stage + 1 < kStages ? stage + 1 : 0;
       float sums[kChains][4] = {};
-      Multiply(static_cast<int>(t % 2), r, sums);
-      if (split == 0) Store(t, packed);
+      Multiply(static_cast<int>(t) % 2, r, sums);
+      if (split == 0) Store(at, packed);
+      at -= kSlstmGates * width;
       float dr[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) dr[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);

@@ -40,6 +40,11 @@ struct Kept {
   uint32_t y[2];  // of both units, bf16
 };
 
+// 8 bytes at once, past the first cache: nothing here reads them.
+__device__ inline void StorePair(float* place, float first, float second) {
+  __stcg(reinterpret_cast<float2*>(place), make_float2(first, second));
+}
+
 template <class Tile, int kWidth, int kBlocks, int kSplits>
 struct ForwardBlock {
   using Memory = ForwardMemory<Tile, kWidth>;
@@ -53,6 +58,7 @@ struct ForwardBlock {
   float4* const partial;
   uint4* const shared_r;
   const int lane, warp, group, split, rank;
+  const int num_sequences;  // of the tile, that exist
   const int64_t width, first_sequence;
   const int64_t head_column;   // of the head in a row of y
   const int64_t block_column;  // of the block's units
@@ -69,6 +75,8 @@ struct ForwardBlock {
         group(warp % Tile::kGroups),
         split(warp / Tile::kGroups),
         rank(static_cast<int>(blockIdx.x)),
+        num_sequences(
+            static_cast<int>(min(int64_t{kSequences}, pointers.shape.B - int64_t{blockIdx.z} * kSequences))),
         width(p.shape.NH * kWidth),
         first_sequence(int64_t{blockIdx.z} * kSequences),
         head_column(int64_t{blockIdx.y} * kWidth),
@@ -77,7 +85,7 @@ struct ForwardBlock {
   // The thread's units are unit() and unit() + 1 of the block, its sequences sequence() and + 1 of the tile.
   __device__ int unit() const { return group * 16 + lane / 4 * 2; }
   __device__ int sequence() const { return lane % 4 * 2; }
-  __device__ bool Exists(int s) const { return first_sequence + sequence() + s < p.shape.B; }
+  __device__ bool Exists(int s) const { return sequence() + s < num_sequences; }
   __device__ int64_t Row(int s, int64_t t) const { return (first_sequence + sequence() + s) * p.shape.T + t; }
   __device__ bool Starts(int s, int64_t t) const {
     return p.reset != nullptr && t < p.shape.T && Exists(s) && p.reset[Row(s, t)] != 0;
@@ -104,25 +112,33 @@ struct ForwardBlock {
     return shared_r[((warp * kSlstmGates + g) * (kWarpSteps - kRegisterSteps) + k) * 32 + lane];
   }
 
-  // Begins to copy wx of token t for all sequences of the tile; zeros where there is none.
-  __device__ void FetchWx(int64_t t) const {
-    const int rest = static_cast<int>(threadIdx.x) % kUnits, gate = rest / (kUnits / 4),
-              piece = rest % (kUnits / 4) * 4;
-    unsigned char* const tile = wx_tiles + t % kStages * kSequences * Memory::kPitchWx;
+  // The thread's share of a token of wx: 16 bytes of one gate of the sequences fetch_sequence(), +
+  // kFetchStride, ..
+  static constexpr int kFetchStride = kThreads / kUnits;
+  static_assert(kSequences % kFetchStride == 0);
+  __device__ int fetch_sequence() const { return static_cast<int>(threadIdx.x) / kUnits; }
+  __device__ int fetch_gate() const { return static_cast<int>(threadIdx.x) % kUnits / (kUnits / 4); }
+  __device__ int fetch_unit() const { return static_cast<int>(threadIdx.x) % (kUnits / 4) * 4; }
+  __device__ const float* FirstWx() const {
+    return p.wx + ((first_sequence + fetch_sequence()) * p.shape.T * kSlstmGates + fetch_gate()) * width +
+           block_column + fetch_unit();
+  }
+  // Begins to copy wx of token t, the thread's share of which is at `source`; zeros beyond the batch.
+  __device__ void FetchWx(int64_t t, const float* source) const {
+    unsigned char* const place =
+        wx_tiles + (static_cast<int>(t) % kStages * kSequences + fetch_sequence()) * Memory::kPitchWx +
+        (fetch_gate() * kUnits + fetch_unit()) * 4;
 #pragma unroll
-    for (int s = static_cast<int>(threadIdx.x) / kUnits; s < kSequences; s += kThreads / kUnits) {
-      const int64_t b = first_sequence + s;
-      const bool valid = b < p.shape.B && t < p.shape.T;
-      const int64_t row = valid ? b * p.shape.T + t : 0;
-      gpu::cp_async16(tile + s * Memory::kPitchWx + (gate * kUnits + piece) * 4,
-                      p.wx + (row * kSlstmGates + gate) * width + block_column + piece, valid);
+    for (int s = 0; s < kSequences; s += kFetchStride) {
+      const bool valid = fetch_sequence() + s < num_sequences && t < p.shape.T;
+      gpu::cp_async16(place + s * Memory::kPitchWx, source + s * (p.shape.T * kSlstmGates * width), valid);
     }
     gpu::cp_async_commit();
   }
   __device__ float2 Wx(int64_t t, int g, int s) const {
-    return *reinterpret_cast<const float2*>(wx_tiles +
-                                            (t % kStages * kSequences + sequence() + s) * Memory::kPitchWx +
-                                            (g * kUnits + unit()) * 4);
+    return *reinterpret_cast<const float2*>(
+        wx_tiles + (static_cast<int>(t) % kStages * kSequences + sequence() + s) * Memory::kPitchWx +
+        (g * kUnits + unit()) * 4);
   }
 
   // What the first token's product reads, in tile 0: initial y rounded, zeros without one, at the start of a
@@ -152,20 +168,21 @@ struct ForwardBlock {
     }
   }
 
-  __device__ void Store(int64_t t, const Kept& kept, const float (&c)[4], const float (&n)[4],
-                        const float (&m)[4]) const {
+  // at: of the thread's units of its first sequence in y; gates_at: in gates.
+  __device__ void Store(int64_t at, int64_t gates_at, const Kept& kept, const float (&c)[4],
+                        const float (&n)[4], const float (&m)[4]) const {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       if (!Exists(s)) continue;
-      const int64_t row = Row(s, t), at = row * width + block_column + unit();
+      const int64_t from_first = s * (p.shape.T * width);
+      float* const gates = p.gates + gates_at + kSlstmGates * from_first;
 #pragma unroll
       for (int g = 0; g < kSlstmGates; ++g)
-        *reinterpret_cast<float2*>(p.gates + (row * kSlstmGates + g) * width + block_column + unit()) =
-            make_float2(kept.gates[g][s], kept.gates[g][2 + s]);
-      *reinterpret_cast<float2*>(p.c + at) = make_float2(c[s], c[2 + s]);
-      *reinterpret_cast<float2*>(p.n + at) = make_float2(n[s], n[2 + s]);
-      *reinterpret_cast<float2*>(p.m + at) = make_float2(m[s], m[2 + s]);
-      *reinterpret_cast<uint32_t*>(p.y + at) = kept.y[s];
+        StorePair(gates + g * width, kept.gates[g][s], kept.gates[g][2 + s]);
+      StorePair(p.c + at + from_first, c[s], c[2 + s]);
+      StorePair(p.n + at + from_first, n[s], n[2 + s]);
+      StorePair(p.m + at + from_first, m[s], m[2 + s]);
+      *reinterpret_cast<uint32_t*>(p.y + at + from_first) = kept.y[s];
     }
   }
   __device__ void StoreLast(const Kept& kept, const float (&c)[4], const float (&n)[4],
@@ -242,7 +259,9 @@ struct ForwardBlock {
         SharedR(g, k - kRegisterSteps) = make_uint4(a[0], a[1], a[2], a[3]);
       }
     }
-    for (int64_t t = 0; t < kStages - 1; ++t) FetchWx(t);
+    const int64_t gates_step = kSlstmGates * width;  // from token to token
+    const float* wx_source = FirstWx();
+    for (int64_t t = 0; t < kStages - 1; ++t, wx_source += gates_step) FetchWx(t, wx_source);
     for (int at = static_cast<int>(threadIdx.x); at < kSlstmGates * kUnits; at += kThreads)
       bias[at] = p.bias[at / kUnits * width + block_column + at % kUnits];
     StartY();
@@ -265,13 +284,20 @@ struct ForwardBlock {
     Synchronize();  // tile 0 of y, bias and wx of token 0, before token 0 reads them; both tiles of y of
                     // every block of the cluster, before others write y of token 0 there
     Kept kept;
+    int64_t at = Row(0, 0) * width + block_column + unit();
+    int64_t gates_at = Row(0, 0) * gates_step + block_column + unit();
+    int64_t reset_at = Row(0, 2);  // of the token after the next
     for (int64_t t = 0; t < p.shape.T; ++t) {
-      FetchWx(t + kStages - 1);
+      FetchWx(t + kStages - 1, wx_source);
+      wx_source += gates_step;
       bool after_starts[2] = {};
       float sums[kSlstmGates][4] = {};
       if (split == 0) {
 #pragma unroll
-        for (int s = 0; s < 2; ++s) after_starts[s] = Starts(s, t + 2);
+        for (int s = 0; s < 2; ++s)
+          after_starts[s] =
+              p.reset != nullptr && t + 2 < p.shape.T && Exists(s) && p.reset[reset_at + s * p.shape.T] != 0;
+        ++reset_at;
 #pragma unroll
         for (int g = 0; g < kSlstmGates; ++g) {
           const float2 x = *reinterpret_cast<const float2*>(bias + g * kUnits + unit());
@@ -279,8 +305,12 @@ struct ForwardBlock {
           sums[g][2] = sums[g][3] = x.y;
         }
       }
-      Multiply(static_cast<int>(t % 2), r, sums);
-      if (split == 0 && t > 0) Store(t - 1, kept, c, n, m);
+      Multiply(static_cast<int>(t) % 2, r, sums);
+      if (split == 0 && t > 0) {
+        Store(at, gates_at, kept, c, n, m);  // of the token before
+        at += width;
+        gates_at += gates_step;
+      }
       if constexpr (kSplits > 1) AddSplits(sums);
       if (split == 0) {
 #pragma unroll
@@ -291,17 +321,17 @@ struct ForwardBlock {
           float y[2];
 #pragma unroll
           for (int u = 0; u < 2; ++u) {
-            const int at = u * 2 + s;
-            if (starts[s]) c[at] = n[at] = m[at] = 0.0f;
+            const int i = u * 2 + s;
+            if (starts[s]) c[i] = n[i] = m[i] = 0.0f;
             float raw[kSlstmGates], own[kSlstmGates];
 #pragma unroll
-            for (int g = 0; g < kSlstmGates; ++g) raw[g] = sums[g][at] + (u == 0 ? wx[g].x : wx[g].y);
-            y[u] = SlstmCellForward<float, SlstmFastMath>(raw, c[at], n[at], m[at], own);
+            for (int g = 0; g < kSlstmGates; ++g) raw[g] = sums[g][i] + (u == 0 ? wx[g].x : wx[g].y);
+            y[u] = SlstmCellForward<float, SlstmFastMath>(raw, c[i], n[i], m[i], own);
 #pragma unroll
-            for (int g = 0; g < kSlstmGates; ++g) kept.gates[g][at] = own[g];
+            for (int g = 0; g < kSlstmGates; ++g) kept.gates[g][i] = own[g];
           }
           kept.y[s] = gpu::pack_bf16(y[0], y[1]);
-          PassY(static_cast<int>((t + 1) % 2), s, next_starts[s] ? 0 : kept.y[s]);
+          PassY(static_cast<int>(t + 1) % 2, s, next_starts[s] ? 0 : kept.y[s]);
           starts[s] = next_starts[s];
           next_starts[s] = after_starts[s];
         }
@@ -312,7 +342,7 @@ struct ForwardBlock {
     }
     gpu::cp_async_wait<0>();  // no copy outlives the block
     if (split > 0) return;
-    Store(p.shape.T - 1, kept, c, n, m);
+    Store(at, gates_at, kept, c, n, m);
     if (p.last.y != nullptr) StoreLast(kept, c, n, m);
   }
 };
