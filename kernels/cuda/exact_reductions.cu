@@ -21,6 +21,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 8;
 constexpr int kSums = 16;
+// Of one thread block: a limb has room for 2^30 additions before it must carry.
+constexpr int64_t kMaxAdditions = int64_t{1} << 29;
 constexpr int kLimbs = ExactSum::kNumLimbs;
 // CUDA's type for 64-bit atomics. Negative numbers are their two's complement.
 using Limb = unsigned long long;
@@ -128,18 +130,9 @@ __global__ void __launch_bounds__(kThreads) SumExactlyKernel(Limb* result, const
   SHARED_ARRAY(Limb, sum, [kExactSumElems]);
   Clear(sum);
   __syncthreads();  // sum: its zeros, then all threads' additions
-  // A limb has room for 2^30 additions; carries make room again.
-  constexpr int64_t kMaxAdditions = int64_t{1} << 29;
-  int64_t additions = 0;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads; first < n;
-       first += static_cast<int64_t>(gridDim.x) * kThreads) {
-    if (first + threadIdx.x < n) AddExactly(sum, static_cast<double>(x[first + threadIdx.x]));
-    additions += kThreads;
-    if (additions < kMaxAdditions) continue;
-    additions = 0;
-    __syncthreads();  // sum: all threads' additions, then thread 0's carries
-    if (threadIdx.x == 0) Carry(sum);
-    __syncthreads();  // sum: thread 0's carries, then all threads' additions
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    AddExactly(sum, static_cast<double>(x[i]));
   }
   Flush(result, sum);
 }
@@ -195,6 +188,7 @@ void DeviceOps::SumExactly(const ExactSumArgs& a) {
   const gpu::LaunchCfg config = {.grid = GridFor(context_, std::max<int64_t>(n, 1), kThreads),
                                  .block = kThreads,
                                  .name = "SumExactlyKernel"};
+  CAROUSEL_CHECK_LE(n / config.grid.x, kMaxAdditions);
   if (n > 0 && a.x.dtype == DType::kF32) {
     context_.Launch(SumExactlyKernel<float>, config, sum, a.x.as<float>(), n);
   } else if (n > 0) {
