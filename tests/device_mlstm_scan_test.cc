@@ -140,6 +140,31 @@ TEST_F(DeviceMlstmScan, OnlyTensorsReadSixteenBytesAtATimeTakeIt) {
   EXPECT_LE(RelativeError(elsewhere.last_C, expected.last_C), 1e-5);
 }
 
+TEST_F(DeviceMlstmScan, OutputsMayHaveAnyStride) {
+  const Problem p = ProblemOf({2, 45, 2, 64, 64});
+  const MlstmShape& s = p.shape;
+  const int64_t N = p.N(), width = s.NH * 64;
+  const DeviceArray<bfloat16> q(*device_, p.q, N, width, 0), k(*device_, p.k, N, width, 0),
+      v(*device_, p.v, N, width, 0), h(*device_, {}, N, width, 3);
+  const DeviceArray<float> i_pre(*device_, p.i_pre, N, s.NH, 0), f_pre(*device_, p.f_pre, N, s.NH, 0),
+      denominator(*device_, {}, N, s.NH, 0), m(*device_, {}, N, s.NH, 0);
+  Ops& ops = device_->ops();
+  const int64_t workspace_bytes = ops.MlstmWorkspaceBytes(s, DType::kBF16);
+  void* const workspace = device_->Allocate(workspace_bytes);
+  ops.MlstmForward({.h = h.tensor(),
+                    .denominator = denominator.tensor(),
+                    .m = m.tensor(),
+                    .q = q.tensor(),
+                    .k = k.tensor(),
+                    .v = v.tensor(),
+                    .i_pre = i_pre.tensor(),
+                    .f_pre = f_pre.tensor(),
+                    .workspace = Tensor(workspace, DType::kU8, {workspace_bytes}),
+                    .shape = s});
+  EXPECT_EQ(h.values(), RunOn<bfloat16>(*device_, p).h);
+  device_->Free(workspace);
+}
+
 TEST_F(DeviceMlstmScan, TwoRunsGiveTheSameBits) {
   const Problem p = ProblemOf({1, 530, 1, 64, 64, Gates::kExponential, true, {17}});
   const Result a = RunOn<bfloat16>(*device_, p), b = RunOn<bfloat16>(*device_, p, {.last_in_place = true});

@@ -70,14 +70,13 @@ bool MlstmScanSupports(const DeviceInfo& device, int64_t DHQK, int64_t DHV) {
   if (device.compute_capability < 80 || MlstmScanSlices(MlstmRole::kH, DHQK, DHV) == 0) return false;
   // the roles that need most
   const int64_t bytes =
-      std::max(SharedBytesOf<MlstmRole::kDelta>(DHQK, DHV), SharedBytesOf<MlstmRole::kDQ>(DHQK, DHV));
+      std::max(SharedBytesOf<MlstmRole::kH>(DHQK, DHV), SharedBytesOf<MlstmRole::kDQ>(DHQK, DHV));
   return bytes <= device.max_shared_bytes;
 }
 
 int MlstmScanSlices(MlstmRole role, int64_t DHQK, int64_t DHV) {
   switch (role) {
     case MlstmRole::kH:
-    case MlstmRole::kDelta:
     case MlstmRole::kDV:
       return SlicesOf<MlstmRole::kH>(DHQK, DHV);
     case MlstmRole::kDQ:
@@ -85,6 +84,8 @@ int MlstmScanSlices(MlstmRole role, int64_t DHQK, int64_t DHV) {
     case MlstmRole::kForwardState:
     case MlstmRole::kBackwardState:
       return SlicesOf<MlstmRole::kDQ>(DHQK, DHV);
+    case MlstmRole::kDelta:
+      break;
   }
   return 0;
 }
@@ -100,8 +101,6 @@ void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& 
     switch (role) {
       case MlstmRole::kH:
         return mlstm_scan::LaunchH(context, args);
-      case MlstmRole::kDelta:
-        return mlstm_scan::LaunchDelta(context, args);
       case MlstmRole::kDQ:
         return mlstm_scan::LaunchDQ(context, args);
       case MlstmRole::kDV:
@@ -112,10 +111,12 @@ void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& 
         return mlstm_scan::LaunchForwardState(context, args);
       case MlstmRole::kBackwardState:
         return mlstm_scan::LaunchBackwardState(context, args);
+      case MlstmRole::kDelta:
+        break;
     }
     return false;
   };
-  CAROUSEL_CHECK_MSG(launch(), "no tensor-core scan for these head widths");
+  CAROUSEL_CHECK_MSG(launch(), "no tensor-core scan for this role and these head widths");
 }
 
 MlstmSegments PickMlstmSegments(const DeviceInfo& device, const MlstmShape& s) {

@@ -5,8 +5,8 @@
 // as f32 sums of the tensor cores, from the first chunk to the last, and the chunks pass by in shared memory.
 // No state is written to memory but the last one. Operands are bf16: the state is rounded once per chunk for
 // the product with `read`, the weights W (read.upd) once for the product with `row`, and y row once for the
-// update. Sums, exponents, the normaliser's n (three bf16 terms: all of its 24 bits) and the dot products are
-// f32.
+// update. Sums, exponents, the normaliser (n as three bf16 terms, which hold all of its 24 bits; the sum over
+// u of the weights before they are rounded) and the dot products are f32. There is no role kDelta.
 //
 // dots are split over MlstmScanSlices parts, to be added in order. Nothing is added atomically: two runs give
 // the same bits. The number of segments changes results by rounding only.

@@ -79,7 +79,7 @@ class ScanBlock {
                                                                   : a.q;
   }
   __device__ __forceinline__ static const MlstmRows<const bfloat16>& DotRows(const MlstmFastScanArgs& a) {
-    return C::kRole == MlstmRole::kDelta ? a.dh : C::kRole == MlstmRole::kDQ ? a.q : a.k;
+    return C::kRole == MlstmRole::kDQ ? a.q : a.k;
   }
   __device__ __forceinline__ int64_t UpdColumn() const { return static_cast<int64_t>(head) * C::kColumns; }
   __device__ __forceinline__ int64_t RowColumn() const {
@@ -159,23 +159,20 @@ class ScanBlock {
   // it copies into next.
   __device__ __forceinline__ void StoreChunk(int step) {
     const int t0 = ChunkOf(step) * L, rows_left = static_cast<int>(args.num_tokens) - t0;
-    if (C::kOutput) {
-      const unsigned char* const tile = StageOf(step) + C::kRowAt;
-      constexpr int kPieces = C::kRows / 8, kStep = C::kThreads / kPieces;
-      const int piece = tid % kPieces;
-      int r = tid / kPieces;
-      bfloat16* to = At(args.out, RowColumn(), t0 + r) + piece * 8;
-      const bool aligned =
-          args.out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(args.out.data) % 16 == 0;
+    const unsigned char* const tile = StageOf(step) + C::kRowAt;
+    constexpr int kPieces = C::kRows / 8, kStep = C::kThreads / kPieces;
+    const int piece = tid % kPieces;
+    int r = tid / kPieces;
+    bfloat16* to = At(args.out, RowColumn(), t0 + r) + piece * 8;
+    const bool aligned = args.out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(args.out.data) % 16 == 0;
 #pragma unroll
-      for (int i = 0; i < L / kStep; ++i, r += kStep, to += kStep * args.out.row_stride) {
-        const uint4 x = *reinterpret_cast<const uint4*>(tile + Swizzled(r, piece, C::kRowBytes));
-        if (r >= rows_left) continue;
-        if (aligned) {
-          *reinterpret_cast<uint4*>(to) = x;
-        } else {
-          StoreElements(to, x);
-        }
+    for (int i = 0; i < L / kStep; ++i, r += kStep, to += kStep * args.out.row_stride) {
+      const uint4 x = *reinterpret_cast<const uint4*>(tile + Swizzled(r, piece, C::kRowBytes));
+      if (r >= rows_left) continue;
+      if (aligned) {
+        *reinterpret_cast<uint4*>(to) = x;
+      } else {
+        StoreElements(to, x);
       }
     }
     if (C::kDots && tid < L && tid < rows_left) {
@@ -226,7 +223,7 @@ class ScanBlock {
   }
 
   __device__ __forceinline__ void StoreState() {
-    if (args.final.C == nullptr || C::kRole == MlstmRole::kDelta || C::kRole == MlstmRole::kDV) return;
+    if (args.final.C == nullptr || C::kRole == MlstmRole::kDV) return;
     const bool is_last = blockIdx.y == (C::kReverse ? 0 : gridDim.y - 1);
     if (!C::kIsState && !is_last) return;
     const int64_t at = (C::kIsState ? blockIdx.y * args.B * args.NH : 0) + pair;

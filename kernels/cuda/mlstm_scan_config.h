@@ -15,7 +15,7 @@
 //
 // Shared memory per chunk: 2. and 5. read 64 kWarpColumns bytes per warp each, 1. reads 36 kColumns bytes per
 // warp (48 with two score tiles), the copies write a stage. With 128 rows and 256 columns that is 400 KB,
-// 3100 cycles of an SM, for 4.8 MFLOP. Global memory: read, upd, row (and q, k or dh for the dot products)
+// 3100 cycles of an SM, for 4.8 MFLOP. Global memory: read, upd, row (and q or k for the dot products)
 // and out once per slice of rows; the slices of a pair are neighbours in the grid and share `read` and `upd`
 // in the second-level cache.
 #pragma once
@@ -34,10 +34,9 @@ struct ScanConfig {
   static constexpr int kRows = 16 * kRowWarps, kWarpColumns = kColumns / kColumnGroups;
 
   static constexpr bool kReverse = IsReverse(kRole), kIsState = IsState(kRole);
-  static constexpr bool kNormalizer = kRole == MlstmRole::kH || kRole == MlstmRole::kDelta;
+  static constexpr bool kNormalizer = kRole == MlstmRole::kH;
   static constexpr bool kAddend = kRole == MlstmRole::kDQ || kRole == MlstmRole::kDK;
-  static constexpr bool kDots = kRole == MlstmRole::kDelta || kAddend;
-  static constexpr bool kOutput = !kIsState && kRole != MlstmRole::kDelta;
+  static constexpr bool kDots = kAddend;
   // The state's rows are columns of C (values) or rows of C (queries and keys). In the second case the block
   // also keeps its part of n or dn, the state's column of the normaliser.
   static constexpr bool kRowsAreValues = kNormalizer || kRole == MlstmRole::kDV;

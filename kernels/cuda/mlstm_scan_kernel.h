@@ -269,7 +269,6 @@ class BlockScan : ScanBlock<C> {
                                          const MlstmFastRecord& record) {
     if constexpr (C::kNormalizer) Normalize(out, step, record);
     if constexpr (C::kDots) Dots(out, step);
-    if (!C::kOutput) return;
     const int at = C::kRowAt + 2 * quad * C::kRowBytes + (((row_warp * 2) ^ (quad * 2)) << 4) + 2 * group;
     unsigned char* const to = StageOf(step) + at + column_group * C::kMyTiles * 8 * C::kRowBytes;
 #pragma unroll
@@ -283,7 +282,7 @@ class BlockScan : ScanBlock<C> {
       }
     }
   }
-  // Divides by N + eps; the first warp of the first slice also stores N, or a.
+  // Divides by N + eps; the first warp of the first slice also stores N.
   __device__ __forceinline__ void Normalize(float (&out)[C::kMyTiles][4], int step,
                                             const MlstmFastRecord& record) {
     const float* const sums = reinterpret_cast<const float*>(smem + C::kSumsAt);
@@ -292,10 +291,6 @@ class BlockScan : ScanBlock<C> {
     for (int i = 0; i < C::kScoreGroups; ++i) a += sums[i * L + lane];
     const int t = ChunkOf(step) * L + lane;
     const bool stores = warp == 0 && slice == 0 && t < args.num_tokens;
-    if (C::kRole == MlstmRole::kDelta) {
-      if (stores) args.a[pair * args.NC * L + t] = a;
-      return;
-    }
     const float N = args.normalize ? fmaxf(fabsf(a), record.floor[lane]) : 1.0f;
     if (stores) *At(args.denominator, head, t) = N;
     const float inverse = args.normalize ? gpu::rcp_fast(N + args.eps) : 1.0f;

@@ -9,14 +9,14 @@ namespace carousel::CAROUSEL_DEVICE_NS::mlstm_scan {
 // rows.
 template <MlstmRole kRole, int kDHQK, int kDHV>
 struct ConfigOf {
-  static constexpr bool kRowsAreValues =
-      kRole == MlstmRole::kH || kRole == MlstmRole::kDelta || kRole == MlstmRole::kDV;
+  static constexpr bool kRowsAreValues = kRole == MlstmRole::kH || kRole == MlstmRole::kDV;
   static constexpr int kRowDim = kRowsAreValues ? kDHV : kDHQK, kColumns = kRowsAreValues ? kDHQK : kDHV;
   static constexpr int kColumnGroups = kColumns / 256 > 1 ? 2 : 1;
   static constexpr int kRowWarps = kColumnGroups > 1 || kRowDim < 128 ? 4 : 8;
   static constexpr int kStages = kColumns >= 256 ? 2 : 3;
-  // what the registers allow (64 columns: 32 for the state, 128 columns: 64)
-  static constexpr int kBlocksPerSm = kRowWarps * kColumnGroups == 8 ? 1 : kColumns == 64 ? 3 : 2;
+  // As many as registers allow without spills.
+  static constexpr int kBlocksPerSm =
+      kRowWarps * kColumnGroups == 8 ? (kColumns == 64 ? 2 : 1) : (kColumns == 64 ? 4 : 3);
   using Type = ScanConfig<kRole, kRowWarps, kColumnGroups, kColumns, kStages, kBlocksPerSm>;
   static constexpr int kSlices = kRowDim / Type::kRows;
   static_assert(kSlices * Type::kRows == kRowDim && (kSlices == 1 || kSlices == 2 || kSlices == 4));
@@ -53,7 +53,6 @@ bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* nam
 
 // One file each.
 bool LaunchH(Context& context, const MlstmFastScanArgs& args);
-bool LaunchDelta(Context& context, const MlstmFastScanArgs& args);
 bool LaunchDQ(Context& context, const MlstmFastScanArgs& args);
 bool LaunchDV(Context& context, const MlstmFastScanArgs& args);
 bool LaunchDK(Context& context, const MlstmFastScanArgs& args);
