@@ -25,7 +25,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kCommunicationExitCode = 1;
 constexpr auto kWatchInterval = std::chrono::milliseconds(100);
-constexpr size_t kNumWatched = 64;  // the latest calls whose time is taken
+constexpr auto kLeaveTime = std::chrono::seconds(60);  // for all ranks to destroy the communicator
+constexpr size_t kNumWatched = 64;                     // the latest calls whose time is taken
 
 std::byte* At(Tensor x, int64_t offset_bytes) { return static_cast<std::byte*>(x.data) + offset_bytes; }
 
@@ -52,14 +53,19 @@ class NcclCommunicator final : public Communicator {
     device_.Synchronize();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
+      leaves_ = true;
+      leaves_since_ = Clock::now();
+    }
+    MakeCurrent();
+    for (Watched& call : watched_) CheckRuntime(cudaEventDestroy(call.reached), "cudaEventDestroy");
+    device_.Free(staging_);
+    ncclCommDestroy(communicator_);  // may wait for the other ranks
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
       ends_ = true;
     }
     wake_.notify_all();
     watcher_.join();
-    MakeCurrent();
-    for (Watched& call : watched_) CheckRuntime(cudaEventDestroy(call.reached), "cudaEventDestroy");
-    device_.Free(staging_);
-    ncclCommDestroy(communicator_);
   }
 
   int rank() const override { return host_.rank(); }
@@ -240,10 +246,14 @@ class NcclCommunicator final : public Communicator {
     CheckRuntime(cudaSetDevice(device_index_), "cudaSetDevice");
     std::unique_lock<std::mutex> lock(mutex_);
     while (!wake_.wait_for(lock, kWatchInterval, [this] { return ends_; })) {
+      const auto now = Clock::now();
+      if (leaves_) {
+        if (now - leaves_since_ > kLeaveTime) Fail("the other ranks do not leave: one of them has failed");
+        continue;
+      }
       ncclResult_t error = ncclSuccess;
       ncclCommGetAsyncError(communicator_, &error);
       if (error != ncclSuccess && error != ncclInProgress) Check(error);
-      const auto now = Clock::now();
       for (Watched& watched : watched_) {
         const double seconds = std::chrono::duration<double>(now - watched.start).count();
         if (!watched.open || seconds < options_.timeout_seconds) continue;
@@ -315,7 +325,8 @@ class NcclCommunicator final : public Communicator {
   std::thread watcher_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
-  bool ends_ = false;
+  bool leaves_ = false, ends_ = false;  // the communicator is being destroyed; has been
+  Clock::time_point leaves_since_;
   CollectiveCall current_;
   std::array<Watched, kNumWatched> watched_;
   size_t next_watched_ = 0;
