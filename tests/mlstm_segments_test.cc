@@ -1,0 +1,72 @@
+// Where the mLSTM's tensor-core scan is used, and into how many segments it splits a sequence.
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/mlstm_scan.h"
+
+namespace carousel::simt {
+namespace {
+DeviceInfo Device(int compute_capability, int num_sms, int64_t shared_kib) {
+  DeviceInfo device;
+  device.compute_capability = compute_capability;
+  device.num_sms = num_sms;
+  device.max_shared_bytes = shared_kib * 1024;
+  return device;
+}
+MlstmShape Shape(int64_t B, int64_t T, int64_t NH, int64_t DHQK, int64_t DHV) {
+  return {.B = B, .T = T, .NH = NH, .DHQK = DHQK, .DHV = DHV, .L = 64};
+}
+
+TEST(MlstmScan, IsThereForSixHeadWidthsOnDevicesWithTheSharedMemory) {
+  const DeviceInfo large = Device(80, 108, 163), small = Device(86, 82, 99), old = Device(75, 40, 64);
+  for (const auto& [DHQK, DHV] : {std::pair{64, 64}, {64, 128}, {128, 128}, {128, 256}, {256, 256}}) {
+    EXPECT_TRUE(MlstmScanSupports(large, DHQK, DHV));
+    EXPECT_TRUE(MlstmScanSupports(small, DHQK, DHV));
+    EXPECT_FALSE(MlstmScanSupports(old, DHQK, DHV));
+  }
+  EXPECT_TRUE(MlstmScanSupports(large, 256, 512));
+  EXPECT_FALSE(MlstmScanSupports(small, 256, 512));
+  for (const auto& [DHQK, DHV] : {std::pair{96, 96}, {64, 256}, {128, 64}, {512, 512}, {0, 0}})
+    EXPECT_FALSE(MlstmScanSupports(large, DHQK, DHV)) << DHQK << "/" << DHV;
+}
+
+TEST(MlstmScan, SplitsASequenceOnlyWhereItsPairsDoNotFillTheDevice) {
+  const DeviceInfo device = Device(90, 132, 227);
+  EXPECT_EQ(PickMlstmSegments(device, Shape(8, 8192, 8, 256, 512)).num_segments, 1);
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 8, 256, 512)).num_segments, 4);  // 32 blocks
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 4, 64, 64)).num_segments, 32);   // 33 would not be even
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 256, 1, 64, 64)).num_segments, 1);     // too short
+}
+
+TEST(MlstmScan, SegmentsHoldEveryChunkAndNoneIsEmpty) {
+  const DeviceInfo device = Device(90, 132, 227);
+  for (int64_t B = 1; B <= 40; ++B) {
+    for (int64_t T = 1; T <= 20000; T = T * 4 / 3 + 1) {
+      const int64_t NC = CeilDiv(T, kMlstmChunk);
+      const MlstmSegments s = PickMlstmSegments(device, Shape(B, T, 4, 128, 128));
+      EXPECT_GE(s.num_segments * s.chunks_per_segment, NC);
+      EXPECT_LT((s.num_segments - 1) * s.chunks_per_segment, NC);
+    }
+  }
+}
+
+TEST(MlstmScan, AWorkspaceIsEnoughForEverySmallerShape) {
+  for (const int num_sms : {1, 4, 108, 132}) {
+    const DeviceInfo device = Device(90, num_sms, 227);
+    for (int64_t T = 1; T <= 20000; T = T * 3 / 2 + 1) {
+      for (int64_t B = 1; B <= 150; ++B) {
+        const MlstmShape shape = Shape(B, T, 1, 128, 128);
+        EXPECT_GE(MaxMlstmSegmentStates(device, shape), B * PickMlstmSegments(device, shape).num_segments);
+        if (B > 1) {
+          EXPECT_GE(MaxMlstmSegmentStates(device, shape),
+                    MaxMlstmSegmentStates(device, Shape(B - 1, T, 1, 128, 128)));
+        }
+        if (T > 1) {
+          EXPECT_GE(MaxMlstmSegmentStates(device, shape),
+                    MaxMlstmSegmentStates(device, Shape(B, T * 2 / 3, 1, 128, 128)));
+        }
+      }
+    }
+  }
+}
+}  // namespace
+}  // namespace carousel::simt
