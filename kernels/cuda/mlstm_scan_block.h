@@ -21,8 +21,8 @@ class ScanBlock {
         column_group(warp / C::kRowWarps),
         group(lane / 4),
         quad(lane % 4) {
-    const unsigned slices =
-        static_cast<unsigned>(C::kRowsAreValues ? a.DHV : a.DHQK) / C::kRows;  // 1, 2 or 4
+    // 1, 2 or 4, of which slices >> 1 is the logarithm
+    const unsigned slices = static_cast<unsigned>(C::kRowsAreValues ? a.DHV : a.DHQK) / C::kRows;
     slice = static_cast<int>(blockIdx.x & (slices - 1));
     pair = static_cast<int>(blockIdx.x >> (slices >> 1));
     head = pair % static_cast<int>(a.NH);
