@@ -16,6 +16,8 @@
 #include "launcher/train_setup.h"
 #include "launcher/version.h"
 #include "parallel/mesh_builder.h"
+#include "parallel/nccl_communicator.h"
+#include "parallel/staged_communicator.h"
 
 namespace carousel {
 namespace {
@@ -47,6 +49,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                                     .micro_batch = run.micro_batch},
                                                    environment.world()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenDevice()));
+  CAROUSEL_RETURN_IF_ERROR(self->ConnectDevices());
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
@@ -56,11 +59,19 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
 
 absl::Status TrainingRun::OpenDevice() {
   CAROUSEL_ASSIGN_OR_RETURN(device_, MakeRankDevice(options_.device, run_.threads, environment_));
-  if (!device_->host_accessible() && mesh_.data.size > 1) {
-    staged_ = std::make_unique<StagedCommunicator>(*mesh_.data.communicator, *device_);
-    mesh_.data.control = mesh_.data.communicator;
-    mesh_.data.communicator = staged_.get();
+  return absl::OkStatus();
+}
+
+// Tensors of devices go through NCCL where the program has it, else through host memory: the same bits.
+absl::Status TrainingRun::ConnectDevices() {
+  if (device_->host_accessible() || mesh_.data.size == 1) return absl::OkStatus();
+  mesh_.data.control = mesh_.data.communicator;
+  if (HasNccl()) {
+    CAROUSEL_ASSIGN_OR_RETURN(device_world_, MakeNcclCommunicator(*mesh_.data.control, *device_));
+  } else {
+    device_world_ = std::make_unique<StagedCommunicator>(*mesh_.data.control, *device_);
   }
+  mesh_.data.communicator = device_world_.get();
   return absl::OkStatus();
 }
 

@@ -18,7 +18,6 @@
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
 #include "parallel/data_parallel_sync.h"
-#include "parallel/staged_communicator.h"
 
 namespace carousel {
 
@@ -54,6 +53,7 @@ class TrainingRun {
   absl::Status PrepareDirectory();
   absl::Status CheckEarlierConfig();
   absl::Status OpenDevice();
+  absl::Status ConnectDevices();
   absl::Status OpenData();
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
@@ -74,7 +74,7 @@ class TrainingRun {
   Mesh mesh_;
   std::unique_ptr<RunLease> lease_;  // rank 0
   std::unique_ptr<Device> device_;
-  std::unique_ptr<StagedCommunicator> staged_;  // several ranks on devices whose memory the host cannot read
+  std::unique_ptr<Communicator> device_world_;  // several ranks on devices whose memory the host cannot read
   std::optional<Dataset> train_data_, validation_data_;
   uint64_t data_fingerprint_ = 0;
   std::optional<Sampler> sampler_;  // until the loader is made

@@ -89,6 +89,20 @@ TEST(MakeDevice, KnowsTheCpuAndExplainsTheRest) {
   }
 }
 
+TEST(MakeDevice, SimtIsTheEmulatedGpuOrSaysWhyThereIsNone) {
+  std::string error;
+  const std::unique_ptr<Device> device = MakeDevice("simt", 1, &error);
+  if (device == nullptr) {
+    EXPECT_NE(error.find("device 'simt' is not available: "), std::string::npos) << error;
+    EXPECT_NE(error.find("CAROUSEL_"), std::string::npos) << error;
+    return;
+  }
+  EXPECT_EQ(device->name(), "simt:0");
+  EXPECT_FALSE(device->host_accessible());
+  EXPECT_GT(device->memory().total_bytes, 0);
+  EXPECT_TRUE(device->records());
+}
+
 TEST(Fill, WritesEveryDtypeAndLeavesGaps) {
   CpuDevice device({.num_threads = 2});
   std::vector<float> f(40'000);
