@@ -92,7 +92,7 @@ const std::vector<ThirdParty>& ThirdPartyRules() {
       {"CLI/", {"launcher/", "tests/"}},
       {"hwloc", {"launcher/"}},
       {"mpi.h", {"parallel/mpi_communicator", "launcher/environment.cc", "tests/"}},
-      {"nccl.h", {"parallel/nccl_communicator", "kernels/simt/fake_nccl"}},
+      {"nccl.h", {"parallel/nccl_communicator", "kernels/simt/"}},
       {"oneapi/", {"kernels/cpu/"}},
       {"dnnl", {"kernels/cpu/"}},
       {"cuda", {"kernels/cuda/", "kernels/simt/"}},
@@ -177,6 +177,41 @@ TEST(Layering, EnvironmentVariablesAreReadInOnePlace) {
       EXPECT_FALSE(std::regex_search(file.lines[i], call)) << file.path << ":" << i + 1;
     }
   }
+}
+
+// Code without comments and what stands between quotes.
+std::string CodeOf(const std::string& line) {
+  std::string code;
+  bool quoted = false;
+  for (size_t i = 0; i < line.size(); ++i) {
+    if (!quoted && line.compare(i, 2, "//") == 0) break;
+    if (line[i] == '"') quoted = !quoted;
+    if (!quoted) code += line[i];
+  }
+  return code;
+}
+
+TEST(Layering, KernelsReachTheHardwareThroughTheDeviceHeaderAlone) {
+  const std::regex assembly(R"(\basm\b)"), launch("<<<"), groups(R"(\bcooperative_groups\b)"),
+      shared(R"(\b__shared__\b)");
+  int found = 0;
+  for (const SourceFile& file : Sources()) {
+    // fiber.cc switches stacks of the host; tile_permission.h and simd/ are the CPU backend's.
+    if (file.path == "kernels/simt/fiber.cc" || StartsWith(file.path, "kernels/cpu/")) continue;
+    const bool ptx = file.path == "kernels/cuda/device_ptx.h";
+    const bool header = ptx || file.path == "kernels/simt/device_emulation.h" ||
+                        StartsWith(file.path, "kernels/simt/include/");
+    for (size_t i = 0; i < file.lines.size(); ++i) {
+      const std::string code = CodeOf(file.lines[i]), at = file.path + ":" + std::to_string(i + 1);
+      const bool has_assembly = std::regex_search(code, assembly);
+      found += ptx && has_assembly;
+      EXPECT_FALSE(has_assembly && !ptx) << at;
+      EXPECT_FALSE(std::regex_search(code, launch) && !ptx) << at;
+      EXPECT_FALSE(std::regex_search(code, groups) && !ptx) << at;
+      EXPECT_FALSE(std::regex_search(code, shared) && !header) << at;
+    }
+  }
+  EXPECT_GT(found, 20);
 }
 
 TEST(Layering, FilesStayShort) {
