@@ -6,6 +6,7 @@
 // kDelta repeats the forward for dh.h and the sign of the normaliser, which nobody keeps; it is left out
 // where no gradient goes through the normaliser. A sequence that is split into segments has a scan of the
 // states and LaunchMlstmCombine before the first scan of each direction.
+#include <climits>
 #include <type_traits>
 
 #include "core/base/int_math.h"
@@ -413,7 +414,8 @@ class Call {
 }  // namespace
 
 MlstmConfig PickMlstmConfig(const MlstmShape& s, DType compute, const DeviceInfo& device) {
-  if (compute != DType::kBF16 || s.T == 0 || !MlstmScanSupports(device, s.DHQK, s.DHV)) return {};
+  if (compute != DType::kBF16 || s.B == 0 || s.T == 0 || !MlstmScanSupports(device, s.DHQK, s.DHV)) return {};
+  if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / 4) return {};  // its tokens and pairs are numbered in int
   return {.tensor_cores = true, .segments = PickMlstmSegments(device, s)};
 }
 

@@ -374,7 +374,7 @@ class GenericScan {
 };
 
 template <class T, MlstmRole kRole>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(Wide<T>) == 8 ? 1 : 2)
     MlstmGenericScanKernel(MlstmGenericArgs<T> args, Wide<T>* scratch) {
   GenericScan<T, kRole>(args, scratch, *gpu::dyn_shared<GenericShared<Wide<T>>>()).Run();
 }

@@ -1,0 +1,119 @@
+// How the device computes the mLSTM cells of the shipped configs.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "configs/load.h"
+#include "core/base/int_math.h"
+#include "kernels/cuda/device_ops.h"
+#include "kernels/cuda/mlstm_config.h"
+#include "kernels/cuda/mlstm_generic.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS {
+namespace {
+
+const DeviceInfo kA100 = {.name = "sm_80",
+                          .compute_capability = 80,
+                          .num_sms = 108,
+                          .max_shared_bytes = 163 << 10,
+                          .memory_bytes = 80LL << 30};
+const DeviceInfo kH100 = {.name = "sm_90",
+                          .compute_capability = 90,
+                          .num_sms = 132,
+                          .max_shared_bytes = 227 << 10,
+                          .memory_bytes = 80LL << 30};
+
+// The mLSTM cells of all recipes, one sequence of one token each.
+std::vector<std::pair<std::string, MlstmShape>> ShippedShapes() {
+  std::vector<std::pair<std::string, MlstmShape>> shapes;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::string(CAROUSEL_SOURCE_DIR) + "/configs")) {
+    if (entry.path().extension() != ".textproto") continue;
+    const absl::StatusOr<RunSpec> run = LoadRun(entry.path(), {});
+    EXPECT_TRUE(run.ok()) << entry.path() << run.status();
+    if (!run.ok()) continue;
+    const ModelSpec& spec = run->model;
+    shapes.emplace_back(entry.path().stem(), MlstmShape{.B = 1,
+                                                        .T = 1,
+                                                        .NH = spec.num_heads,
+                                                        .DHQK = spec.head_dim_qk(),
+                                                        .DHV = spec.head_dim_v(),
+                                                        .L = spec.chunk_length,
+                                                        .input_gate = spec.input_gate});
+  }
+  EXPECT_GE(shapes.size(), 19u);
+  return shapes;
+}
+
+TEST(MlstmConfig, LargeModelsRunOnTensorCoresExceptTheOneOfOddHeadSize) {
+  for (const DeviceInfo& device : {kA100, kH100}) {
+    std::set<std::string> others;
+    for (auto [name, s] : ShippedShapes()) {
+      s.B = 8, s.T = 2048;
+      const bool is_large = name.rfind("xlstm_", 0) == 0;
+      if (is_large && !PickMlstmConfig(s, DType::kBF16, device).tensor_cores) others.insert(name);
+    }
+    EXPECT_EQ(others, std::set<std::string>{"xlstm_830m"}) << device.name;  // 192/384
+  }
+}
+
+TEST(MlstmConfig, TheTensorCoreScanIsForBf16OfItsHeadSizes) {
+  const std::set<std::pair<int64_t, int64_t>> widths = {{64, 64},   {64, 128},  {128, 128},
+                                                        {128, 256}, {256, 256}, {256, 512}};
+  for (const int64_t DHQK : {16, 64, 96, 128, 256, 512}) {
+    for (const int64_t DHV : {16, 64, 128, 192, 256, 512, 1024}) {
+      const MlstmShape s = {.B = 2, .T = 100, .NH = 4, .DHQK = DHQK, .DHV = DHV, .L = 64};
+      EXPECT_EQ(PickMlstmConfig(s, DType::kBF16, kH100).tensor_cores, widths.count({DHQK, DHV}) == 1)
+          << DHQK << "/" << DHV;
+      EXPECT_FALSE(PickMlstmConfig(s, DType::kF32, kH100).tensor_cores);
+      EXPECT_FALSE(PickMlstmConfig(s, DType::kF64, kH100).tensor_cores);
+    }
+  }
+  // counters that do not fit into its ints
+  const MlstmShape huge = {.B = 1 << 20, .T = 1 << 12, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64};
+  EXPECT_FALSE(PickMlstmConfig(huge, DType::kBF16, kH100).tensor_cores);
+}
+
+TEST(MlstmConfig, SegmentsCoverEverySequenceAndFillTheDevice) {
+  for (const auto& [name, shape] : ShippedShapes()) {
+    for (const int64_t B : {1, 2, 16, 64}) {
+      for (const int64_t T : {1, 31, 64, 100, 2048, 8192, 65536}) {
+        MlstmShape s = shape;
+        s.B = B, s.T = T;
+        const MlstmConfig config = PickMlstmConfig(s, DType::kBF16, kH100);
+        if (!config.tensor_cores) continue;
+        SCOPED_TRACE(::testing::Message() << name << " B " << B << " T " << T);
+        const int64_t NC = CeilDiv(T, kMlstmChunk), n = config.segments.num_segments,
+                      per_segment = config.segments.chunks_per_segment;
+        EXPECT_GE(n * per_segment, NC);
+        EXPECT_LT((n - 1) * per_segment, NC);
+        EXPECT_LE(B * n, MaxMlstmSegmentStates(kH100, s));
+        // more segments than multiprocessors would only cost; a sequence is split if most would stand idle
+        const int64_t blocks = B * s.NH * MlstmScanSlices(MlstmRole::kH, s.DHQK, s.DHV);
+        if (n > 1) {
+          EXPECT_LE(blocks * n, kH100.num_sms);
+        }
+        if (T >= 8192 && 2 * blocks <= kH100.num_sms) {
+          EXPECT_GT(n, 1);
+        }
+      }
+    }
+  }
+}
+
+TEST(MlstmConfig, TheGenericScanDividesEveryHeadSize) {
+  for (const auto& [name, s] : ShippedShapes()) {
+    for (const MlstmRole role : {MlstmRole::kH, MlstmRole::kDQ}) {
+      const int64_t rows = role == MlstmRole::kH ? s.DHV : s.DHQK,
+                    slices = MlstmGenericSlices(role, s.DHQK, s.DHV);
+      EXPECT_GE(slices * 64, rows) << name;
+      EXPECT_LT((slices - 1) * 64, rows) << name;
+    }
+  }
+}
+}  // namespace
+}  // namespace carousel::CAROUSEL_DEVICE_NS
