@@ -8,21 +8,25 @@
 //   out[r] = x[r] State read[r] + sum over u of W[r][u] (read[r].upd[u] + addend) row[u]
 //   State  = gamma State + sum over u of y[u] row[u] (x) upd[u]            State: (dim of row, dim of upd)
 //
-//   role    time      read  upd  row  W[r][u] = exp2(...)     u                      x      y      out, per
-//   row r kH      forward   q     k    v    alpha[r] + beta[u]      begin[r] <= u <= r     rho    kappa  h =
-//   out / (N_r + eps) kDelta  forward   q     k    v    alpha[r] + beta[u]      begin[r] <= u <= r     rho
-//   kappa  dots = dh[r].out, a kDQ     forward   dh    v    k    alpha[r] + beta[u]      begin[r] <= u <= r
-//   rho    kappa  dq, dots = q[r].dq kDV     reverse   k     q    dh   beta[r] + alpha[u]      u >= r,
-//   begin[u] <= r  kappa  rho    dv kDK     reverse   v     dh   q    beta[r] + alpha[u]      u >= r,
-//   begin[u] <= r  kappa  rho    dk, dots = k[r].dk
+// clang-format off
+//   role    time read  upd  row  exponent of W[r][u]   summed over u          x      y      result of row r
+//   kH      ->   q     k    v    alpha[r] + beta[u]    begin[r] <= u <= r     rho    kappa  h = out / (N_r + eps)
+//   kDelta  ->   q     k    v    alpha[r] + beta[u]    begin[r] <= u <= r     rho    kappa  dots = dh[r].out, a
+//   kDQ     ->   dh    v    k    alpha[r] + beta[u]    begin[r] <= u <= r     rho    kappa  dq, dots = q[r].dq
+//   kDV     <-   k     q    dh   beta[r] + alpha[u]    u >= r, begin[u] <= r  kappa  rho    dv
+//   kDK     <-   v     dh   q    beta[r] + alpha[u]    u >= r, begin[u] <= r  kappa  rho    dk, dots = k[r].dk
+// clang-format on
 //
-// kH and kDelta also carry n, the state of the normaliser: n = gamma n + sum over u of kappa[u] k[u], and
-//   a[r] = rho[r] n.q[r] + sum over u of W[r][u] (q[r].k[u]),   N_r = max(|a[r]|, floor[r]).
-// To keep a quotient of equal weights exact, the sum over u takes the weights W (q.k) as they are rounded for
-// the product with v. kDQ and kDK carry one more column of dh and of v, which stands for the normaliser:
+// W = exp2(exponent). kH and kDelta also carry n, the state of the normaliser:
+//   n = gamma n + sum over u of kappa[u] k[u]
+//   a[r] = rho[r] n.q[r] + sum over u of W[r][u] (q[r].k[u]),   N_r = max(|a[r]|, floor[r])
+// kDelta finds what the backward needs of the normaliser with the precision of the sums; bf16 on tensor cores
+// has a cheaper way (mlstm_normalizer.h).
+//
+// kDQ and kDK carry one more column of dh and of v, which stands for the normaliser:
 //   kDQ  score read.upd + addend[r];  n as above;  out[r] += rho[r] addend[r] n
-//   kDK  score read.upd + addend[u];  dn = gamma dn + sum over u of rho[u] addend[u] q[u];  out[r] +=
-//   kappa[r] dn
+//   kDK  score read.upd + addend[u];  dn = gamma dn + sum over u of rho[u] addend[u] q[u];
+//        out[r] += kappa[r] dn
 // The state roles are scans without outputs, for a sequence that is split into segments: kForwardState gives
 // C and n of every segment from a zero state, kBackwardState dC and dn.
 //
@@ -60,10 +64,11 @@ struct alignas(16) MlstmRecord {
   W rho[kMlstmChunk];
   W kappa[kMlstmChunk];
   union {
-    W floor[kMlstmChunk];   // forward: e^-m_t, the least denominator; 1 for the sigmoid gate
-    W addend[kMlstmChunk];  // backward: -sign(a_t) (dh_t.h_t) where |a_t| > floor_t, else 0; then 1 / (N_t +
-                            // eps)
-  };                        //   times it is rho_t of kernels/cpu/mlstm_reference.h
+    W floor[kMlstmChunk];  // forward: e^-m_t, the least denominator; 1 for the sigmoid gate
+    // backward: -sign(a_t) (dh_t.h_t) where |a_t| > floor_t, else 0. addend / (N_t + eps) is rho_t of
+    // kernels/cpu/mlstm_reference.h
+    W addend[kMlstmChunk];
+  };
   int32_t begin[kMlstmChunk];  // index in the chunk of the first token of t's document, 0 if it began before
 };
 using MlstmFastRecord = MlstmRecord<float, float>;
