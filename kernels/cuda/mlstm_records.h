@@ -9,12 +9,12 @@
 //   State  = gamma State + sum over u of y[u] row[u] (x) upd[u]            State: (dim of row, dim of upd)
 //
 // clang-format off
-//   role    time read  upd  row  exponent of W[r][u]   summed over u          x      y      result of row r
-//   kH      ->   q     k    v    alpha[r] + beta[u]    begin[r] <= u <= r     rho    kappa  h = out / (N_r + eps)
-//   kDelta  ->   q     k    v    alpha[r] + beta[u]    begin[r] <= u <= r     rho    kappa  dots = dh[r].out, a
-//   kDQ     ->   dh    v    k    alpha[r] + beta[u]    begin[r] <= u <= r     rho    kappa  dq, dots = q[r].dq
-//   kDV     <-   k     q    dh   beta[r] + alpha[u]    u >= r, begin[u] <= r  kappa  rho    dv
-//   kDK     <-   v     dh   q    beta[r] + alpha[u]    u >= r, begin[u] <= r  kappa  rho    dk, dots = k[r].dk
+// role    time read  upd  row  exponent of W[r][u]  summed over u          x      y      result of row r
+// kH      ->   q     k    v    alpha[r] + beta[u]  begin[r] <= u <= r     rho    kappa  h = out / (N_r + eps)
+// kDelta  ->   q     k    v    alpha[r] + beta[u]  begin[r] <= u <= r     rho    kappa  dots = dh[r].out, a
+// kDQ     ->   dh    v    k    alpha[r] + beta[u]  begin[r] <= u <= r     rho    kappa  dq, dots = q[r].dq
+// kDV     <-   k     q    dh   beta[r] + alpha[u]  u >= r, begin[u] <= r  kappa  rho    dv
+// kDK     <-   v     dh   q    beta[r] + alpha[u]  u >= r, begin[u] <= r  kappa  rho    dk, dots = k[r].dk
 // clang-format on
 //
 // W = exp2(exponent). kH and kDelta also carry n, the state of the normaliser:
