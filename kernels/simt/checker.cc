@@ -71,7 +71,7 @@ constexpr uint32_t kIsLoc =
     0x80000000u;  // `where` is an index into locs; otherwise an offset in the program, plus 1
 
 std::string WhereName(uint32_t where) {
-  if (where & kIsLoc) return LocName(locs[where & ~kIsLoc]);
+  if (where & kIsLoc) return LocName(locs[where & ~kIsLoc]).c_str();
   if (!options().name_lines) return "an unnamed line";
   char program[512], command[700];
   const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
@@ -133,8 +133,8 @@ bool Ordered(const Acc& a, const Thread& t) {
 
 [[noreturn]] void ReportRace(const Region& r, const char* p, const Acc& a, bool a_writes, const Acc& me,
                              bool write) {
-  const std::string other =
-      a.sequence == group->sequence ? ThreadName(group->threads[a.thread]) : "a thread of another block";
+  const std::string other = a.sequence == group->sequence ? ThreadName(group->threads[a.thread]).c_str()
+                                                          : "a thread of another block";
   Fail("data race on %s: %s at %s and earlier %s by %s at %s, with no synchronisation between",
        Place(r, p).c_str(), write ? "write" : "read", WhereName(me.where).c_str(),
        a_writes ? "write" : "read", other.c_str(), WhereName(a.where).c_str());

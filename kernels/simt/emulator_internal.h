@@ -204,8 +204,14 @@ extern char* device_base;  // of "global memory", kDeviceBytes; null before the 
 // ---- errors
 // Ends the launch with this text, the kernel and the running thread. On the host it throws KernelError.
 [[noreturn]] void Fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
-std::string ThreadName(const Thread& t);
-std::string LocName(const Loc& loc);  // "file.cu:12"
+// Text without memory of its own: what a failing fiber holds is never destroyed.
+template <size_t kBytes>
+struct FixedText {
+  char text[kBytes] = {};
+  const char* c_str() const { return text; }
+};
+FixedText<96> ThreadName(const Thread& t);
+FixedText<128> LocName(const Loc& loc);  // "file.cu:12"
 bool SameLoc(const Loc& a, const Loc& b);
 
 // ---- scheduling (scheduler.cc)

@@ -48,21 +48,24 @@ Thread* Pick() {
   return ready.Pop();
 }
 
-[[noreturn]] void ReportDeadlock() {
+FixedText<3000> WaitingThreads() {
   std::map<std::string, std::pair<unsigned, std::string>> places;
   for (unsigned i = 0; i < group->num_threads; ++i) {
     const Thread& t = group->threads[i];
+    const bool exited = t.state == Thread::kDone;
     auto& place =
-        places[t.state == Thread::kDone ? "exited"
-                                        : std::string("wait in ") + t.what + " at " + LocName(t.loc)];
-    if (!place.first++) place.second = ThreadName(t);
+        places[exited ? "exited" : std::string("wait in ") + t.what + " at " + LocName(t.loc).c_str()];
+    if (!place.first++) place.second = ThreadName(t).c_str();
   }
   std::string text;
   for (const auto& [name, place] : places) {
     text += "\n    " + std::to_string(place.first) + " threads " + name + " (first: " + place.second + ")";
   }
-  Fail("deadlock: no thread can run%s\n   ", text.c_str());
+  FixedText<3000> result;
+  std::snprintf(result.text, sizeof result.text, "%s", text.c_str());
+  return result;
 }
+[[noreturn]] void ReportDeadlock() { Fail("deadlock: no thread can run%s\n   ", WaitingThreads().c_str()); }
 
 [[noreturn]] void ExitThread() {
   const check::InEmulation inside;
@@ -107,15 +110,17 @@ Thread* Pick() {
 }
 }  // namespace
 
-std::string ThreadName(const Thread& t) {
-  char text[96];
-  std::snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block_idx.x, t.block_idx.y,
-                t.block_idx.z, t.thread_idx.x, t.thread_idx.y, t.thread_idx.z);
-  return text;
+FixedText<96> ThreadName(const Thread& t) {
+  FixedText<96> name;
+  std::snprintf(name.text, sizeof name.text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block_idx.x,
+                t.block_idx.y, t.block_idx.z, t.thread_idx.x, t.thread_idx.y, t.thread_idx.z);
+  return name;
 }
-std::string LocName(const Loc& loc) {
-  const std::string file = loc.file;
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(loc.line);
+FixedText<128> LocName(const Loc& loc) {
+  FixedText<128> name;
+  const char* const slash = std::strrchr(loc.file, '/');
+  std::snprintf(name.text, sizeof name.text, "%s:%u", slash ? slash + 1 : loc.file, loc.line);
+  return name;
 }
 bool SameLoc(const Loc& a, const Loc& b) {
   return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
@@ -130,7 +135,8 @@ void Fail(const char* format, ...) {
     std::vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (!worker || !self) throw KernelError(text);
-    worker->error = std::string(worker->config->name) + ": " + text + "  [" + ThreadName(*Current()) + "]";
+    worker->error =
+        std::string(worker->config->name) + ": " + text + "  [" + ThreadName(*Current()).c_str() + "]";
   }
   Jump(nullptr);
   __builtin_unreachable();
