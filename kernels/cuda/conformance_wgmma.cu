@@ -6,9 +6,9 @@
 namespace carousel::conformance {
 namespace {
 
+#if CAROUSEL_DEVICE_HAS_HOPPER
 constexpr int kK = 64;  // four products of 16
 
-#if CAROUSEL_DEVICE_HAS_HOPPER
 // Rows of 128 bytes to shared memory at `to` (a multiple of 1024 bytes), 16-byte pieces permuted by the
 // address.
 __device__ void StoreSwizzled(unsigned char* to, const uint4* from, int num_rows) {
