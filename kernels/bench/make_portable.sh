@@ -21,14 +21,14 @@ cmake --build "$build" --target carousel gpu_tests conformance_cuda conformance_
 
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib" "$out/golden"
-for program in launcher/carousel tests/gpu_tests tests/conformance_cuda; do
+for program in launcher/carousel tests/gpu_tests kernels/conformance_cuda; do
   strip -o "$out/bin/$(basename "$program")" "$build/$program"
 done
 # Every library but those of the C library, the driver and CUDA. The C++ library, Abseil and Protobuf are linked in.
 ldd "$out"/bin/* | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
   grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|ld-linux[^/]*|libcuda|libcudart|libcublas|libcublasLt|libcudnn|libnccl)\.so' |
   while read -r library; do cp -L "$library" "$out/lib/"; done
-"$build/tests/conformance_simt" --write "$out/conformance.bin"
+"$build/kernels/simt/conformance_simt" --write "$out/conformance.bin"
 cp "$root"/tests/golden/*.safetensors "$out/golden/"
 cp -r "$root/configs" "$out/configs"
 find "$out/configs" -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt | xargs rm -f
