@@ -72,13 +72,16 @@ TEST_F(DeviceMlstmScan, EveryHeadWidthIsWithinTheRoundingsOfBf16) {
                  {2, 65, 1, 64, 128, Gates::kExponential, true},
                  {1, 96, 1, 128, 128, Gates::kExponential, true},
                  {1, 64, 2, 128, 256, Gates::kExponential, true},
+                 {2, 45, 2, 192, 384, Gates::kExponential, true},
                  {1, 63, 1, 256, 256, Gates::kExponential, true},
-                 {1, 70, 1, 256, 512, Gates::kExponential, true}});
+                 {1, 70, 1, 256, 512, Gates::kExponential, true},
+                 {1, 40, 1, 512, 512, Gates::kExponential, true}});
 }
 
 TEST_F(DeviceMlstmScan, DocumentsBeginAnywhereInAChunk) {
   ExpectCorrect({{2, 100, 2, 64, 64, Gates::kExponential, true, {0, 3, 4, 32, 63, 64, 99, 100 + 31, 199}},
                  {1, 75, 1, 64, 128, Gates::kExponential, false, {1, 40, 74}},
+                 {1, 75, 1, 192, 384, Gates::kExponential, true, {33, 64}},
                  {1, 75, 1, 256, 512, Gates::kExponential, true, {32, 47, 48}}});
 }
 
@@ -94,7 +97,8 @@ TEST_F(DeviceMlstmScan, SigmoidGatesWithAndWithoutNormalizer) {
   ExpectCorrect({{1, 100, 2, 64, 64, Gates::kSigmoid, true, {16, 47, 48}},
                  {1, 65, 1, 128, 128, Gates::kSigmoid},
                  {1, 100, 2, 64, 64, Gates::kSigmoidNotNormalized, true, {64}},
-                 {1, 65, 1, 64, 128, Gates::kSigmoidNotNormalized}});
+                 {1, 65, 1, 64, 128, Gates::kSigmoidNotNormalized},
+                 {1, 34, 1, 192, 384, Gates::kSigmoidNotNormalized}});
 }
 
 TEST_F(DeviceMlstmScan, LargeAndSmallGatesAreWithinTheRoundingsOfBf16) {
@@ -127,7 +131,8 @@ TEST_F(DeviceMlstmScan, FrozenNormalizerGradientEqualsTheSpecification) {
 TEST_F(DeviceMlstmScan, SegmentsOfASequenceJoin) {
   ExpectCorrect({{1, 530, 1, 64, 64, Gates::kExponential, true},
                  {1, 1030, 1, 64, 64, Gates::kExponential, false, {5, 700}},
-                 {1, 530, 1, 128, 256, Gates::kExponential, true, {300}}});
+                 {1, 530, 1, 128, 256, Gates::kExponential, true, {300}},
+                 {1, 530, 1, 192, 384, Gates::kExponential, true, {270}}});
 }
 
 // Weights rounded to bf16 are what this scan does and the generic one does not: so this is not the generic

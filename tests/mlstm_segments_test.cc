@@ -16,25 +16,28 @@ MlstmShape Shape(int64_t B, int64_t T, int64_t NH, int64_t DHQK, int64_t DHV) {
   return {.B = B, .T = T, .NH = NH, .DHQK = DHQK, .DHV = DHV, .L = 64};
 }
 
-TEST(MlstmScan, IsThereForSixHeadWidthsOnDevicesWithTheSharedMemory) {
+TEST(MlstmScan, IsThereForCertainHeadWidthsOnDevicesWithTheSharedMemory) {
   const DeviceInfo large = Device(80, 108, 163), small = Device(86, 82, 99), old = Device(75, 40, 64);
   for (const auto& [DHQK, DHV] : {std::pair{64, 64}, {64, 128}, {128, 128}, {128, 256}, {256, 256}}) {
     EXPECT_TRUE(MlstmScanSupports(large, DHQK, DHV));
     EXPECT_TRUE(MlstmScanSupports(small, DHQK, DHV));
     EXPECT_FALSE(MlstmScanSupports(old, DHQK, DHV));
   }
-  EXPECT_TRUE(MlstmScanSupports(large, 256, 512));
-  EXPECT_FALSE(MlstmScanSupports(small, 256, 512));
-  for (const auto& [DHQK, DHV] : {std::pair{96, 96}, {64, 256}, {128, 64}, {512, 512}, {0, 0}})
+  for (const auto& [DHQK, DHV] : {std::pair{192, 384}, {256, 512}, {512, 512}}) {
+    EXPECT_TRUE(MlstmScanSupports(large, DHQK, DHV));
+    EXPECT_FALSE(MlstmScanSupports(small, DHQK, DHV));
+  }
+  for (const auto& [DHQK, DHV] : {std::pair{96, 96}, {64, 256}, {128, 64}, {192, 192}, {512, 1024}, {0, 0}})
     EXPECT_FALSE(MlstmScanSupports(large, DHQK, DHV)) << DHQK << "/" << DHV;
 }
 
 TEST(MlstmScan, SplitsASequenceOnlyWhereItsPairsDoNotFillTheDevice) {
   const DeviceInfo device = Device(90, 132, 227);
   EXPECT_EQ(PickMlstmSegments(device, Shape(8, 8192, 8, 256, 512)).num_segments, 1);
-  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 8, 256, 512)).num_segments, 4);  // 32 blocks
-  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 4, 64, 64)).num_segments, 32);   // 33 would not be even
-  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 256, 1, 64, 64)).num_segments, 1);     // too short
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 8, 256, 512)).num_segments, 4);   // 32 blocks
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 4, 192, 384)).num_segments, 11);  // 12 blocks
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 8192, 4, 64, 64)).num_segments, 32);    // 33 would not be even
+  EXPECT_EQ(PickMlstmSegments(device, Shape(1, 256, 1, 64, 64)).num_segments, 1);      // too short
 }
 
 TEST(MlstmScan, SegmentsHoldEveryChunkAndNoneIsEmpty) {

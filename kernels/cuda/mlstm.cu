@@ -2,10 +2,11 @@
 // scan and the order of its kernels.
 //
 //   forward   gates -> records -> scan kH                      (one token: mlstm_step.h instead)
-//   backward  records -> scan kDelta -> fold -> scans kDQ, kDV, kDK -> gradients of the gates
-// kDelta repeats the forward for dh.h and the sign of the normaliser, which nobody keeps; it is left out
-// where no gradient goes through the normaliser. A sequence that is split into segments has a scan of the
-// states and LaunchMlstmCombine before the first scan of each direction.
+//   backward  records -> normaliser -> fold -> scans kDQ, kDV, kDK -> gradients of the gates
+// The normaliser's step gives its value with its sign and dh.h, which nobody keeps: by mlstm_normalizer.h
+// beside the tensor-core scan, which needs no matrix state for it, by the scan kDelta, which repeats the
+// forward, elsewhere. It is left out where no gradient goes through the normaliser. A sequence that is split
+// into segments has a scan of the states and LaunchMlstmCombine before the first scan of each direction.
 #include <climits>
 #include <type_traits>
 
@@ -415,7 +416,8 @@ class Call {
 
 MlstmConfig PickMlstmConfig(const MlstmShape& s, DType compute, const DeviceInfo& device) {
   if (compute != DType::kBF16 || s.B == 0 || s.T == 0 || !MlstmScanSupports(device, s.DHQK, s.DHV)) return {};
-  if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / 4) return {};  // its tokens and pairs are numbered in int
+  if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / kMlstmScanMaxSlices)
+    return {};  // its tokens and pairs are numbered in int
   return {.tensor_cores = true, .segments = PickMlstmSegments(device, s)};
 }
 

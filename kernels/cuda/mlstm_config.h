@@ -5,6 +5,15 @@
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 
+// Scans of the shipped configs in bf16, by head widths DHQK/DHV (f32 and f64 take the generic scan):
+//
+//   tensor cores   64/64    demo_paper             192/384  xlstm_830m
+//                  64/128   xlstm_165m             256/512  xlstm_1b4, xlstm_2b7, xlstm_7b, xlstm_7b_7to1
+//                  128/128  bench_paper_1to1       512/512  paper_350m, paper_350m_7to1
+//                  128/256  xlstm_400m
+//   generic        32/64    bench_step, demo_bytes
+//                  384/384, 768/768, 1024/1024 and 1280/1280: the other sizes of the paper family. Above 512
+//                  columns a warp cannot hold its part of the state in registers.
 struct MlstmConfig {
   bool tensor_cores = false;  // the scan of mlstm_scan.h, else that of mlstm_generic.h
   MlstmSegments segments;  // of the tensor-core scan; the generic one walks through a sequence in one piece

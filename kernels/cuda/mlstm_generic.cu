@@ -159,7 +159,6 @@ class GenericScan {
   }
   __device__ void LoadRows() {
     const int64_t width = OwnsColumns(kRole) ? x_.DHV : x_.DHQK;
-    __syncthreads();  // rows: the reads of the chunk before, then these writes
     for (int e = static_cast<int>(threadIdx.x); e < kTokens * kTile; e += kThreads) {
       const int row = e % kTile, index = e / kTile;
       const bool inside = index < len_ && row < num_rows_;
@@ -346,7 +345,9 @@ class GenericScan {
     }
     C_ = scratch_C_;
     n_ = scratch_n_;
-    __syncthreads();  // the state and n in memory and in n: the writes, then everybody's reads
+    // The state and n in memory and in n: the writes, then everybody's reads; rows and square: the reads,
+    // then the next chunk's writes
+    __syncthreads();
   }
 
   // A segment without tokens.

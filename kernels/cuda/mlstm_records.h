@@ -20,7 +20,8 @@
 // W = exp2(exponent). kH and kDelta also carry n, the state of the normaliser:
 //   n = gamma n + sum over u of kappa[u] k[u]
 //   a[r] = rho[r] n.q[r] + sum over u of W[r][u] (q[r].k[u]),   N_r = max(|a[r]|, floor[r])
-// kDelta finds what the backward needs of the normaliser with the precision of the sums; bf16 on tensor cores
+// a sums the weighted scores before anything is rounded to T, in every scan. kDelta, of the generic scan
+// alone, finds what the backward needs of the normaliser with the precision of the sums; bf16 on tensor cores
 // has a cheaper way (mlstm_normalizer.h).
 //
 // kDQ and kDK carry one more column of dh and of v, which stands for the normaliser:
@@ -130,9 +131,8 @@ struct MlstmScanArgs {
 };
 using MlstmFastScanArgs = MlstmScanArgs<bfloat16, float>;
 
-// The two scans have the same interface (mlstm_scan.h for tensor cores, mlstm_generic.h for any size and
-// dtype):
-//   int MlstmScanSlices(role, DHQK, DHV)       parts of the state that `dots` is split over; 0: not supported
-//   void LaunchMlstmScan(context, role, args)  enqueues one scan
+// Two scans take these arguments: LaunchMlstmScan (mlstm_scan.h) on tensor cores, for bf16 and certain head
+// widths, and LaunchMlstmGeneric (mlstm_generic.h) for any size and dtype. MlstmScanSlices and
+// MlstmGenericSlices say how many parts of the state `dots` is split over.
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -94,7 +94,7 @@ void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& 
   CAROUSEL_CHECK(args.B > 0 && args.NH > 0 && args.num_segments > 0);
   CAROUSEL_CHECK_EQ(args.NC, CeilDiv(args.num_tokens, kMlstmChunk));
   CAROUSEL_CHECK(args.B * args.num_tokens <= INT_MAX &&
-                 args.B * args.NH * 4 <= INT_MAX);  // token and pair are int
+                 args.B * args.NH * kMlstmScanMaxSlices <= INT_MAX);  // token and pair are int
   CAROUSEL_CHECK(args.num_segments * args.chunks_per_segment >= args.NC);
   CAROUSEL_CHECK(args.NC == 0 || (args.num_segments - 1) * args.chunks_per_segment < args.NC);
   const auto launch = [&] {

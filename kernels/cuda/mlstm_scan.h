@@ -25,7 +25,7 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 static_assert(kMlstmChunk == 32, "the tensor-core scan needs records of 32 tokens");
 
 // Whether there is a scan for these head widths on this device: (64, 64), (64, 128), (128, 128), (128, 256),
-// (256, 256) and (256, 512).
+// (192, 384), (256, 256), (256, 512) and (512, 512).
 bool MlstmScanSupports(const DeviceInfo& device, int64_t DHQK, int64_t DHV);
 // Whether the rows can be read 16 bytes at a time, which every tensor of a scan but `out` must be.
 inline bool MlstmScanSupports(const MlstmRows<const bfloat16>& rows) {
@@ -33,6 +33,7 @@ inline bool MlstmScanSupports(const MlstmRows<const bfloat16>& rows) {
 }
 
 // Parts of the state that `dots` of a role is split over; 0 if there is no scan for these widths.
+constexpr int kMlstmScanMaxSlices = 8;
 int MlstmScanSlices(MlstmRole role, int64_t DHQK, int64_t DHV);
 
 // Enqueues one scan. REQUIRES: MlstmScanSupports of the widths and of every tensor that the role reads. `out`

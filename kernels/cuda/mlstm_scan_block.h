@@ -21,10 +21,9 @@ class ScanBlock {
         column_group(warp / C::kRowWarps),
         group(lane / 4),
         quad(lane % 4) {
-    // 1, 2 or 4, of which slices >> 1 is the logarithm
     const unsigned slices = static_cast<unsigned>(C::kRowsAreValues ? a.DHV : a.DHQK) / C::kRows;
-    slice = static_cast<int>(blockIdx.x & (slices - 1));
-    pair = static_cast<int>(blockIdx.x >> (slices >> 1));
+    slice = static_cast<int>(blockIdx.x % slices);
+    pair = static_cast<int>(blockIdx.x / slices);
     head = pair % static_cast<int>(a.NH);
     const int64_t begin = blockIdx.y * a.chunks_per_segment;
     const int64_t end = begin + a.chunks_per_segment < a.NC ? begin + a.chunks_per_segment : a.NC;
@@ -91,15 +90,20 @@ class ScanBlock {
   template <int kTileColumns>
   __device__ __forceinline__ void LoadTile(unsigned char* to, const MlstmRows<const bfloat16>& rows,
                                            int64_t column, int t0) {
-    constexpr int kPieces = kTileColumns / 8, kStep = C::kThreads / kPieces;
-    static_assert(C::kThreads % kPieces == 0 && L % kStep == 0);
-    const int piece = tid % kPieces;
-    int r = tid / kPieces, rows_left = static_cast<int>(args.num_tokens) - t0;
+    // Neighbouring threads copy as many pieces of a row as the largest power of two divides.
+    constexpr int kPieces = kTileColumns / 8, kAtOnce = kPieces & -kPieces, kStep = C::kThreads / kAtOnce;
+    static_assert(kAtOnce >= 8 && C::kThreads % kAtOnce == 0 && L % kStep == 0);
+    const int piece = tid % kAtOnce;
+    int r = tid / kAtOnce, rows_left = static_cast<int>(args.num_tokens) - t0;
     const bfloat16* from = At(rows, column, t0 + r) + piece * 8;
 #pragma unroll
     for (int i = 0; i < L / kStep; ++i, r += kStep, from += kStep * rows.row_stride) {
       const bool valid = r < rows_left;
-      gpu::cp_async16(to + Swizzled(r, piece, 2 * kTileColumns), valid ? from : rows.data, valid);
+#pragma unroll
+      for (int more = 0; more < kPieces; more += kAtOnce) {
+        gpu::cp_async16(to + Swizzled(r, piece + more, 2 * kTileColumns), valid ? from + more * 8 : rows.data,
+                        valid);
+      }
     }
   }
   __device__ __forceinline__ void LoadChunk(int step) {
@@ -222,6 +226,7 @@ class ScanBlock {
     }
   }
 
+  // kNormalizer: after a barrier behind the last writes of n.
   __device__ __forceinline__ void StoreState() {
     if (args.final.C == nullptr || C::kRole == MlstmRole::kDV) return;
     const bool is_last = blockIdx.y == (C::kReverse ? 0 : gridDim.y - 1);
@@ -244,7 +249,6 @@ class ScanBlock {
       }
     }
     if (C::kNormalizer && slice == 0) {
-      __syncthreads();  // n of the last chunk, or the initial one -> the threads that store it
       const float* const last_n = reinterpret_cast<const float*>(smem + C::kNAt);
       for (int column = tid; column < C::kColumns; column += C::kThreads) {
         args.final.n[at * args.DHQK + column] = last_n[column];

@@ -70,10 +70,15 @@ struct ScanConfig {
   static_assert(kSharedBytes <= 163 * 1024);
 };
 
-// Byte offset of 16-byte piece `piece` of row `row`; row_bytes is a power of two, 128 or more. Even pieces
-// further on are offset ^ (pieces << 4), rows further on by a multiple of 8 are offset + rows * row_bytes.
+// Byte offset of 16-byte piece `piece` of row `row`; row_bytes is a multiple of 128. Rows further on by a
+// multiple of 8 are offset + rows * row_bytes.
 __device__ __forceinline__ int Swizzled(int row, int piece, int row_bytes) {
   return row * row_bytes + ((piece ^ (row & 7)) << 4);
+}
+// The same row `pieces` pieces further on. `offset` is that of piece 0 or 1 (of pieces 0 to 3 if `pieces` is
+// a multiple of 4) in a group of 8; `pieces` is even.
+__device__ __forceinline__ int Ahead(int offset, int pieces) {
+  return (offset ^ ((pieces & 7) << 4)) + (pieces >> 3) * 128;
 }
 
 // Adds v[i] over the 8 lanes that differ in lane / 4, in a fixed order. A lane is left with the sum of index

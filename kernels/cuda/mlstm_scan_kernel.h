@@ -21,8 +21,8 @@ class BlockScan : ScanBlock<C> {
     if (C::kDots) LoadDotRows(0);
     for (int step = 0; step < num_chunks; ++step) Chunk(step);
     if (!C::kIsState) {
-      gpu::cp_async_wait<0>();
-      __syncthreads();  // the last chunk's row tile and dots (4.) -> StoreChunk
+      // The last chunk's row tile and dots (4.) -> StoreChunk; its n, or the initial one -> StoreState
+      __syncthreads();
       if (num_chunks > 0) StoreChunk(num_chunks - 1);
     }
     StoreState();
@@ -91,8 +91,8 @@ class BlockScan : ScanBlock<C> {
 #pragma unroll 4
         for (int k = 0; k < C::kColumns / 16; ++k) {
           uint32_t a[4], b[4];
-          gpu::ldmatrix_x4(a, stage + (read_at ^ (k << 5)));
-          gpu::ldmatrix_x4(b, stage + (upd_at ^ (k << 5)));
+          gpu::ldmatrix_x4(a, stage + Ahead(read_at, 2 * k));
+          gpu::ldmatrix_x4(b, stage + Ahead(upd_at, 2 * k));
           gpu::mma_bf16_m16n8k16(s[0], a, b[0], b[1]);
           gpu::mma_bf16_m16n8k16(s[1], a, b[2], b[3]);
         }
@@ -101,10 +101,10 @@ class BlockScan : ScanBlock<C> {
 #pragma unroll 2
         for (int k = 0; k < C::kColumns / 16; k += 2) {
           uint32_t a[4], b[4];
-          gpu::ldmatrix_x4(b, stage + (upd_at ^ (k << 5)));
-          gpu::ldmatrix_x4(a, stage + (read_at ^ (k << 5)));
+          gpu::ldmatrix_x4(b, stage + Ahead(upd_at, 2 * k));
+          gpu::ldmatrix_x4(a, stage + Ahead(read_at, 2 * k));
           gpu::mma_bf16_m16n8k16(s[0], a, b[0], b[1]);
-          gpu::ldmatrix_x4(a, stage + (read_at ^ ((k + 1) << 5)));
+          gpu::ldmatrix_x4(a, stage + Ahead(read_at, 2 * k + 2));
           gpu::mma_bf16_m16n8k16(s[1], a, b[2], b[3]);
         }
 #pragma unroll
@@ -154,7 +154,7 @@ class BlockScan : ScanBlock<C> {
     for (int i = 0; i < C::kColumns / 16 / C::kScoreGroups; ++i) {
       const int k = score_group + i * C::kScoreGroups;
       uint32_t a[4];
-      gpu::ldmatrix_x4(a, stage + (read_at ^ (k << 5)));
+      gpu::ldmatrix_x4(a, stage + Ahead(read_at, 2 * k));
       const int at = group * (C::kColumns / 2) + k * 8 + quad;
       const uint32_t b0 = group < 3 ? terms[at] : 0, b1 = group < 3 ? terms[at + 4] : 0;
       gpu::mma_bf16_m16n8k16(d, a, b0, b1);
@@ -173,8 +173,8 @@ class BlockScan : ScanBlock<C> {
   // 2. out^T = x (State read^T + n addend), one column group's part.
   __device__ __forceinline__ void ReadState(float (&out)[C::kOutTiles][4], const unsigned char* stage,
                                             const MlstmFastRecord& record) {
-    const int read_at = (C::kReadAt + Swizzled(lane % 8 + lane / 16 * 8, lane / 8 % 2, C::kColumnBytes)) ^
-                        (column_group * C::kWarpColumns * 2);
+    const int read_at = C::kReadAt + Swizzled(lane % 8 + lane / 16 * 8, lane / 8 % 2, C::kColumnBytes) +
+                        column_group * C::kWarpColumns * 2;
     float row_n[2] = {};
     if (C::kAddend && column_group == 0) {
 #pragma unroll
@@ -199,7 +199,7 @@ class BlockScan : ScanBlock<C> {
 #pragma unroll
       for (int tile = 0; tile < C::kOutTiles; tile += 2) {
         uint32_t b[4];
-        gpu::ldmatrix_x4(b, stage + (read_at ^ (k << 5)) + tile * 8 * C::kColumnBytes);
+        gpu::ldmatrix_x4(b, stage + Ahead(read_at, 2 * k) + tile * 8 * C::kColumnBytes);
         gpu::mma_bf16_m16n8k16(out[tile], a, b[0], b[1]);
         gpu::mma_bf16_m16n8k16(out[tile + 1], a, b[2], b[3]);
       }
@@ -294,11 +294,12 @@ class BlockScan : ScanBlock<C> {
     const float N = args.normalize ? fmaxf(fabsf(a), record.floor[lane]) : 1.0f;
     if (stores) *At(args.denominator, head, t) = N;
     const float inverse = args.normalize ? gpu::rcp_fast(N + args.eps) : 1.0f;
+    const int first_token = column_group * C::kMyTiles * 8;
 #pragma unroll
     for (int tile = 0; tile < C::kMyTiles; ++tile) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float x = __shfl_sync(~0u, inverse, tile * 8 + quad * 2 + e);
+        const float x = __shfl_sync(~0u, inverse, first_token + tile * 8 + quad * 2 + e);
         out[tile][e] *= x;
         out[tile][e + 2] *= x;
       }
@@ -340,7 +341,7 @@ class BlockScan : ScanBlock<C> {
   __device__ __forceinline__ void Update(uint32_t (&row)[L / 16][4], float gamma, const unsigned char* stage,
                                          const MlstmFastRecord& record) {
     const int upd_at =
-        (C::kUpdAt + Swizzled(lane % 16, lane / 16, C::kColumnBytes)) ^ (column_group * C::kWarpColumns * 2);
+        C::kUpdAt + Swizzled(lane % 16, lane / 16, C::kColumnBytes) + column_group * C::kWarpColumns * 2;
 #pragma unroll
     for (int i = 0; i < C::kWarpColumns / 8; ++i) {
 #pragma unroll
@@ -368,7 +369,7 @@ class BlockScan : ScanBlock<C> {
 #pragma unroll
       for (int i = 0; i < C::kWarpColumns / 8; i += 2) {
         uint32_t b[4];
-        gpu::ldmatrix_x4_trans(b, stage + (upd_at ^ (i << 4)) + k * 16 * C::kColumnBytes);
+        gpu::ldmatrix_x4_trans(b, stage + Ahead(upd_at, i) + k * 16 * C::kColumnBytes);
         gpu::mma_bf16_m16n8k16(state[i], row[k], b[0], b[1]);
         gpu::mma_bf16_m16n8k16(state[i + 1], row[k], b[2], b[3]);
       }

@@ -1,17 +1,18 @@
 // Which ScanConfig a role and head width takes, and launching it. Each role is compiled in a file of its own.
 #pragma once
+#include "kernels/cuda/mlstm_scan.h"
 #include "kernels/cuda/mlstm_scan_kernel.h"
 #include "kernels/cuda/op_check.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_scan {
 
-// 128 rows of the state per block, or all 64. 512 columns are too many for a warp: two column groups of 64
-// rows.
+// 128 rows of the state per block, or all 64. More than 256 columns are too many for a warp: two column
+// groups of 64 rows.
 template <MlstmRole kRole, int kDHQK, int kDHV>
 struct ConfigOf {
   static constexpr bool kRowsAreValues = kRole == MlstmRole::kH || kRole == MlstmRole::kDV;
   static constexpr int kRowDim = kRowsAreValues ? kDHV : kDHQK, kColumns = kRowsAreValues ? kDHQK : kDHV;
-  static constexpr int kColumnGroups = kColumns / 256 > 1 ? 2 : 1;
+  static constexpr int kColumnGroups = kColumns > 256 ? 2 : 1;
   static constexpr int kRowWarps = kColumnGroups > 1 || kRowDim < 128 ? 4 : 8;
   static constexpr int kStages = kColumns >= 256 ? 2 : 3;
   // As many as registers allow without spills.
@@ -19,7 +20,7 @@ struct ConfigOf {
       kRowWarps * kColumnGroups == 8 ? (kColumns == 64 ? 2 : 1) : (kColumns == 64 ? 4 : 3);
   using Type = ScanConfig<kRole, kRowWarps, kColumnGroups, kColumns, kStages, kBlocksPerSm>;
   static constexpr int kSlices = kRowDim / Type::kRows;
-  static_assert(kSlices * Type::kRows == kRowDim && (kSlices == 1 || kSlices == 2 || kSlices == 4));
+  static_assert(kSlices * Type::kRows == kRowDim && kSlices <= kMlstmScanMaxSlices);
 };
 
 // fn.operator()<DHQK, DHV>() for the widths that have a scan; otherwise `otherwise`.
@@ -29,8 +30,10 @@ R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
   if (DHQK == 64 && DHV == 128) return fn.template operator()<64, 128>();
   if (DHQK == 128 && DHV == 128) return fn.template operator()<128, 128>();
   if (DHQK == 128 && DHV == 256) return fn.template operator()<128, 256>();
+  if (DHQK == 192 && DHV == 384) return fn.template operator()<192, 384>();
   if (DHQK == 256 && DHV == 256) return fn.template operator()<256, 256>();
   if (DHQK == 256 && DHV == 512) return fn.template operator()<256, 512>();
+  if (DHQK == 512 && DHV == 512) return fn.template operator()<512, 512>();
   return otherwise;
 }
 
