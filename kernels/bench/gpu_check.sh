@@ -130,8 +130,9 @@ sanitize() {
   checker=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
   if [ -z "$checker" ]; then echo "compute-sanitizer is not installed here: not run"; return 0; fi
   for tool in memcheck racecheck initcheck synccheck; do
-    # the smallest cases: a sanitizer slows kernels down a hundredfold
-    if timeout 600 "$checker" --tool "$tool" --error-exitcode 9 bin/gpu_tests --gtest_filter='*one_row*:*small*:*Sanitizer*' \
+    # small cases of every kind of kernel: a sanitizer slows them down a hundredfold
+    local cases='*_odd*:*_one*:*_in_place*:*DeviceMlstm*:*DeviceSlstm*:*Embedding*:*Conv*-*Death*:*large*'
+    if timeout 600 "$checker" --tool "$tool" --error-exitcode 9 bin/gpu_tests --gtest_death_test_style=threadsafe --gtest_filter="$cases" \
       >"$work/sanitizer_$tool.log" 2>&1; then
       echo "pass $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|PASSED' "$work/sanitizer_$tool.log" | tr '\n' ' ')"
     else
@@ -160,7 +161,8 @@ step() {
 }
 
 part conformance "Device wrappers against the emulation" conformance
-part tests "Device tests" bin/gpu_tests --gtest_brief=1
+# death tests start the program anew: a process that used CUDA cannot fork
+part tests "Device tests" bin/gpu_tests --gtest_brief=1 --gtest_death_test_style=threadsafe
 part golden "Golden files" golden
 part train "Short training runs, GPU against CPU" short_runs
 if [ $sanitizer -eq 1 ]; then part sanitizer "compute-sanitizer" sanitize; fi

@@ -4,12 +4,12 @@
 # Such a machine needs its driver and the CUDA libraries (cuBLASLt), nothing else.
 #
 #   kernels/bench/make_portable.sh OUT [BUILD_DIR]     BUILD_DIR: default build-portable
-#   ... carry OUT to the machine with the GPU ...
+#   ... carry OUT, or OUT.tar.xz, to the machine with the GPU ...
 #   OUT/gpu_check.sh report.md
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 if [ $# -lt 1 ] || [ "${1:0:1}" = "-" ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 2
 fi
 out=$1
@@ -34,4 +34,5 @@ cp -r "$root/configs" "$out/configs"
 find "$out/configs" -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt | xargs rm -f
 cp "$root/kernels/bench/gpu_check.sh" "$out/"
 git -C "$root" rev-parse HEAD >"$out/COMMIT" 2>/dev/null || echo unknown >"$out/COMMIT"
-du -sh "$out"
+tar -C "$(dirname "$out")" -cf - "$(basename "$out")" | xz -T0 -3 >"$out.tar.xz"
+du -sh "$out" "$out.tar.xz"
