@@ -98,7 +98,7 @@ const std::vector<ThirdParty>& ThirdPartyRules() {
       {"cuda", {"kernels/cuda/", "kernels/simt/"}},
       {"nvtx", {"kernels/cuda/nvtx.h"}},
       {"cublas", {"kernels/cuda/"}},
-      {"cudnn", {"kernels/cuda/"}},
+      {"cudnn", {"kernels/cuda/", "kernels/bench/"}},
       {"isa-l", {"checkpoints/"}},
       {"gtest/", {"tests/"}},
       {"gmock/", {"tests/"}},
