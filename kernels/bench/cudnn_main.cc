@@ -27,6 +27,7 @@ constexpr int64_t kMaxWorkspaceBytes = int64_t{8} << 30;
 constexpr int64_t kSlabElems = 4 << 20;
 // Two roundings of results to bf16 are 2^-9 apart at most; sums in another order add little to that.
 constexpr double kMaxError = 1e-2;
+constexpr double kUnwritten = 1e4;
 constexpr double kTie = 0.97;  // within 3 %: the clock's own spread
 
 struct Options {
@@ -159,7 +160,10 @@ Row Measure(CudnnBench& bench, CudnnCandidate& candidate) {
         }
       }
     };
-    // once each, before ours adds more to the weights' gradients
+    // once each, before ours adds more to the weights' gradients; what cuDNN leaves as it is shall be seen
+    for (const CudnnCandidate::Output& out : candidate.outputs) {
+      bench.device().ops().Fill({.y = out.cudnn, .value = kUnwritten});
+    }
     candidate.ours();
     cudnn();
     for (const CudnnCandidate::Output& out : candidate.outputs) {

@@ -6,7 +6,7 @@
 #     --device N          the GPU to use (default 0)
 #     --no_bench          correctness only
 #     --no_sanitizer      leave compute-sanitizer out
-#     --only PART         one of: conformance tests golden train sanitizer ops cells step
+#     --only PART         one of: conformance tests golden train sanitizer ops cells step cudnn
 # Exits 0 only if every check passed; a part that cannot run here (no compute-sanitizer) is named in the report.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -159,6 +159,14 @@ step() {
     status=1
   return $status
 }
+# Where cuDNN has the same op: its kernels beside ours. Needs a build that found cuDNN, and its library here.
+cudnn() {
+  local dir
+  if [ ! -x bin/cudnn_candidates ]; then echo "built without cuDNN: not compared"; return 0; fi
+  dir=$(find_cuda_library 'libcudnn.so.9')
+  if [ -z "$dir" ]; then echo "libcudnn.so.9 is not installed here: not compared"; return 0; fi
+  LD_LIBRARY_PATH="$dir:$(find_cuda_library 'libnvrtc.so.13'):$LD_LIBRARY_PATH" bin/cudnn_candidates --device "$device"
+}
 
 part conformance "Device wrappers against the emulation" conformance
 # death tests start the program anew: a process that used CUDA cannot fork
@@ -170,6 +178,7 @@ if [ $bench -eq 1 ]; then
   part cells "Cells" cells
   part ops "Ops of a 400M step" ops
   part step "Whole steps" step
+  part cudnn "cuDNN beside ours" cudnn
 fi
 
 if [ ${#failures[@]} -eq 0 ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the CUDA programs on a machine with the toolkit (no GPU needed) and gathers in one folder what a machine with a
 # GPU needs to check and time them: programs, the shared libraries that are not part of every Linux, golden files, configs.
-# Such a machine needs its driver and the CUDA libraries (cuBLASLt), nothing else.
+# Such a machine needs its driver and the CUDA libraries (cuBLASLt; cuDNN for its part of the check), nothing else.
 #
 #   kernels/bench/make_portable.sh OUT [BUILD_DIR]     BUILD_DIR: default build-portable
 #   ... carry OUT, or OUT.tar.xz, to the machine with the GPU ...
@@ -18,10 +18,15 @@ build=${2:-$root/build-portable}
 cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCAROUSEL_CUDA=ON -DCAROUSEL_MPI=OFF \
   -DCAROUSEL_PORTABLE=ON -DCAROUSEL_TESTS=ON
 cmake --build "$build" --target carousel gpu_tests conformance_cuda conformance_simt
+programs=(launcher/carousel tests/gpu_tests kernels/conformance_cuda)
+if cmake --build "$build" --target help | grep '^cudnn_candidates:' >/dev/null; then  # where cuDNN was found
+  cmake --build "$build" --target cudnn_candidates
+  programs+=(kernels/cudnn_candidates)
+fi
 
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib" "$out/golden"
-for program in launcher/carousel tests/gpu_tests kernels/conformance_cuda; do
+for program in "${programs[@]}"; do
   strip -o "$out/bin/$(basename "$program")" "$build/$program"
 done
 # Every library but those of the C library, the driver and CUDA. The C++ library, Abseil and Protobuf are linked in.
