@@ -150,7 +150,13 @@ struct Room {
       return;
     }
     a = cut.Take<W>(tokens);
-    if (kTensorCores<E>) n = cut.Take<W>(pairs * NC * s.DHQK);
+    if (kTensorCores<E>) {
+      n = cut.Take<W>(pairs * NC * s.DHQK);
+      const int64_t num_anchors = pairs * NumMlstmAnchors(NC);
+      anchors.C = cut.Take<bfloat16>(num_anchors * s.DHQK * s.DHV);
+      anchors.n = cut.Take<W>(num_anchors * s.DHQK);
+      anchors.dots = cut.Take<W>(num_anchors * MlstmScanAnchorParts(s.DHQK, s.DHV));
+    }
     delta_dots = cut.Take<W>(tokens * (kTensorCores<E> ? 1 : Slices<E>(MlstmRole::kDelta, s)));
     q_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDQ, s));
     k_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDK, s));
@@ -166,6 +172,7 @@ struct Room {
   W *m_start = nullptr, *initial_n = nullptr, *step_factors = nullptr;  // forward
   W* n = nullptr;
   W *a = nullptr, *delta_dots = nullptr, *q_dots = nullptr, *k_dots = nullptr;  // backward
+  MlstmAnchors<W> anchors;
   MlstmScanState<W> last;  // the last state, where a gradient arrives there
   double* final_term = nullptr;
 };
@@ -306,6 +313,7 @@ class Call {
     if (dlast.C != nullptr) x.final = room_.last;
     x.out = RowsOf<T>(a.dq);
     x.dots = room_.q_dots;
+    x.anchors = room_.anchors;
     Scan(MlstmRole::kDQ, x);
 
     const MlstmScanState<const W> backward_states = Split(MlstmRole::kBackwardState, dlast);
@@ -317,6 +325,7 @@ class Call {
     x.final = dinitial;
     x.out = RowsOf<T>(a.dk);
     x.dots = room_.k_dots;
+    x.anchors = room_.anchors;
     Scan(MlstmRole::kDK, x);
 
     if (dlast.C != nullptr) {
@@ -327,16 +336,19 @@ class Call {
                                                  .DHQK = s_.DHQK,
                                                  .DHV = s_.DHV});
     }
-    LaunchMlstmGateGradients<W>(context_, {.in = GatesOf<W>(a),
-                                           .di_pre = RowsOf<W>(a.di_pre),
-                                           .df_pre = RowsOf<W>(a.df_pre),
-                                           .has_initial = initial.C != nullptr,
-                                           .q_dots = room_.q_dots,
-                                           .k_dots = room_.k_dots,
-                                           .q_slices = static_cast<int>(Slices<E>(MlstmRole::kDQ, s_)),
-                                           .k_slices = static_cast<int>(Slices<E>(MlstmRole::kDK, s_)),
-                                           .final_term = dlast.C != nullptr ? room_.final_term : nullptr,
-                                           .chunk_sums = room_.chunk_sums});
+    LaunchMlstmGateGradients<W>(context_,
+                                {.in = GatesOf<W>(a),
+                                 .di_pre = RowsOf<W>(a.di_pre),
+                                 .df_pre = RowsOf<W>(a.df_pre),
+                                 .has_initial = initial.C != nullptr,
+                                 .q_dots = room_.q_dots,
+                                 .k_dots = room_.k_dots,
+                                 .q_slices = static_cast<int>(Slices<E>(MlstmRole::kDQ, s_)),
+                                 .k_slices = static_cast<int>(Slices<E>(MlstmRole::kDK, s_)),
+                                 .final_term = dlast.C != nullptr ? room_.final_term : nullptr,
+                                 .anchor_dots = room_.anchors.dots,
+                                 .anchor_parts = kTensorCores<E> ? MlstmScanAnchorParts(s_.DHQK, s_.DHV) : 0,
+                                 .chunk_sums = room_.chunk_sums});
     if (dinitial.C == nullptr) return;
     const bool has_m = s_.input_gate == InputGate::kExponential && initial.C != nullptr;
     LaunchMlstmStateDots<W, W>(context_, {.out = a.dinitial.m.as<W>(),

@@ -287,12 +287,15 @@ __global__ void __launch_bounds__(kThreads) MlstmGateGradientKernel(MlstmGateGra
   const ChunkPlace place = PlaceOfWarp(x.in.B * x.in.NH, x.in.NC);
   if (!place.exists) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  // what comes from the later chunks, 32 at a time, until a document's begin
+  // what comes from the later chunks, 32 at a time, until a document's begin or the next anchor
+  const int64_t anchor = place.chunk / kMlstmAnchorChunks, num_anchors = NumMlstmAnchors(x.in.NC);
+  const bool anchored = x.anchor_dots != nullptr && anchor < num_anchors;
+  const int64_t end = anchored ? (anchor + 1) * kMlstmAnchorChunks : x.in.NC;
   Suffix later = {0, false};
-  for (int64_t chunk0 = place.chunk + 1; chunk0 < x.in.NC && !later.stops; chunk0 += kWarpSize) {
+  for (int64_t chunk0 = place.chunk + 1; chunk0 < end && !later.stops; chunk0 += kWarpSize) {
     const int64_t chunk = chunk0 + lane;
     Suffix mine = {0, false};
-    if (chunk < x.in.NC) {
+    if (chunk < end) {
       const double* const from = x.chunk_sums + (place.pair * x.in.NC + chunk) * 2;
       mine = {from[0], from[1] != 0};
     }
@@ -300,7 +303,15 @@ __global__ void __launch_bounds__(kThreads) MlstmGateGradientKernel(MlstmGateGra
     later = JoinSuffix(later, {__shfl_sync(kFullWarp, joined.sum, 0),
                                __shfl_sync(kFullWarp, static_cast<int>(joined.stops), 0) != 0});
   }
-  if (!later.stops && x.final_term != nullptr) later.sum += x.final_term[place.pair];
+  if (!later.stops && anchored) {
+    const W* const parts =
+        x.anchor_dots + (anchor * x.in.B * x.in.NH + place.pair) * static_cast<int64_t>(x.anchor_parts);
+    double sum = 0;
+    for (int part = lane; part < x.anchor_parts; part += kWarpSize) sum += parts[part];
+    later.sum += WarpSum(sum);
+  } else if (!later.stops && x.final_term != nullptr) {
+    later.sum += x.final_term[place.pair];
+  }
 
   const DotsOfToken<W> dots = LoadDots(x, place, lane);
   const Suffix from_here = JoinSuffix(SuffixesOfWarp(StepOf(dots)), later);

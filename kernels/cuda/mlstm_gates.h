@@ -71,7 +71,10 @@ struct MlstmGateGradientArgs {
   const W *q_dots = nullptr, *k_dots = nullptr;  // (slices, B * NH, NC * kMlstmChunk): q.dq and k.dk
   int q_slices = 0, k_slices = 0;
   const double* final_term = nullptr;  // (B * NH), optional: <C, dC> + <n, dn> of the last state
-  double* chunk_sums = nullptr;        // (B * NH, NC, 2) scratch
+  // MlstmAnchors::dots, optional: the sums over tokens begin anew at every anchor
+  const W* anchor_dots = nullptr;
+  int anchor_parts = 0;
+  double* chunk_sums = nullptr;  // (B * NH, NC, 2) scratch
 };
 template <class W>
 void LaunchMlstmGateGradients(Context& context, const MlstmGateGradientArgs<W>& args);

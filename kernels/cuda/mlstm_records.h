@@ -98,6 +98,20 @@ struct MlstmScanState {
   W* n = nullptr;
 };
 
+// The gradient of a forget gate sums q.dq - k.dk over all later tokens. Where operands are bf16 the rounding
+// errors of the two do not cancel, and their sum grows with the length of the sequence while the gradient
+// does not. So the tensor-core scan gives that sum directly, <C, dC> + <n, dn>, at anchors: before every
+// kMlstmAnchorChunks-th chunk, but not before the first. kDQ leaves C and n there, kDK multiplies them by dC
+// and dn. Anchor i stands before chunk (i + 1) * kMlstmAnchorChunks.
+constexpr int kMlstmAnchorChunks = 8;
+constexpr int64_t NumMlstmAnchors(int64_t NC) { return NC > 0 ? (NC - 1) / kMlstmAnchorChunks : 0; }
+template <class W>
+struct MlstmAnchors {
+  bfloat16* C = nullptr;  // (anchors, B * NH, DHQK * DHV), in the order of the scan's threads
+  W* n = nullptr;         // (anchors, B * NH, DHQK)
+  W* dots = nullptr;      // (anchors, B * NH, parts), parts (of threads): MlstmScanAnchorParts
+};
+
 // Arguments of one scan; kernels get it by value. NC = chunks of the sequence, Tp = NC * kMlstmChunk.
 template <class T, class E>
 struct MlstmScanArgs {
@@ -126,6 +140,7 @@ struct MlstmScanArgs {
   W* dots =
       nullptr;  // kDelta, kDQ, kDK: (slices, B * NH, Tp) out: the part of a slice's rows of the state in the
                 //   dot product, from the sums before they are rounded. Tokens after T are not written.
+  MlstmAnchors<W> anchors;  // kDQ (C and n out) and kDK (dots out) on tensor cores, which need them
   W eps = 0;
   bool normalize = true;
 };

@@ -51,11 +51,12 @@ __global__ void __launch_bounds__(kThreads)
 
 template <MlstmRole kRole>
 int SlicesOf(int64_t DHQK, int64_t DHV) {
-  return ForWidths(DHQK, DHV, 0, []<int kDHQK, int kDHV>() { return ConfigOf<kRole, kDHQK, kDHV>::kSlices; });
+  return ForWidths(DHQK, DHV, 0,
+                   [&]<int kDHQK, int kDHV>() { return ConfigOf<kRole, kDHQK, kDHV>::kSlices; });
 }
 template <MlstmRole kRole>
 int64_t SharedBytesOf(int64_t DHQK, int64_t DHV) {
-  return ForWidths(DHQK, DHV, int64_t{0}, []<int kDHQK, int kDHV>() {
+  return ForWidths(DHQK, DHV, int64_t{0}, [&]<int kDHQK, int kDHV>() {
     return static_cast<int64_t>(ConfigOf<kRole, kDHQK, kDHV>::Type::kSharedBytes);
   });
 }
@@ -90,12 +91,21 @@ int MlstmScanSlices(MlstmRole role, int64_t DHQK, int64_t DHV) {
   return 0;
 }
 
+int MlstmScanAnchorParts(int64_t DHQK, int64_t DHV) {
+  return ForWidths(DHQK, DHV, 0, [&]<int kDHQK, int kDHV>() {
+    using Choice = ConfigOf<MlstmRole::kDK, kDHQK, kDHV>;
+    return Choice::kSlices * Choice::Type::kThreads;
+  });
+}
+
 void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& args) {
   CAROUSEL_CHECK(args.B > 0 && args.NH > 0 && args.num_segments > 0);
   CAROUSEL_CHECK_EQ(args.NC, CeilDiv(args.num_tokens, kMlstmChunk));
   CAROUSEL_CHECK(args.B * args.num_tokens <= INT_MAX &&
                  args.B * args.NH * kMlstmScanMaxSlices <= INT_MAX);  // token and pair are int
   CAROUSEL_CHECK(args.num_segments * args.chunks_per_segment >= args.NC);
+  CAROUSEL_CHECK((role != MlstmRole::kDQ && role != MlstmRole::kDK) || NumMlstmAnchors(args.NC) == 0 ||
+                 args.anchors.C != nullptr);
   CAROUSEL_CHECK(args.NC == 0 || (args.num_segments - 1) * args.chunks_per_segment < args.NC);
   const auto launch = [&] {
     switch (role) {

@@ -226,6 +226,64 @@ class ScanBlock {
     }
   }
 
+  // ---- anchors (mlstm_records.h): of C 16 bytes per thread at a time, whichever elements are its own.
+  // Addresses come from the special registers: all others are taken.
+  // The chunk whose state there is after this step: the next one, or in a reverse scan this one.
+  __device__ __forceinline__ int StateChunk(int step) const {
+    return C::kReverse ? ChunkOf(step) : ChunkOf(step) + 1;
+  }
+  __device__ __forceinline__ bool IsAnchor(int step) const {
+    const int chunk = StateChunk(step);
+    return chunk % kMlstmAnchorChunks == 0 && (C::kReverse ? chunk > 0 : chunk < static_cast<int>(args.NC));
+  }
+  // This block among all anchors' blocks.
+  __device__ __forceinline__ int64_t AnchorBlock(int step) const {
+    return (StateChunk(step) / kMlstmAnchorChunks - 1) * static_cast<int64_t>(gridDim.x) + blockIdx.x;
+  }
+  __device__ __forceinline__ uint4* AnchorState(int step) const {
+    return reinterpret_cast<uint4*>(args.anchors.C) + AnchorBlock(step) * (C::kRows * C::kColumns / 8) +
+           threadIdx.x;
+  }
+  __device__ __forceinline__ float* AnchorN(int step) const {
+    return args.anchors.n + AnchorBlock(step) * C::kRows + row_warp * 16 + group;
+  }
+  __device__ __forceinline__ void StoreAnchor(int step) const {
+    uint4* const to = AnchorState(step);
+#pragma unroll
+    for (int k = 0; k < C::kWarpColumns / 16; ++k) {
+      const float(&x)[4] = state[2 * k], (&y)[4] = state[2 * k + 1];
+      to[k * C::kThreads] = make_uint4(gpu::pack_bf16(x[0], x[1]), gpu::pack_bf16(x[2], x[3]),
+                                       gpu::pack_bf16(y[0], y[1]), gpu::pack_bf16(y[2], y[3]));
+    }
+    if (column_group > 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float x = n[half] + __shfl_xor_sync(~0u, n[half], 1);
+      x += __shfl_xor_sync(~0u, x, 2);
+      if (quad == 0) AnchorN(step)[half * 8] = x;
+    }
+  }
+  // The thread's part of <C, dC> + <n, dn>.
+  __device__ __forceinline__ void DotAnchor(int step) const {
+    const uint4* const from = AnchorState(step);
+    float sum = 0;
+    if (column_group == 0) {
+      const float* const from_n = AnchorN(step);
+      sum = n[0] * from_n[0] + n[1] * from_n[8];
+    }
+#pragma unroll
+    for (int k = 0; k < C::kWarpColumns / 16; ++k) {
+      const uint4 packed = from[k * C::kThreads];
+      const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 x = gpu::unpack_bf16(pairs[i]);
+        sum += state[2 * k + i / 2][i % 2 * 2] * x.x + state[2 * k + i / 2][i % 2 * 2 + 1] * x.y;
+      }
+    }
+    args.anchors.dots[AnchorBlock(step) * C::kThreads + threadIdx.x] = sum;
+  }
+
   // kNormalizer: after a barrier behind the last writes of n.
   __device__ __forceinline__ void StoreState() {
     if (args.final.C == nullptr || C::kRole == MlstmRole::kDV) return;

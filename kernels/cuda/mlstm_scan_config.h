@@ -8,7 +8,7 @@
 //   3. out^T += row^T weights^T
 //   4. out^T goes over the row tile, which only its own warp reads, and leaves at the start of the next chunk
 //      in 16-byte stores; dot products and the denominator come from the f32 sums
-//   5. State = gamma State + (y row)^T upd
+//   5. State = gamma State + (y row)^T upd; kDQ and kDK: every 8th chunk, the anchor
 //
 // Two barriers per chunk, three with column groups. Tiles come by cp.async, kStages - 1 chunks ahead, as
 // 16-byte pieces that are XOR-swizzled so that ldmatrix reads without bank conflicts.

@@ -34,9 +34,9 @@ class BlockScan : ScanBlock<C> {
   using Block::args, Block::column_group, Block::group, Block::head, Block::lane, Block::n, Block::num_chunks,
       Block::pair, Block::quad, Block::row_warp, Block::slice, Block::smem, Block::state, Block::tid,
       Block::token0, Block::warp;
-  using Block::At, Block::ChunkOf, Block::LoadChunk, Block::LoadDotRows, Block::LoadState,
-      Block::ReadExponent, Block::ReadFactor, Block::RecordOf, Block::SetN, Block::StageOf, Block::StoreChunk,
-      Block::StoreState, Block::UpdateExponent, Block::UpdateFactor;
+  using Block::At, Block::ChunkOf, Block::DotAnchor, Block::IsAnchor, Block::LoadChunk, Block::LoadDotRows,
+      Block::LoadState, Block::ReadExponent, Block::ReadFactor, Block::RecordOf, Block::SetN, Block::StageOf,
+      Block::StoreAnchor, Block::StoreChunk, Block::StoreState, Block::UpdateExponent, Block::UpdateFactor;
 
   // ---- one chunk
   __device__ __forceinline__ void Chunk(int step) {
@@ -75,6 +75,8 @@ class BlockScan : ScanBlock<C> {
     const float gamma = *reinterpret_cast<const float*>(stage + C::kGammaAt);
     Update(row, gamma, stage, record);
     if constexpr (C::kNormalizer) UpdateN(gamma, stage, record);
+    if (C::kRole == MlstmRole::kDQ && IsAnchor(step)) StoreAnchor(step);
+    if (C::kRole == MlstmRole::kDK && IsAnchor(step)) DotAnchor(step);
   }
 
   // 1. Weights of one warp's part of the L x L tile, rows = read tokens.
