@@ -4,10 +4,11 @@
 // The state stays where it is used: a block keeps 128 (or 64) rows of one pair's matrix state in registers,
 // as f32 sums of the tensor cores, from the first chunk to the last, and the chunks pass by in shared memory.
 // No state is written to memory but the last one and, by kDQ for kDK, that of every 256th token (the anchors
-// of mlstm_records.h: DHQK * DHV / 128 bytes per token and head, written and read once). Operands are bf16: the state is rounded once per chunk for
-// the product with `read`, the weights W (read.upd) once for the product with `row`, and y row once for the
-// update. Sums, exponents, the normaliser (n as three bf16 terms, which hold all of its 24 bits; the sum over
-// u of the weights before they are rounded) and the dot products are f32. There is no role kDelta.
+// of mlstm_records.h: DHQK * DHV / 128 bytes per token and head, written and read once). Operands are bf16:
+// the state is rounded once per chunk for the product with `read`, the weights W (read.upd) once for the
+// product with `row`, and y row once for the update. Sums, exponents, the normaliser (n as three bf16 terms,
+// which hold all of its 24 bits; the sum over u of the weights before they are rounded) and the dot products
+// are f32. There is no role kDelta.
 //
 // dots are split over MlstmScanSlices parts, to be added in order. Nothing is added atomically: two runs give
 // the same bits. The number of segments changes results by rounding only.
