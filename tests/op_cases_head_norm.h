@@ -219,6 +219,12 @@ inline void AppendHeadNormCases(std::vector<OpCase>& cases) {
   cases.push_back(HeadNormGateForwardCase("one_row", {.N = 1, .NH = 1, .DHV = 2, .bias = true}));
   cases.push_back(HeadNormGateBackwardCase("odd", {.N = 2, .NH = 3, .DHV = 7}));
   cases.push_back(HeadNormGateBackwardCase("strided", {.N = 3, .NH = 2, .DHV = 16, .bias = true, .gap = 5}));
+  // many narrow heads, whose number is not a power of two
+  for (const int64_t NH : {9, 11, 15, 40}) {
+    const HeadNormSize size = {.N = 6, .NH = NH, .DHV = 8, .bias = true};
+    cases.push_back(HeadNormGateForwardCase("heads_" + std::to_string(NH), size));
+    cases.push_back(HeadNormGateBackwardCase("heads_" + std::to_string(NH), size));
+  }
   cases.push_back(HeadNormGateBackwardCase(
       "many_rows", {.N = 333, .NH = 4, .DHV = 40, .bias = true, .gap = 3, .large = true}));
   cases.push_back(HeadNormGateBackwardCase("many_rows_skip", {.N = 333,

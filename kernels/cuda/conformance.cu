@@ -111,8 +111,8 @@ int WriteFile(const char* path, const std::vector<Case>& cases, int capability) 
   Random random(20240501);
   int written = 0, failed = 0;
   for (const Case& c : cases) {
-    if (c.needs_hopper && capability < 9) {
-      std::printf("SKIP %s: needs compute capability 9.0\n", c.name.c_str());
+    if (!c.RunsOn(capability)) {
+      std::printf("SKIP %s: needs compute capability 9\n", c.name.c_str());
       continue;
     }
     std::string operands(static_cast<size_t>(c.operand_bytes), '\0'), error;
@@ -171,8 +171,8 @@ int CheckFile(const char* path, const std::vector<Case>& cases, int capability) 
       continue;
     }
     seen[i] = true;
-    if (cases[i].needs_hopper && capability < 9) {
-      std::printf("SKIP %s: needs compute capability 9.0\n", name.c_str());
+    if (!cases[i].RunsOn(capability)) {
+      std::printf("SKIP %s: needs compute capability 9\n", name.c_str());
       ++skipped;
       continue;
     }

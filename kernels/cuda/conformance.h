@@ -29,7 +29,11 @@ struct Case {
   // Enqueues the kernels. Both are device memory; results start as 0xff.
   cudaError_t (*run)(void* results, const void* operands);
   Tolerance tolerance = {};
-  bool needs_hopper = false;
+  bool needs_hopper = false;  // compute capability 9.0 or later
+  bool needs_wgmma = false;   // 9.x alone
+  bool RunsOn(int capability) const {
+    return (!needs_hopper || capability >= 9) && (!needs_wgmma || capability == 9);
+  }
 };
 
 void AppendArithmeticCases(std::vector<Case>& cases);  // conformance_arithmetic.cu

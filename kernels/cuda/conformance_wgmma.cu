@@ -6,7 +6,7 @@
 namespace carousel::conformance {
 namespace {
 
-#if CAROUSEL_DEVICE_HAS_HOPPER
+#if CAROUSEL_DEVICE_HAS_WGMMA
 constexpr int kK = 64;  // four products of 16
 
 // Rows of 128 bytes to shared memory at `to` (a multiple of 1024 bytes), 16-byte pieces permuted by the
@@ -23,7 +23,7 @@ __device__ void StoreSwizzled(unsigned char* to, const uint4* from, int num_rows
 // of 64. kRegisters: a goes to registers (fragments of x's rows) instead.
 template <int N, bool kTransposeA, bool kTransposeB, bool kRegisters>
 __global__ void __launch_bounds__(128) WgmmaKernel(float* y, const uint4* x) {
-#if CAROUSEL_DEVICE_HAS_HOPPER
+#if CAROUSEL_DEVICE_HAS_WGMMA
   unsigned char* const a = gpu::dyn_shared<unsigned char>();
   unsigned char* const b = a + 64 * 128;
   StoreSwizzled(a, x, 64);
@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(128) WgmmaKernel(float* y, const uint4* x) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   float d[N / 2];
   for (int i = 0; i < N / 2; ++i) d[i] = 77.0f;  // the first product does not add to it
-  gpu::wgmma_fence();
   uint32_t fragments[kK / 16][4];
   for (int k = 0; k < kK / 16; ++k) {
     const uint32_t* words =
@@ -43,6 +42,7 @@ __global__ void __launch_bounds__(128) WgmmaKernel(float* y, const uint4* x) {
     fragments[k][2] = words[4];
     fragments[k][3] = words[8 * 32 + 4];
   }
+  gpu::wgmma_fence();  // orders the writes to the registers above before the products that read them
 #pragma unroll
   for (int k = 0; k < kK / 16; ++k) {
     // K-major: 16 columns are 32 bytes of each row. MN-major: 16 rows of k.
@@ -77,6 +77,7 @@ void Append(std::vector<Case>& cases, const char* name) {
                    FillUnitBf16<(64 + N) * 64>,
                    RunWgmma<N, kTransposeA, kTransposeB, kRegisters>,
                    {Tolerance::kFloat, 0, 64 * 64 * 0x1p-23},
+                   true,
                    true});
 }
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "core/base/check.h"
 #include "kernels/cuda/device.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
@@ -41,6 +42,9 @@ class Context {
   // must live as long as the program.
   template <class... P, class... A>
   void Launch(void (*kernel)(P...), gpu::LaunchCfg config, A&&... args) {
+    constexpr unsigned kMaxGridYz = 65535;
+    CAROUSEL_CHECK_MSG(config.grid.y <= kMaxGridYz && config.grid.z <= kMaxGridYz,
+                       std::string("too large a grid for ") + config.name);
     config.stream = stream_;
     CheckLaunch(gpu::launch(kernel, config, std::forward<A>(args)...), config.name);
   }

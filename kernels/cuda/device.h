@@ -29,12 +29,18 @@
 #define CAROUSEL_GPU_HD inline
 #endif
 
-// Clusters, mbarriers, TMA and wgmma exist from compute capability 9.0 on (wgmma: sm_90a). Kernels for them
-// stand inside #if CAROUSEL_DEVICE_HAS_HOPPER, with an empty body otherwise; the emulation has them.
+// Clusters, mbarriers and TMA exist from compute capability 9.0 on, wgmma and setmaxnreg on sm_90a alone.
+// Kernels for them stand inside #if CAROUSEL_DEVICE_HAS_HOPPER and CAROUSEL_DEVICE_HAS_WGMMA, with an empty
+// body otherwise; the emulation has them.
 #if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define CAROUSEL_DEVICE_HAS_HOPPER 1
 #else
 #define CAROUSEL_DEVICE_HAS_HOPPER 0
+#endif
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CAROUSEL_DEVICE_HAS_WGMMA 1
+#else
+#define CAROUSEL_DEVICE_HAS_WGMMA 0
 #endif
 
 namespace carousel::gpu {

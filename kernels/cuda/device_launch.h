@@ -36,7 +36,9 @@ inline TensorMap make_tensor_map_4d(const void* base, const uint64_t (&dim)[4],
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const LaunchCfg& config, A&&... args) {
   static_assert(sizeof...(P) == sizeof...(A), "wrong number of kernel arguments");
-  if (config.smem > 48 * 1024) {
+  // Beyond 48 KB of static and dynamic shared memory a kernel must ask.
+  constexpr size_t kStaticAtMost = 32 * 1024;
+  if (config.smem + kStaticAtMost > 48 * 1024) {
     const cudaError_t status = cudaFuncSetAttribute(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.smem));
     if (status != cudaSuccess) return status;

@@ -62,7 +62,11 @@ inline RowLayout PickRowLayout(int64_t rows, int64_t segments, int64_t width, in
   int64_t side_by_side = std::min(segments, kRowBlockThreads / group);
   if (group * side_by_side > 2 * kWarpSize)
     side_by_side = side_by_side * group / kWarpSize * kWarpSize / group;
-  const int64_t unit = kWarpSize / std::gcd<int64_t>(kWarpSize, group * side_by_side);
+  const auto rows_of_whole_warps = [&] {
+    return kWarpSize / std::gcd<int64_t>(kWarpSize, group * side_by_side);
+  };
+  while (group * side_by_side * rows_of_whole_warps() > kRowBlockThreads) --side_by_side;
+  const int64_t unit = rows_of_whole_warps();
   const int64_t wanted = std::min(kRowBlockThreads / (group * side_by_side), rows);
   const int64_t deep = std::max(unit, wanted / unit * unit);
   return {.items = static_cast<int>(items),

@@ -147,7 +147,7 @@ struct BackwardBlock {
     for (int s = 0; s < kSequences; s += kFetchStride) {
       const bool valid = fetch_sequence() + s < num_sequences && t >= 0;
       gpu::cp_async16(gates_place + s * Memory::kPitchInput,
-                      from.gates + s * (p.shape.T * kSlstmGates * width), valid);
+                      valid ? from.gates + s * (p.shape.T * kSlstmGates * width) : p.gates, valid);
     }
     if (fetch_gate() < 2) {
       const float* source = from.state;
@@ -161,15 +161,19 @@ struct BackwardBlock {
                    (first_sequence + fetch_sequence()) * width + block_column + fetch_unit();
       }
 #pragma unroll
-      for (int s = 0; s < kSequences; s += kFetchStride)
-        gpu::cp_async16(gates_place + kSlstmGates * kUnits * 4 + s * Memory::kPitchInput, source + s * step,
-                        given && fetch_sequence() + s < num_sequences);
+      for (int s = 0; s < kSequences; s += kFetchStride) {
+        const bool valid = given && fetch_sequence() + s < num_sequences;
+        gpu::cp_async16(gates_place + kSlstmGates * kUnits * 4 + s * Memory::kPitchInput,
+                        valid ? source + s * step : p.c, valid);
+      }
     } else if (fetch_dy_unit() < kUnits) {
       unsigned char* const dy_place = rows + 6 * kUnits * 4 + fetch_dy_unit() * 2;
 #pragma unroll
-      for (int s = 0; s < kSequences; s += kFetchStride)
-        gpu::cp_async16(dy_place + s * Memory::kPitchInput, from.dy + s * (p.shape.T * width),
-                        t >= 0 && fetch_sequence() + s < num_sequences);
+      for (int s = 0; s < kSequences; s += kFetchStride) {
+        const bool valid = t >= 0 && fetch_sequence() + s < num_sequences;
+        gpu::cp_async16(dy_place + s * Memory::kPitchInput, valid ? from.dy + s * (p.shape.T * width) : p.dy,
+                        valid);
+      }
     }
     gpu::cp_async_commit();
     from.gates -= kSlstmGates * width;

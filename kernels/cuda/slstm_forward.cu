@@ -131,7 +131,8 @@ struct ForwardBlock {
 #pragma unroll
     for (int s = 0; s < kSequences; s += kFetchStride) {
       const bool valid = fetch_sequence() + s < num_sequences && t < p.shape.T;
-      gpu::cp_async16(place + s * Memory::kPitchWx, source + s * (p.shape.T * kSlstmGates * width), valid);
+      gpu::cp_async16(place + s * Memory::kPitchWx,
+                      valid ? source + s * (p.shape.T * kSlstmGates * width) : p.wx, valid);
     }
     gpu::cp_async_commit();
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -67,8 +68,9 @@ inline int __float2int_rn(float x) {
                 : static_cast<int>(
                       std::clamp(std::nearbyint(static_cast<double>(x)), -2147483648.0, 2147483647.0));
 }
+// NaN: 0 from float and INT_MIN from double, as the hardware's conversions.
 inline int __double2int_rn(double x) {
-  return x != x ? 0 : static_cast<int>(std::clamp(std::nearbyint(x), -2147483648.0, 2147483647.0));
+  return x != x ? INT_MIN : static_cast<int>(std::clamp(std::nearbyint(x), -2147483648.0, 2147483647.0));
 }
 
 // ---- bits
@@ -103,9 +105,8 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
   unsigned r = 0;
   for (int i = 0; i < 4; ++i) {
-    const unsigned s = selector >> (4 * i) & 15u;
-    const unsigned byte = static_cast<unsigned>(both >> (8 * (s & 7u)) & 255u);
-    r |= (s & 8u ? (byte & 128u ? 255u : 0u) : byte) << (8 * i);
+    const unsigned s = selector >> (4 * i) & 7u;  // nvcc masks the bit that would replicate a sign
+    r |= static_cast<unsigned>(both >> (8 * s) & 255u) << (8 * i);
   }
   return r;
 }
