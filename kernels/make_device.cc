@@ -35,7 +35,7 @@ std::unique_ptr<Device> MakeDevice(const std::string& name, int threads, std::st
   }
   const int cuda_index = ParseCudaIndex(name);
   if (cuda_index >= 0) return cuda::MakeCudaDevice(cuda_index, error);
-  if (name == "simt") return simt::MakeCudaDevice(0, error);
+  if (name == "simt" || name == "simt:0") return simt::MakeCudaDevice(0, error);
   *error = "there is no device '" + name + "'; use 'cpu', 'cuda:N' with N = 0, 1, ..., or 'simt'";
   return nullptr;
 }

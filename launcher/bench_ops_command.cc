@@ -48,6 +48,8 @@ absl::Status BenchOps(const BenchOpsOptions& options) {
                         .F = model.ffn_dim > 0 ? model.ffn_dim : 2 * model.embedding_dim,
                         .V = model.vocab_size,
                         .num_blocks = model.num_blocks,
+                        .num_slstm_blocks = static_cast<int64_t>(model.slstm_at.size()),
+                        .paper = model.family == Family::kPaper,
                         .L = model.chunk_length,
                         .logit_rows = model.loss_chunk_tokens,
                         .num_parameters = NumParameters(model)};
@@ -65,6 +67,7 @@ absl::Status BenchOps(const BenchOpsOptions& options) {
 absl::Status BenchCells(const BenchOpsOptions& options) {
   CAROUSEL_ASSIGN_OR_RETURN(const CommandDevice place, MakeCommandDevice(options.device, options.threads));
   OpBenchShape shape = options.shape;
+  shape.num_blocks = 0;  // no step to count calls in
   shape.compute = options.dtype == "bf16" ? DType::kBF16 : options.dtype == "f32" ? DType::kF32 : DType::kF64;
   shape.slstm_NH = shape.NH;
   shape.D = shape.NH * options.slstm_head_width;

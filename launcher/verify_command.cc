@@ -64,7 +64,7 @@ CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run) {
       "Examples:\n"
       "  carousel verify tests/golden/large_a.safetensors\n"
       "  carousel verify tests/golden/v1_mixed.safetensors\n"
-      "  carousel verify --device simt tests/golden/slstm_random.safetensors\n"
+      "  carousel verify --device simt tests/golden/slstm_zero_state.safetensors\n"
       "  carousel verify --dtype bf16 --chunk_length 32 tests/golden/mlstm_with_state.safetensors");
   command->callback([options, run] {
     *run = [options]() -> int {

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/exact_sum.h"
 #include "kernels/simt/emulator.h"
 #include "kernels/simt/fake_cudart.h"
 #include "tests/device_copy.h"
@@ -153,8 +154,23 @@ void Append(std::vector<OpRun>& to, std::vector<OpRun> runs) {
   for (OpRun& run : runs) to.push_back(std::move(run));
 }
 
+// Sums over enough elements for several blocks of several warps.
+OpRun ExactSumsRun() {
+  return {"exact sums", [](Device& device) {
+            std::vector<float> values(20000);
+            for (size_t i = 0; i < values.size(); ++i) {
+              values[i] = static_cast<float>(RandomUniform(4, 0, i) - 0.5);
+            }
+            const DeviceCopy<float> x(device, values);
+            const DeviceCopy<int64_t> sum(device, std::vector<int64_t>(kExactSumElems, 0));
+            device.ops().SquaredNorm({.sum = sum.t(), .x = x.t()});
+            device.ops().SumExactly({.sum = sum.t(), .x = x.t()});
+            device.Synchronize();
+          }};
+}
+
 TEST(PlantedBugs, EverySynchronisationOfTheSimpleOpsIsNeeded) {
-  std::vector<OpRun> runs;
+  std::vector<OpRun> runs = {ExactSumsRun()};
   for (const auto append : {AppendNormCases, AppendElementwiseCases, AppendLossCases, AppendMatmulCases,
                             AppendConvCases, AppendBlockLinearCases}) {
     Append(runs, RunsOf(append));
@@ -183,6 +199,8 @@ TEST(PlantedBugs, EverySynchronisationOfTheMlstmIsNeeded) {
       MlstmRun<float>({.B = 1, .T = 70, .NH = 1, .DHQK = 80, .DHV = 72, .L = 64}, true),
       MlstmRun<float>({.B = 2, .T = 1, .NH = 2, .DHQK = 24, .DHV = 40, .L = 64}, true, true),
       MlstmRun<bfloat16>({.B = 1, .T = 130, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64}, true),
+      // long enough to be split into segments, whose states are combined
+      MlstmRun<bfloat16>({.B = 1, .T = 530, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64}, true),
       MlstmRun<bfloat16>({.B = 1, .T = 130, .NH = 1, .DHQK = 128, .DHV = 128, .L = 64}, true),
       MlstmRun<bfloat16>({.B = 1, .T = 70, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}, true)};
   Append(runs, RunsOf(AppendLossCases));  // the first barrier of BlockReduce: two reductions in one kernel

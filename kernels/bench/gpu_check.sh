@@ -6,7 +6,7 @@
 #     --device N          the GPU to use (default 0)
 #     --no_bench          correctness only
 #     --no_sanitizer      leave compute-sanitizer out
-#     --only PART         one of: conformance tests golden train sanitizer ops cells step cudnn
+#     --only PART         one of: conformance tests golden train sanitizer cells ops step cudnn cudnn
 # Exits 0 only if every check passed; a part that cannot run here (no compute-sanitizer) is named in the report.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -39,7 +39,16 @@ find_cuda_library() {
 }
 export LD_LIBRARY_PATH="$here/lib:$(find_cuda_library 'libcublasLt.so.13'):${LD_LIBRARY_PATH:-}"
 carousel="$here/bin/carousel"
-failures=()
+failures=() left_out=()
+parts="conformance tests golden train sanitizer cells ops step cudnn"
+if [ -n "$only" ] && ! grep -qw -- "$only" <<<"$parts"; then
+  echo "gpu_check.sh: there is no part '$only'; parts: $parts" >&2
+  exit 2
+fi
+if [ -z "$(find_cuda_library 'libcublasLt.so.13')" ]; then
+  echo "gpu_check.sh: libcublasLt.so.13 was not found; install the CUDA 13 libraries (cuBLAS), or name their folder in LD_LIBRARY_PATH" >&2
+  exit 1
+fi
 
 # part NAME TITLE COMMAND...: runs it, puts its output's end into the report, notes a failure.
 part() {
@@ -50,8 +59,11 @@ part() {
   "$@" >"$work/$name.log" 2>&1
   status=$?
   tail -n 3 "$work/$name.log"
+  local verdict=FAIL
+  if [ $status -eq 0 ]; then verdict=pass; fi
+  if [ $status -eq 77 ]; then verdict="not run" status=0; left_out+=("$name"); fi
   {
-    printf '\n## %s: %s (%d s)\n\n' "$title" "$([ $status -eq 0 ] && echo pass || echo FAIL)" $((SECONDS - start))
+    printf '\n## %s: %s (%d s)\n\n' "$title" "$verdict" $((SECONDS - start))
     if grep -q '^|' "$work/$name.log"; then
       sed 's/^## /### /' "$work/$name.log"
     else
@@ -71,7 +83,14 @@ part() {
   echo '```'
 } >"$report"
 
-conformance() { bin/conformance_cuda --check conformance.bin; }
+# What the emulation stored is checked here; what the GPU gives is stored beside the report, to be checked by the emulation:
+#   build/kernels/simt/conformance_simt --check REPORT.conformance.bin
+conformance() {
+  bin/conformance_cuda --check conformance.bin
+  local status=$?
+  bin/conformance_cuda --write "$report.conformance.bin" || status=1
+  return $status
+}
 
 golden() {
   local file dtypes dtype bad=0
@@ -95,29 +114,35 @@ golden() {
   return $bad
 }
 
-# Losses of a short run of each family on the GPU and on the CPU, f32 and bf16. The bounds are those of rounding: after
-# 20 steps f32 runs differ by about 1e-5 of the loss, bf16 runs by about 1e-2.
+# Losses of a short run of each family on the GPU and on the CPU, f32 and bf16. demo_bytes learns so fast that it amplifies
+# rounding: f32 against f64 on the CPU differ by 3e-7 of the loss in its first 4 steps, by 7e-5 at step 6, and bf16 against
+# f32 by 3e-2; so only its first steps are held to rounding. demo_paper is calm. Both end near the CPU's loss.
 losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1"; }
 short_runs() {
-  local family compute bound bad=0 settings
+  local family compute bound first bad=0 settings
   "$carousel" data synth --output "$work/text.txt" --bytes 400000 --force || return 1
   "$carousel" data build --input "$work/text.txt" --output "$work/tokens" --validation_fraction 0.1 --force || return 1
   for family in demo_bytes demo_paper; do
     for compute in F32 BF16; do
-      bound=$([ $compute = F32 ] && echo 2e-5 || echo 1e-2)
+      case $family$compute in
+        demo_bytesF32) bound=1e-5 first=4 ;;
+        demo_bytesBF16) bound=6e-2 first=4 ;;
+        demo_paperF32) bound=1e-5 first=20 ;;
+        demo_paperBF16) bound=1e-2 first=20 ;;
+      esac
       settings=(--config "configs/$family.textproto" --set "train.compute=$compute" --set train.steps=20
         --set "data.train[0].path=$work/tokens_train" --set "data.validation[0].path=$work/tokens_valid"
         --set eval.every_steps=0 --set checkpoint.every_steps=0 --set log.every_steps=1 --set sample.every_steps=0)
       "$carousel" train "${settings[@]}" --device cpu --run_dir "$work/cpu_$family$compute" || return 1
       "$carousel" train "${settings[@]}" --device "cuda:$device" --run_dir "$work/gpu_$family$compute" || return 1
       paste <(losses "$work/cpu_$family$compute/metrics.jsonl") <(losses "$work/gpu_$family$compute/metrics.jsonl") |
-        awk -v name="$family $compute" -v bound="$bound" '
-          NF == 2 { d = $1 > $2 ? $1 - $2 : $2 - $1; if (d / $1 > worst) worst = d / $1; ++steps; last = $2 }
+        awk -v name="$family $compute" -v bound="$bound" -v first="$first" '
+          NF == 2 { d = ($1 > $2 ? $1 - $2 : $2 - $1) / $1; ++steps; if (steps <= first && d > worst) worst = d; last = $2 }
           NF != 2 { broken = 1 }
           END {
-            ok = steps >= 20 && !broken && worst <= bound
-            printf "%s %s: %d steps, largest relative difference of the loss %.2g (bound %s), last loss %s\n",
-              ok ? "pass" : "FAIL", name, steps, worst, bound, last
+            ok = steps >= 20 && !broken && worst <= bound && d <= 0.1
+            printf "%s %s: %d steps; relative difference of the loss at most %.2g in the first %d (bound %s), %.2g at the end (bound 0.1); last loss %s\n",
+              ok ? "pass" : "FAIL", name, steps, worst, first, bound, d, last
             exit !ok
           }' || bad=1
     done
@@ -128,10 +153,11 @@ short_runs() {
 sanitize() {
   local tool checker bad=0
   checker=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
-  if [ -z "$checker" ]; then echo "compute-sanitizer is not installed here: not run"; return 0; fi
+  if [ -z "$checker" ]; then echo "compute-sanitizer is not installed here: not run"; return 77; fi
   for tool in memcheck racecheck initcheck synccheck; do
     # small cases of every kind of kernel: a sanitizer slows them down a hundredfold
-    local cases='*_odd*:*_one*:*_in_place*:*DeviceMlstm*:*DeviceSlstm*:*Embedding*:*Conv*-*Death*:*large*'
+    local cases='*_odd*:*_one*:*_in_place*:*heads_*:*Cast*:*SoftCap*:*Dropout*:*BlockLinear*:*Matmul*:*AdamW*:*Exact*:*Norm*_plain*'
+    cases+=':*DeviceMlstm*:*DeviceSlstm*:*DeviceEmbedding*:*DeviceCrossEntropy*:*DeviceModel*:*Conv*:CudaDevice*-*Death*:*large*:*many*'
     if timeout 600 "$checker" --tool "$tool" --error-exitcode 9 bin/gpu_tests --gtest_death_test_style=threadsafe --gtest_filter="$cases" \
       >"$work/sanitizer_$tool.log" 2>&1; then
       echo "pass $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|PASSED' "$work/sanitizer_$tool.log" | tr '\n' ' ')"
@@ -152,19 +178,25 @@ cells() {
   done
 }
 ops() { "$carousel" bench ops --device "cuda:$device" --config configs/xlstm_400m.textproto --set train.micro_batch=8 --set train.global_batch=8; }
+# MFU counts against the dense bf16 rate of the data sheet.
 step() {
-  "$carousel" bench step --device "cuda:$device" --config configs/xlstm_400m.textproto --set train.micro_batch=8 --set train.global_batch=8
+  local peak=""
+  case $(nvidia-smi --query-gpu=name --format=csv,noheader -i "$device") in
+    *H100* | *H200*) peak="--peak_tflops 989" ;;
+    *A100*) peak="--peak_tflops 312" ;;
+  esac
+  "$carousel" bench step --device "cuda:$device" $peak --config configs/xlstm_400m.textproto --set train.micro_batch=8 --set train.global_batch=8
   local status=$?
-  "$carousel" bench step --device "cuda:$device" --config configs/paper_350m_7to1.textproto --set train.micro_batch=8 --set train.global_batch=8 ||
+  "$carousel" bench step --device "cuda:$device" $peak --config configs/paper_350m_7to1.textproto --set train.micro_batch=8 --set train.global_batch=8 ||
     status=1
   return $status
 }
 # Where cuDNN has the same op: its kernels beside ours. Needs a build that found cuDNN, and its library here.
 cudnn() {
   local dir
-  if [ ! -x bin/cudnn_candidates ]; then echo "built without cuDNN: not compared"; return 0; fi
+  if [ ! -x bin/cudnn_candidates ]; then echo "built without cuDNN: not compared"; return 77; fi
   dir=$(find_cuda_library 'libcudnn.so.9')
-  if [ -z "$dir" ]; then echo "libcudnn.so.9 is not installed here: not compared"; return 0; fi
+  if [ -z "$dir" ]; then echo "libcudnn.so.9 is not installed here: not compared"; return 77; fi
   LD_LIBRARY_PATH="$dir:$(find_cuda_library 'libnvrtc.so.13'):$LD_LIBRARY_PATH" bin/cudnn_candidates --device "$device"
 }
 
@@ -181,8 +213,16 @@ if [ $bench -eq 1 ]; then
   part cudnn "cuDNN beside ours" cudnn
 fi
 
+cat >>"$report" <<'END'
+
+## Targets on an H100, bf16, 65,536 tokens at T = 8192
+
+mLSTM forward at most 2.0 ms and forward + backward at most 6.5 ms with 8 heads of 256/512, 1.6 and 5.0 ms with 16 heads of 128/256; sLSTM forward at
+most 1.5 us and backward 2.2 us per token, heads of 128, batch 16; the 400M model at least 102,000 tokens/s at 8 x 8192 tokens.
+END
+if [ ${#left_out[@]} -gt 0 ]; then printf '\nNot run here: %s\n' "${left_out[*]}" | tee -a "$report"; fi
 if [ ${#failures[@]} -eq 0 ]; then
-  printf '\nAll parts passed.\n' | tee -a "$report"
+  printf '\nAll parts that ran passed.\n' | tee -a "$report"
   exit 0
 fi
 printf '\nFAILED: %s\n' "${failures[*]}" | tee -a "$report"

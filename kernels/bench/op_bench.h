@@ -15,18 +15,20 @@ struct OpBenchShape {
   int64_t D = 256;         // model width
   int64_t NH = 4;          // heads: width of a head D / NH in norms and the sLSTM
   int64_t DHQK = 32, DHV = 64;
-  int64_t F = 704;  // feed-forward width
-  int64_t V = 256;  // vocabulary
-  int64_t num_blocks = 6;
-  int64_t L = 64;              // chunk length of the mLSTM cell
-  int64_t logit_rows = 0;      // rows of logits at a time; 0: all
+  int64_t F = 704;               // feed-forward width
+  int64_t V = 256;               // vocabulary
+  int64_t num_blocks = 6;        // of which:
+  int64_t num_slstm_blocks = 0;  // with an sLSTM mixer
+  bool paper = false;      // the paper family's blocks: their ops count in a step, the large family's do not
+  int64_t L = 64;          // chunk length of the mLSTM cell
+  int64_t logit_rows = 0;  // rows of logits at a time; 0: all
   int64_t num_parameters = 0;  // of the optimizer's step; 0: those of a large-family model of this shape
   int64_t slstm_B = 0, slstm_T = 0, slstm_NH = 0;  // the sLSTM cell's; 0: as B, T, NH
 };
 
 struct OpTiming {
   std::string name;
-  int64_t calls;   // per training step of a large-family model; 0: not part of it
+  int64_t calls;   // per training step; 0: not part of it
   double ms;       // one call: the median of the repeats
   double flops;    // one call; 0: the time of a call is that of its bytes
   double bytes;    // one call: every operand once

@@ -52,7 +52,9 @@ void TimeMlstm(OpTimer& timer) {
   const auto size = static_cast<double>(SizeOf(timer.compute()));
   const MlstmTensors t(timer, shape);
   timer.Time("mlstm forward",
-             {.flops = token_heads * (4 * N + L * (QK + V)), .bytes = token_heads * size * 2 * (QK + V)},
+             {.calls = s.num_blocks - s.num_slstm_blocks,
+              .flops = token_heads * (4 * N + L * (QK + V)),
+              .bytes = token_heads * size * 2 * (QK + V)},
              [&] { t.Forward(timer.ops(), {}); });
   const Tensor dh = timer.Random(timer.compute(), {s.B * s.T, s.NH * s.DHV}),
                dq = timer.Empty(timer.compute(), {s.B * s.T, s.NH * s.DHQK}),
@@ -61,7 +63,8 @@ void TimeMlstm(OpTimer& timer) {
                di_pre = timer.Empty(timer.wide(), {s.B * s.T, s.NH}),
                df_pre = timer.Empty(timer.wide(), {s.B * s.T, s.NH});
   timer.Time("mlstm backward",
-             {.flops = token_heads * (10 * N + L * (3 * QK + 2 * V)),
+             {.calls = s.num_blocks - s.num_slstm_blocks,
+              .flops = token_heads * (10 * N + L * (3 * QK + 2 * V)),
               .bytes = token_heads * size * (4 * QK + 3 * V)},
              [&] {
                timer.ops().MlstmBackward({.dq = dq,
@@ -123,7 +126,10 @@ void TimeSlstm(OpTimer& timer) {
                compute_bytes = static_cast<double>(SizeOf(compute));
     const auto R_bytes = static_cast<double>(R.num_bytes());
     timer.Time(step ? "slstm step" : "slstm forward",
-               {.flops = flops, .bytes = elems * (11 * wide_bytes + compute_bytes) + R_bytes, .steps = T},
+               {.calls = step ? 0 : s.num_slstm_blocks,
+                .flops = flops,
+                .bytes = elems * (11 * wide_bytes + compute_bytes) + R_bytes,
+                .steps = T},
                [&] {
                  timer.ops().SlstmForward({.y = y,
                                            .gates = gates,
@@ -140,7 +146,8 @@ void TimeSlstm(OpTimer& timer) {
                });
     if (!step) {
       timer.Time("slstm backward",
-                 {.flops = 2 * flops,
+                 {.calls = s.num_slstm_blocks,
+                  .flops = 2 * flops,
                   .bytes = elems * (6 * wide_bytes + 7 * compute_bytes) + 2 * R_bytes,
                   .steps = T},
                  [&] {

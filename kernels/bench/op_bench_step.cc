@@ -20,11 +20,16 @@ class StepOps {
         NH_(shape.NH),
         F_(shape.F),
         V_(shape.V),
-        blocks_(shape.num_blocks),
+        norms_(shape.paper ? 0 : 2 * shape.num_blocks + 1),
+        mlstm_(shape.paper ? 0 : shape.num_blocks - shape.num_slstm_blocks),
+        ffn_(shape.paper ? 0 : shape.num_blocks),
+        slstm_(shape.num_slstm_blocks),
+        paper_mlstm_(shape.paper ? shape.num_blocks - shape.num_slstm_blocks : 0),
+        paper_slstm_(shape.paper ? shape.num_slstm_blocks : 0),
         logit_rows_(shape.logit_rows > 0 ? std::min(shape.logit_rows, N_) : N_),
-        num_parameters_(shape.num_parameters > 0 ? shape.num_parameters
-                                                 : blocks_ * D_ * (4 * D_ + 3 * F_ + 2 * NH_) + 2 * V_ * D_) {
-  }
+        num_parameters_(shape.num_parameters > 0
+                            ? shape.num_parameters
+                            : shape.num_blocks * D_ * (4 * D_ + 3 * F_ + 2 * NH_) + 2 * V_ * D_) {}
 
   std::vector<OpTiming> Run() {
     const auto group = [this](void (StepOps::*ops)()) {
@@ -42,6 +47,10 @@ class StepOps {
   }
 
  private:
+  // one before each mixer, one before each feed-forward (of sLSTM blocks), one at the end
+  int64_t paper_norms() const {
+    return paper_mlstm_ + paper_slstm_ > 0 ? paper_mlstm_ + 2 * paper_slstm_ + 1 : 0;
+  }
   void Time(const std::string& name, int64_t calls, double flops, double bytes,
             const std::function<void()>& call) {
     timer_.Time(name, {.calls = calls, .flops = flops, .bytes = bytes, .is_matmul = flops > 0}, call);
@@ -70,11 +79,11 @@ class StepOps {
          [&] { timer_.ops().Matmul({.c = dw, .a = dy, .b = x, .transpose_a = true, .accumulate = true}); });
   }
   void Matmuls() {
-    Projection("q k v o", blocks_, D_, 3 * D_, compute_);
-    Projection("gates", blocks_, D_, 2 * NH_, wide_);
-    Projection("out", blocks_, D_, D_, compute_);
-    Projection("gate up", blocks_, D_, 2 * F_, compute_);
-    Projection("down", blocks_, F_, D_, compute_);
+    Projection("q k v o", mlstm_, D_, 3 * D_, compute_);
+    Projection("gates", mlstm_, D_, 2 * NH_, wide_);
+    Projection("out", mlstm_, D_, D_, compute_);
+    Projection("gate up", ffn_, D_, 2 * F_, compute_);
+    Projection("down", ffn_, F_, D_, compute_);
     ProjectionOf("head", (N_ + logit_rows_ - 1) / logit_rows_, logit_rows_, D_, V_, wide_);
   }
 
@@ -88,11 +97,11 @@ class StepOps {
                  x = timer_.Random(wide_, {N_, D_}), rstd = timer_.Random(wide_, {N_}),
                  delta = timer_.Random(compute_, {N_, D_}), weight = timer_.Random(wide_, {D_}),
                  dweight = timer_.Random(wide_, {D_}), dx = timer_.Random(wide_, {N_, D_});
-    Time("rms norm", 2 * blocks_ + 1, 0, Rows(2 * D_, 2 * D_), [&] {
+    Time("rms norm", norms_, 0, Rows(2 * D_, 2 * D_), [&] {
       timer_.ops().RmsNormForward(
           {.y = y, .rstd = rstd, .sum = sum, .x = x, .delta = delta, .weight = weight, .eps = 1e-6});
     });
-    Time("rms norm backward", 2 * blocks_ + 1, 0, Rows(3 * D_, D_), [&] {
+    Time("rms norm backward", norms_, 0, Rows(3 * D_, D_), [&] {
       timer_.ops().RmsNormBackward(
           {.dx = dx, .dweight = dweight, .dy = y, .dresidual = dx, .x = x, .weight = weight, .rstd = rstd});
     });
@@ -100,7 +109,7 @@ class StepOps {
                  gated = timer_.Random(compute_, {N_, D_}), mean = timer_.Random(wide_, {N_, NH_}),
                  head_rstd = timer_.Random(wide_, {N_, NH_}), dqkvo = timer_.Random(compute_, {N_, 3 * D_});
     const Tensor o_pre = qkvo.Columns(2 * D_, D_), do_pre = dqkvo.Columns(2 * D_, D_);
-    Time("head norm gate", blocks_, 0, Rows(0, 3 * D_), [&] {
+    Time("head norm gate", mlstm_, 0, Rows(0, 3 * D_), [&] {
       timer_.ops().HeadNormGateForward({.y = gated,
                                         .mean = mean,
                                         .rstd = head_rstd,
@@ -111,7 +120,7 @@ class StepOps {
                                         .eps = 1e-6});
     });
     const Tensor dh = timer_.Random(compute_, {N_, D_});
-    Time("head norm gate backward", blocks_, 0, Rows(0, 5 * D_), [&] {
+    Time("head norm gate backward", mlstm_, 0, Rows(0, 5 * D_), [&] {
       timer_.ops().HeadNormGateBackward({.dh = dh,
                                          .do_pre = do_pre,
                                          .dweight = dweight,
@@ -128,11 +137,11 @@ class StepOps {
   void Activations() {
     const Tensor gate_up = timer_.Random(compute_, {N_, 2 * F_}), act = timer_.Random(compute_, {N_, F_});
     const Tensor gate = gate_up.Columns(0, F_), up = gate_up.Columns(F_, F_);
-    Time("swiglu", blocks_, 0, Rows(0, 3 * F_),
+    Time("swiglu", ffn_, 0, Rows(0, 3 * F_),
          [&] { timer_.ops().GluForward({.y = act, .gate = gate, .up = up}); });
     // not in place, so that repeats see the same values
     const Tensor dgate_up = timer_.Random(compute_, {N_, 2 * F_});
-    Time("swiglu backward", blocks_, 0, Rows(0, 5 * F_), [&] {
+    Time("swiglu backward", ffn_, 0, Rows(0, 5 * F_), [&] {
       timer_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
                                 .dup = dgate_up.Columns(F_, F_),
                                 .dy = act,
@@ -142,20 +151,20 @@ class StepOps {
     const Tensor gates = timer_.Random(wide_, {N_, 2 * NH_}), dgates = timer_.Random(wide_, {N_, 2 * NH_}),
                  bias = timer_.Random(wide_, {2 * NH_}),
                  dproj = timer_.Random(compute_, {N_, 3 * D_ + 2 * NH_});
-    Time("soft cap", blocks_, 0, Rows(4 * NH_, 0),
+    Time("soft cap", mlstm_, 0, Rows(4 * NH_, 0),
          [&] { timer_.ops().SoftCapForward({.y = gates, .x = gates, .cap = 15}); });
-    Time("soft cap backward", blocks_, 0, Rows(6 * NH_, 0),
+    Time("soft cap backward", mlstm_, 0, Rows(6 * NH_, 0),
          [&] { timer_.ops().SoftCapBackward({.dx = dgates, .dy = dgates, .y = gates, .cap = 15}); });
-    Time("column sum of gates", blocks_, 0, Rows(2 * NH_, 0),
+    Time("column sum of gates", mlstm_, 0, Rows(2 * NH_, 0),
          [&] { timer_.ops().ColumnSum({.y = bias, .x = dgates}); });
-    Time("cast of gates", blocks_, 0, Rows(2 * NH_, 2 * NH_),
+    Time("cast of gates", mlstm_, 0, Rows(2 * NH_, 2 * NH_),
          [&] { timer_.ops().Cast({.y = dproj.Columns(3 * D_, 2 * NH_), .x = dgates}); });
     const Tensor dx = timer_.Random(wide_, {N_, D_}), dy = timer_.Random(compute_, {N_, D_});
-    Time("cast of the residual", blocks_, 0, Rows(D_, D_), [&] { timer_.ops().Cast({.y = dy, .x = dx}); });
+    Time("cast of the residual", mlstm_, 0, Rows(D_, D_), [&] { timer_.ops().Cast({.y = dy, .x = dx}); });
   }
 
   // All options of the head norm, or its scale alone.
-  void HeadNorm(const std::string& name, int64_t width, bool skip_and_gate) {
+  void HeadNorm(const std::string& name, int64_t calls, int64_t width, bool skip_and_gate) {
     const Tensor y = timer_.Random(compute_, {N_, width}), h = timer_.Random(compute_, {N_, width}),
                  o_pre = timer_.Random(compute_, {N_, width}), skip = timer_.Random(compute_, {N_, width}),
                  mean = timer_.Random(wide_, {N_, NH_}), rstd = timer_.Random(wide_, {N_, NH_}),
@@ -164,7 +173,7 @@ class StepOps {
                  dskip = timer_.Random(compute_, {N_, width}), dweight = timer_.Random(wide_, {width}),
                  dskip_weight = timer_.Random(wide_, {width});
     const auto option = [&](const Tensor& t) { return skip_and_gate ? t : Tensor(); };
-    Time(name, 0, 0, Rows(0, (skip_and_gate ? 4 : 2) * width), [&] {
+    Time(name, calls, 0, Rows(0, (skip_and_gate ? 4 : 2) * width), [&] {
       timer_.ops().HeadNormGateForward({.y = y,
                                         .mean = mean,
                                         .rstd = rstd,
@@ -178,7 +187,7 @@ class StepOps {
                                         .gate = OutputGate::kSilu,
                                         .residual_weight = true});
     });
-    Time(name + " back", 0, 0, Rows(0, (skip_and_gate ? 7 : 3) * width), [&] {
+    Time(name + " back", calls, 0, Rows(0, (skip_and_gate ? 7 : 3) * width), [&] {
       timer_.ops().HeadNormGateBackward({.dh = dh,
                                          .do_pre = option(do_pre),
                                          .dskip = option(dskip),
@@ -206,7 +215,7 @@ class StepOps {
                  mean = timer_.Random(wide_, {N_}), rstd = timer_.Random(wide_, {N_}),
                  weight = timer_.Random(wide_, {D_}), dweight = timer_.Random(wide_, {D_}),
                  dx = timer_.Random(wide_, {N_, D_});
-    Time("layer norm", 0, 0, Rows(2 * D_, 2 * D_), [&] {
+    Time("layer norm", paper_norms(), 0, Rows(2 * D_, 2 * D_), [&] {
       timer_.ops().LayerNormForward({.y = y,
                                      .mean = mean,
                                      .rstd = rstd,
@@ -217,7 +226,7 @@ class StepOps {
                                      .residual_weight = true,
                                      .eps = 1e-5});
     });
-    Time("layer norm backward", 0, 0, Rows(3 * D_, D_), [&] {
+    Time("layer norm backward", paper_norms(), 0, Rows(3 * D_, D_), [&] {
       timer_.ops().LayerNormBackward({.dx = dx,
                                       .dweight = dweight,
                                       .dy = y,
@@ -228,17 +237,17 @@ class StepOps {
                                       .rstd = rstd,
                                       .residual_weight = true});
     });
-    HeadNorm("head norm", D_, false);
-    HeadNorm("head norm skip gate", 2 * D_, true);
+    HeadNorm("head norm", slstm_, D_, false);
+    HeadNorm("head norm skip gate", paper_mlstm_, 2 * D_, true);
     const Tensor gate_up = timer_.Random(compute_, {N_, 2 * F_}), act = timer_.Random(compute_, {N_, F_}),
                  dgate_up = timer_.Random(compute_, {N_, 2 * F_});
-    Time("gelu", 0, 0, Rows(0, 3 * F_), [&] {
+    Time("gelu", paper_slstm_, 0, Rows(0, 3 * F_), [&] {
       timer_.ops().GluForward({.y = act,
                                .gate = gate_up.Columns(0, F_),
                                .up = gate_up.Columns(F_, F_),
                                .activation = GluActivation::kGelu});
     });
-    Time("gelu backward", 0, 0, Rows(0, 5 * F_), [&] {
+    Time("gelu backward", paper_slstm_, 0, Rows(0, 5 * F_), [&] {
       timer_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
                                 .dup = dgate_up.Columns(F_, F_),
                                 .dy = act,
@@ -257,10 +266,10 @@ class StepOps {
     Time("copy", 0, 0, Rows(0, 2 * W), [&] { timer_.ops().Cast({.y = y, .x = x}); });
     const Tensor weight = timer_.Random(compute_, {W, K}), dweight = timer_.Random(wide_, {W, K});
     const CausalConvShape shape = {.B = 1, .T = N_, .C = W, .K = K};
-    Time("convolution", 0, 0, Rows(0, 2 * W), [&] {
+    Time("convolution", paper_mlstm_, 0, Rows(0, 2 * W), [&] {
       timer_.ops().CausalConvForward({.y = y, .x = x, .weight = weight, .bias = bias, .shape = shape});
     });
-    Time("convolution backward", 0, 0, Rows(0, 3 * W), [&] {
+    Time("convolution backward", paper_mlstm_, 0, Rows(0, 3 * W), [&] {
       timer_.ops().CausalConvBackward({.dx = dx,
                                        .dweight = dweight,
                                        .dbias = dbias,
@@ -271,20 +280,21 @@ class StepOps {
                                        .shape = shape});
     });
     // blocks of q, k, v; head-wise blocks of the sLSTM gates
-    BlockLinear("blocks of 4", x, y, dx, dy, 4);
-    BlockLinear("blocks of a head", x.Columns(0, D_), y.Columns(0, D_), dx.Columns(0, D_), dy.Columns(0, D_),
-                D_ / NH_);
+    BlockLinear("blocks of 4", 3 * paper_mlstm_, x, y, dx, dy, 4);
+    BlockLinear("blocks of a head", 4 * slstm_, x.Columns(0, D_), y.Columns(0, D_), dx.Columns(0, D_),
+                dy.Columns(0, D_), D_ / NH_);
     Time("dropout", 0, 0, Rows(0, 2 * W),
          [&] { timer_.ops().Dropout({.y = y, .x = x, .rate = 0.1, .key = 1}); });
   }
-  void BlockLinear(const std::string& name, Tensor x, Tensor y, Tensor dx, Tensor dy, int64_t block) {
+  void BlockLinear(const std::string& name, int64_t calls, Tensor x, Tensor y, Tensor dx, Tensor dy,
+                   int64_t block) {
     const int64_t W = x.dim[1], num_blocks = W / block;
     const Tensor weight = timer_.Random(compute_, {num_blocks * block, block}),
                  dweight = timer_.Random(wide_, {num_blocks * block, block});
-    Time(name, 0, 0, Rows(0, 2 * W), [&] {
+    Time(name, calls, 0, Rows(0, 2 * W), [&] {
       timer_.ops().BlockLinearForward({.y = y, .x = x, .weight = weight, .num_blocks = num_blocks});
     });
-    Time(name + " backward", 0, 0, Rows(0, 3 * W), [&] {
+    Time(name + " backward", calls, 0, Rows(0, 3 * W), [&] {
       timer_.ops().BlockLinearBackward(
           {.dx = dx, .dweight = dweight, .dy = dy, .x = x, .weight = weight, .num_blocks = num_blocks});
     });
@@ -343,7 +353,11 @@ class StepOps {
 
   OpTimer timer_;
   const DType compute_, wide_;
-  const int64_t N_, D_, NH_, F_, V_, blocks_, logit_rows_, num_parameters_;
+  const int64_t N_, D_, NH_, F_, V_;
+  // How often a step runs: norms, mLSTM mixers and feed-forwards of the large family; sLSTM mixers; mixers of
+  // the paper family.
+  const int64_t norms_, mlstm_, ffn_, slstm_, paper_mlstm_, paper_slstm_;
+  const int64_t logit_rows_, num_parameters_;
 };
 }  // namespace
 

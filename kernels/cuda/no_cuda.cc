@@ -5,7 +5,8 @@ namespace carousel::cuda {
 
 std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error) {
   *error = "device 'cuda:" + std::to_string(index) +
-           "' is not available: built without CUDA; use device 'cpu', or build with CAROUSEL_CUDA=ON (needs "
+           "' is not available: built without CUDA; use device 'cpu' or 'simt' (an emulation, for tests), or "
+           "build with CAROUSEL_CUDA=ON (needs "
            "the CUDA "
            "toolkit)";
   return nullptr;
