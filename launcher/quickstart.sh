@@ -19,7 +19,7 @@ step "1/6 packages"
 
 step "2/6 build"
 cmake --preset cpu -DCAROUSEL_TESTS=OFF >/dev/null
-cmake --build --preset cpu
+cmake --build --preset cpu --target carousel
 
 step "3/6 data: the novels of Jane Austen (Debian package r-cran-janeaustenr)"
 # Leaves the text in $1, or fails.
