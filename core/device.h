@@ -21,6 +21,31 @@ class Recording {
   virtual void Run(const std::function<void()>& enqueue) { enqueue(); }
 };
 
+// A point in the work of a stream.
+class Event {
+ public:
+  virtual ~Event() = default;
+};
+
+// A queue of work on a device, done in order. Streams of one device run side by side: events order them. On a
+// device that runs ops at once every stream is the same and there is nothing to wait for: what is here.
+class Stream {
+ public:
+  explicit Stream(Ops& ops) : ops_(ops) {}
+  virtual ~Stream() = default;
+  virtual Ops& ops() { return ops_; }  // enqueues here
+  // The stream as the type of the device's runtime (cudaStream_t); null where there is none.
+  virtual void* native() { return nullptr; }
+  // `event` is reached when all that was enqueued here until now is done.
+  virtual void Record(Event& event) { static_cast<void>(event); }
+  // What is enqueued here from now on begins when `event`'s last Record has been reached. Nothing to wait for
+  // if there was none.
+  virtual void Wait(const Event& event) { static_cast<void>(event); }
+
+ private:
+  Ops& ops_;
+};
+
 struct MemoryInfo {
   int64_t total_bytes = 0;  // 0: not known
   int64_t free_bytes = 0;   // for Allocate, at this moment
@@ -48,6 +73,12 @@ class Device {
   // That stream, as the type of the device's runtime (cudaStream_t): for libraries that enqueue on it. Null
   // where there is none.
   virtual void* native_stream() { return nullptr; }
+
+  // A handle of the compute stream. Handles, other streams and events end before the device.
+  virtual std::unique_ptr<Stream> ComputeStream() { return std::make_unique<Stream>(ops()); }
+  // Another stream, for what shall run beside the compute stream. Its Ops has scratch memory of its own.
+  virtual std::unique_ptr<Stream> MakeStream() { return std::make_unique<Stream>(ops()); }
+  virtual std::unique_ptr<Event> MakeEvent() { return std::make_unique<Event>(); }
 
   // Whether a Recording is worth making: false where it only calls `enqueue`.
   virtual bool records() const { return false; }

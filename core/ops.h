@@ -48,15 +48,19 @@ struct ColumnSumArgs {
 };
 
 // ---- embedding
+// A rank that holds a part of the vocabulary gives the id of its first row; ids of other ranks' rows give
+// zeros and get no gradient. Without it every id must be one of the rows.
 struct EmbeddingForwardArgs {
-  Tensor y;       // (N, D) wide
-  Tensor weight;  // (V, D) compute
-  Tensor ids;     // (N) i32, 0 <= id < V
+  Tensor y;               // (N, D) wide
+  Tensor weight;          // (V, D) compute
+  Tensor ids;             // (N) i32, 0 <= id < V; with first_id: any
+  int64_t first_id = -1;  // >= 0: the rows are those of ids [first_id, first_id + V)
 };
 struct EmbeddingBackwardArgs {
   Tensor dweight;  // (V, D) wide +=
   Tensor dy;       // (N, D) wide
   Tensor ids;      // (N) i32
+  int64_t first_id = -1;
 };
 
 // ---- RMS norm over the model width, with the residual addition before it: s = x + delta;
@@ -177,6 +181,65 @@ struct MlstmBackwardArgs {
   NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
 };
 
+// ---- mLSTM over segments of a sequence that lie on different ranks. What a segment does to the state that
+// comes before it: with G the sum of its log forget gates,
+//   m = max(G + m_before, m_seg);  C = exp(G + m_before - m) C_before + exp(m_seg - m) C_seg;  n likewise
+// which is associative, so that states between segments follow from the segments' summaries
+// (arXiv:2405.04517, eq. 19-27 over a segment; LASP-2, arXiv:2502.07563, for the exchange).
+// A segment's summary, one flat wide tensor of MlstmSummaryElems(shape): [C | n | m | G] with C (B, NH, DHQK,
+// DHV), n (B, NH, DHQK), m and G (B, NH), contiguous one after the other.
+//   m = max over the segment's tokens t of (i_t + sum_{u > t} log f_u): no start is part of it (kSigmoid: 0).
+//   A document that starts in the segment cuts it off from what was before: then G = -infinity and C, n, m
+//   are the state after the segment as MlstmForward's `last`, tokens before the last reset left out.
+constexpr int64_t MlstmSummaryElems(const MlstmShape& s) {
+  return s.B * s.NH * (s.DHQK * s.DHV + s.DHQK + 2);
+}
+struct MlstmSummaryArgs {
+  Tensor summary;       // (MlstmSummaryElems) wide out
+  Tensor k;             // (N, NH*DHQK) compute, strided
+  Tensor v;             // (N, NH*DHV) compute, strided
+  Tensor i_pre, f_pre;  // (N, NH) wide, strided
+  Tensor reset = {};    // (N) u8, optional
+  Tensor workspace;     // u8, at least MlstmWorkspaceBytes(shape, compute)
+  MlstmShape shape;     // of one segment: T is its length
+};
+// The state before segment `index` (from C = 0, n = 0, m = 0 before segment 0) out of the summaries of all.
+struct MlstmFoldArgs {
+  MlstmState initial;  // out: as MlstmForward takes it
+  // (num_segments, B, NH) wide out, optional: exp(G_j + m before j - m after j), by which the gradient of the
+  // stored state after segment j reaches the stored state before it; 0 behind a reset.
+  Tensor factors = {};
+  Tensor summaries;  // (num_segments * MlstmSummaryElems) wide, segment by segment
+  int64_t num_segments, index;
+  MlstmShape shape;  // of one segment
+};
+// The gradient that the outputs of this segment alone give to the stored state before it (dlast = 0): what
+// MlstmBackward gives as `dinitial` then. C and n side by side: (B*NH*(DHQK*DHV + DHQK)) wide, [dC | dn].
+constexpr int64_t MlstmStateGradientElems(const MlstmShape& s) {
+  return s.B * s.NH * (s.DHQK * s.DHV + s.DHQK);
+}
+struct MlstmSummaryBackwardArgs {
+  Tensor dstate;  // (MlstmStateGradientElems) wide out
+  Tensor dh;      // (N, NH*DHV) compute, strided
+  Tensor q;       // (N, NH*DHQK) compute, strided
+  Tensor i_pre, f_pre, reset = {};
+  MlstmState initial;     // as the forward had it
+  Tensor h;               // the forward's result, strided
+  Tensor denominator, m;  // the forward's
+  Tensor workspace;
+  MlstmShape shape;
+  NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
+};
+// The gradient of the stored state after segment `index`: dlast of MlstmBackward (its m stays undefined).
+//   dlast_j = dstate_{j+1} + factor_{j+1} dlast_{j+1}, zero after the last segment; sums in rising order.
+struct MlstmFoldBackwardArgs {
+  MlstmState dlast;  // C and n out; m undefined
+  Tensor dstates;    // (num_segments * MlstmStateGradientElems) wide, segment by segment
+  Tensor factors;    // (num_segments, B, NH) wide: the forward's
+  int64_t num_segments, index;
+  MlstmShape shape;
+};
+
 // ---- per-head layer norm, learnable skip and output gate
 //   xhat = (h - mean) * rstd, mean and biased variance over one head's DHV columns
 //   z = xhat * scale (+ bias) (+ skip_weight * skip);   y = act(o_pre) * z, or y = z without o_pre
@@ -214,11 +277,21 @@ struct HeadNormGateBackwardArgs {
 // ---- dropout (Srivastava et al. 2014): y = x * keep / (1 - rate). keep is a pure function of (key, row * W
 // + column), a counter-based draw, so the backward pass is the same call on gradients and a recomputed
 // forward drops the same elements.
+// (row, column) are those of the whole activation, of which a rank may hold a part: places says where.
+struct ElementPlaces {
+  // Whole row of row n: first + n, and with a segment length S > 0, for r = first + n, row
+  // (r / S) segment_stride + segment_begin + r % S.
+  int64_t first_row = 0;
+  int64_t segment = 0, segment_stride = 0, segment_begin = 0;
+  // Whole column of column c: first_column + c of num_columns. 0: the tensor has all columns.
+  int64_t first_column = 0, num_columns = 0;
+};
 struct DropoutArgs {
   Tensor y;     // (N, W) compute or wide out, strided; may be x
   Tensor x;     // (N, W) same dtype, strided
   double rate;  // [0, 1)
   uint64_t key;
+  ElementPlaces places = {};
 };
 
 // ---- gated feed-forward: y = act(gate) * up (arXiv:2002.05202); GELU is the exact one, x Phi(x)
@@ -264,7 +337,7 @@ struct CausalConvShape {
 };
 // State: (B, K-1, C) wide: the last K-1 inputs, oldest first; zeros where there was none (since a reset).
 struct CausalConvForwardArgs {
-  Tensor y;             // (N, C) compute, strided
+  Tensor y;             // (N, C) compute, strided; undefined: only `last` is wanted
   Tensor last = {};     // state, optional out; may alias `initial`
   Tensor x;             // (N, C) compute, strided
   Tensor weight;        // (C, K) compute
@@ -275,8 +348,8 @@ struct CausalConvForwardArgs {
   bool silu = true;
 };
 struct CausalConvBackwardArgs {
-  Tensor dx;                                              // (N, C) compute out, strided
-  Tensor dweight;                                         // (C, K) wide +=
+  Tensor dx;       // (N, C) compute out, strided; undefined with dweight and dbias: only `dinitial` is wanted
+  Tensor dweight;  // (C, K) wide +=
   Tensor dbias = {};                                      // (C) wide +=, optional
   Tensor dinitial = {};                                   // state, optional out
   Tensor dy;                                              // (N, C) compute, strided
@@ -344,6 +417,29 @@ struct CrossEntropyArgs {
   double soft_cap;
 };
 
+// ---- the same loss where each rank has the logits of a part of the vocabulary. First what a part says of
+// every token, then, from all parts in the order of their ids, loss and gradient.
+//   stats row: [max z, sum exp(z - max z), z[target] or 0 if the target is of another part, id of the max]
+// (the lowest id of equal ones; below 2^24, exact in f32).
+struct CrossEntropyStatsArgs {
+  Tensor stats;      // (n, 4) wide out
+  Tensor logits;     // (n, V) wide: of ids [first_id, first_id + V)
+  Tensor targets;    // (n) i32; negative = no target
+  int64_t first_id;  // >= 0
+  double soft_cap;
+};
+struct CrossEntropyFromStatsArgs {
+  Tensor loss;          // (n) wide out, 0 where the target is negative
+  Tensor dlogits = {};  // (n, V) compute out, optional: of this part; zero rows where the target is negative
+  Tensor correct = {};  // (n) u8 out, optional, as CrossEntropy
+  Tensor stats;         // (num_parts * n, 4) wide: part by part
+  int64_t num_parts;
+  Tensor logits;  // as in CrossEntropyStats, of this part
+  Tensor targets;
+  int64_t first_id;
+  double soft_cap;
+};
+
 // ---- optimizer
 // Loshchilov & Hutter 2019 on a flat range. g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2)
 // g^2; master -= lr * ( (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps) + weight_decay * master ). All
@@ -397,6 +493,10 @@ class Ops {
   virtual void MlstmForward(
       const MlstmForwardArgs&) = 0;  // T == 1 with states in and out is the generation step
   virtual void MlstmBackward(const MlstmBackwardArgs&) = 0;
+  virtual void MlstmSummary(const MlstmSummaryArgs&) = 0;
+  virtual void MlstmFold(const MlstmFoldArgs&) = 0;
+  virtual void MlstmSummaryBackward(const MlstmSummaryBackwardArgs&) = 0;
+  virtual void MlstmFoldBackward(const MlstmFoldBackwardArgs&) = 0;
   virtual void HeadNormGateForward(const HeadNormGateForwardArgs&) = 0;
   virtual void HeadNormGateBackward(const HeadNormGateBackwardArgs&) = 0;
   virtual void Dropout(const DropoutArgs&) = 0;
@@ -411,6 +511,8 @@ class Ops {
   virtual void SlstmForward(const SlstmForwardArgs&) = 0;  // T == 1 with states is the generation step
   virtual void SlstmBackward(const SlstmBackwardArgs&) = 0;
   virtual void CrossEntropy(const CrossEntropyArgs&) = 0;
+  virtual void CrossEntropyStats(const CrossEntropyStatsArgs&) = 0;
+  virtual void CrossEntropyFromStats(const CrossEntropyFromStatsArgs&) = 0;
   virtual void AdamW(const AdamWArgs&) = 0;
   virtual void SquaredNorm(const SquaredNormArgs&) = 0;
   virtual void SumExactly(const ExactSumArgs&) = 0;

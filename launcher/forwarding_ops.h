@@ -28,6 +28,10 @@ class ForwardingOps : public Ops {
   }
   void MlstmForward(const MlstmForwardArgs& a) override { ops_.MlstmForward(a); }
   void MlstmBackward(const MlstmBackwardArgs& a) override { ops_.MlstmBackward(a); }
+  void MlstmSummary(const MlstmSummaryArgs& a) override { ops_.MlstmSummary(a); }
+  void MlstmFold(const MlstmFoldArgs& a) override { ops_.MlstmFold(a); }
+  void MlstmSummaryBackward(const MlstmSummaryBackwardArgs& a) override { ops_.MlstmSummaryBackward(a); }
+  void MlstmFoldBackward(const MlstmFoldBackwardArgs& a) override { ops_.MlstmFoldBackward(a); }
   void HeadNormGateForward(const HeadNormGateForwardArgs& a) override { ops_.HeadNormGateForward(a); }
   void HeadNormGateBackward(const HeadNormGateBackwardArgs& a) override { ops_.HeadNormGateBackward(a); }
   void Dropout(const DropoutArgs& a) override { ops_.Dropout(a); }
@@ -43,6 +47,8 @@ class ForwardingOps : public Ops {
   void SlstmForward(const SlstmForwardArgs& a) override { ops_.SlstmForward(a); }
   void SlstmBackward(const SlstmBackwardArgs& a) override { ops_.SlstmBackward(a); }
   void CrossEntropy(const CrossEntropyArgs& a) override { ops_.CrossEntropy(a); }
+  void CrossEntropyStats(const CrossEntropyStatsArgs& a) override { ops_.CrossEntropyStats(a); }
+  void CrossEntropyFromStats(const CrossEntropyFromStatsArgs& a) override { ops_.CrossEntropyFromStats(a); }
   void AdamW(const AdamWArgs& a) override { ops_.AdamW(a); }
   void SquaredNorm(const SquaredNormArgs& a) override { ops_.SquaredNorm(a); }
   void SumExactly(const ExactSumArgs& a) override { ops_.SumExactly(a); }

@@ -88,10 +88,10 @@ absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world, Device& devi
   if (world > kMaxWorld) {
     return absl::InvalidArgumentError(absl::StrCat("--world ", world, " is above ", kMaxWorld, " ranks"));
   }
-  CAROUSEL_RETURN_IF_ERROR(ValidateMesh({.world = world,
-                                         .data = run.parallel_data,
-                                         .global_batch = run.global_batch,
-                                         .micro_batch = run.micro_batch}));
+  CAROUSEL_RETURN_IF_ERROR(ValidateMesh(MeshSpec{.world = world,
+                                                 .sizes = {.replicate = run.parallel_data},
+                                                 .global_batch = run.global_batch,
+                                                 .micro_batch = run.micro_batch}));
   RunPlan plan;
   plan.world = world;
 
@@ -110,11 +110,10 @@ absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world, Device& devi
   plan.num_parameters = params.num_parameters();
 
   CountingCommunicator communicator(/*rank=*/0, static_cast<int>(world));
-  Mesh mesh;
-  mesh.data = {.size = world,
-               .index = 0,
-               .communicator = world > 1 ? &communicator : nullptr,
-               .control = world > 1 ? &communicator : nullptr};
+  const Mesh mesh = ReplicateMesh({.size = world,
+                                   .index = 0,
+                                   .communicator = world > 1 ? &communicator : nullptr,
+                                   .control = world > 1 ? &communicator : nullptr});
   DataParallelSyncFactory sync_factory;
   const Arena arena = Trainer::Plan(MakeTrainSpec(run), device, mesh, sync_factory);
   plan.memory_bytes = arena.bytes_by_category();

@@ -43,11 +43,12 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                                                  Environment& environment) {
   std::unique_ptr<TrainingRun> self(new TrainingRun(run, options, environment));
   // Each stage is tried by all ranks; a failure of any is everybody's.
-  CAROUSEL_ASSIGN_OR_RETURN(self->mesh_, BuildMesh({.world = environment.size(),
-                                                    .data = run.parallel_data,
-                                                    .global_batch = run.global_batch,
-                                                    .micro_batch = run.micro_batch},
-                                                   environment.world()));
+  CAROUSEL_ASSIGN_OR_RETURN(self->built_mesh_, BuildMesh(MeshSpec{.world = environment.size(),
+                                                                  .sizes = {.replicate = run.parallel_data},
+                                                                  .global_batch = run.global_batch,
+                                                                  .micro_batch = run.micro_batch},
+                                                         environment.world()));
+  self->mesh_ = self->built_mesh_->mesh();
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenDevice()));
   CAROUSEL_RETURN_IF_ERROR(self->ConnectDevices());
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
@@ -64,14 +65,16 @@ absl::Status TrainingRun::OpenDevice() {
 
 // Tensors of devices go through NCCL where the program has it, else through host memory: the same bits.
 absl::Status TrainingRun::ConnectDevices() {
-  if (device_->host_accessible() || mesh_.data.size == 1) return absl::OkStatus();
-  mesh_.data.control = mesh_.data.communicator;
+  if (device_->host_accessible() || mesh_.world.size == 1) return absl::OkStatus();
+  Axis axis = mesh_.world;
+  axis.control = axis.communicator;
   if (HasNccl()) {
-    CAROUSEL_ASSIGN_OR_RETURN(device_world_, MakeNcclCommunicator(*mesh_.data.control, *device_));
+    CAROUSEL_ASSIGN_OR_RETURN(device_world_, MakeNcclCommunicator(*axis.control, *device_));
   } else {
-    device_world_ = std::make_unique<StagedCommunicator>(*mesh_.data.control, *device_);
+    device_world_ = std::make_unique<StagedCommunicator>(*axis.control, *device_);
   }
-  mesh_.data.communicator = device_world_.get();
+  axis.communicator = device_world_.get();
+  mesh_ = ReplicateMesh(axis);
   return absl::OkStatus();
 }
 
@@ -147,13 +150,14 @@ absl::Status TrainingRun::CheckLoadedData() {
 // Sample n of the run stays sample n, also if earlier steps had another batch size.
 void TrainingRun::MakeLoader() {
   const int64_t M = run_.micro_batches_per_step();
-  const int64_t P = mesh_.data.size;
+  const Leaves leaves = LeavesOf(mesh_, M);
   loader_ = std::make_unique<TrainLoader>(
       *train_data_, std::move(*sampler_),
       TrainLoader::Options{.shape = batch_shape_,
                            .micro_batches_per_step = M,
-                           .micro_begin = mesh_.data.index * M / P,
-                           .micro_end = (mesh_.data.index + 1) * M / P,
+                           .micro_begin = leaves.first,
+                           .micro_end = leaves.at(leaves.count - 1) + 1,
+                           .micro_stride = leaves.stride,
                            .first_sample = state_.consumed_sequences - state_.step * run_.global_batch});
   sampler_.reset();
 }

@@ -18,6 +18,7 @@
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
 #include "parallel/data_parallel_sync.h"
+#include "parallel/mesh_builder.h"
 
 namespace carousel {
 
@@ -71,6 +72,7 @@ class TrainingRun {
   RunSpec run_;
   TrainOptions options_;
   Environment& environment_;
+  std::unique_ptr<BuiltMesh> built_mesh_;
   Mesh mesh_;
   std::unique_ptr<RunLease> lease_;  // rank 0
   std::unique_ptr<Device> device_;

@@ -71,7 +71,7 @@ class CurveRun {
         convention_(convention),
         params_(compute, /*num_shards=*/1, /*shard_index=*/0),
         model_(spec, params_, /*decay_embedding=*/true),
-        sync_(factory_.Make(params_, device.ops(), Axis{}, /*micro_batches_per_step=*/1)),
+        sync_(factory_.Make(params_, device, Mesh{}, /*micro_batches_per_step=*/1)),
         memory_(device, [&](Arena& arena) {
           params_.Bind(arena, /*train=*/true);
           factory_.Bind(*sync_, arena);
@@ -122,7 +122,7 @@ class CurveRun {
     const double scale = 1 / static_cast<double>(B * T);  // gradients of the mean loss
     const double norm = std::sqrt(sums[1].ToDouble()) * scale;
     Update(curve_.lrs[static_cast<size_t>(step)], scale * ClipFactor(norm), step + 1);
-    sync_->GatherWeights();
+    for (int group = 0; group < params_.num_groups(); ++group) sync_->WeightsUpdated(group);
     return {sums[0].ToDouble() * scale, norm};
   }
 

@@ -17,9 +17,11 @@ int64_t WireBytes(const CollectiveCall& call, int rank, int size) {
     case CollectiveOp::kBroadcast:
       return call.peer == rank ? others * bytes : 0;
     case CollectiveOp::kSend:
+    case CollectiveOp::kSendRecv:
       return bytes;
     case CollectiveOp::kRecv:
     case CollectiveOp::kBarrier:
+    case CollectiveOp::kSplit:
       return 0;
   }
   return 0;
@@ -45,20 +47,20 @@ CommTotals CountingCommunicator::Totals() const {
   return totals;
 }
 
-void CountingCommunicator::AllReduceSum(Tensor x) { Record(CheckAllReduceSum(x)); }
-void CountingCommunicator::AllGather(Tensor all, Tensor mine) {
+void CountingCommunicator::DoAllReduceSum(Tensor x) { Record(CheckAllReduceSum(x)); }
+void CountingCommunicator::DoAllGather(Tensor all, Tensor mine) {
   Record(CheckAllGather(all, mine, rank_, size_));
 }
-void CountingCommunicator::ReduceScatterSum(Tensor mine, Tensor all) {
+void CountingCommunicator::DoReduceScatterSum(Tensor mine, Tensor all) {
   Record(CheckReduceScatterSum(mine, all, rank_, size_));
 }
-void CountingCommunicator::AllToAll(Tensor out, Tensor in) { Record(CheckAllToAll(out, in, size_)); }
-void CountingCommunicator::Broadcast(Tensor x, int root) { Record(CheckBroadcast(x, root, size_)); }
-void CountingCommunicator::Send(Tensor x, int destination) {
+void CountingCommunicator::DoAllToAll(Tensor out, Tensor in) { Record(CheckAllToAll(out, in, size_)); }
+void CountingCommunicator::DoBroadcast(Tensor x, int root) { Record(CheckBroadcast(x, root, size_)); }
+void CountingCommunicator::DoSend(Tensor x, int destination) {
   Record(CheckSend(x, destination, rank_, size_));
 }
-void CountingCommunicator::Recv(Tensor x, int source) { Record(CheckRecv(x, source, rank_, size_)); }
-void CountingCommunicator::Barrier() { Record({.op = CollectiveOp::kBarrier}); }
+void CountingCommunicator::DoRecv(Tensor x, int source) { Record(CheckRecv(x, source, rank_, size_)); }
+void CountingCommunicator::DoBarrier() { Record({.op = CollectiveOp::kBarrier}); }
 void CountingCommunicator::Abort(int exit_code) {
   CheckFailed(__FILE__, __LINE__, "Abort(" + std::to_string(exit_code) + ") while counting communication");
 }

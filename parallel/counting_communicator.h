@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "core/comm/collective_call.h"
 #include "core/comm/communicator.h"
-#include "parallel/collective_check.h"
 
 namespace carousel {
 
@@ -44,14 +44,14 @@ class CountingCommunicator : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  void AllReduceSum(Tensor x) override;
-  void AllGather(Tensor all, Tensor mine) override;
-  void ReduceScatterSum(Tensor mine, Tensor all) override;
-  void AllToAll(Tensor out, Tensor in) override;
-  void Broadcast(Tensor x, int root) override;
-  void Send(Tensor x, int destination) override;
-  void Recv(Tensor x, int source) override;
-  void Barrier() override;
+  void DoAllReduceSum(Tensor x) override;
+  void DoAllGather(Tensor all, Tensor mine) override;
+  void DoReduceScatterSum(Tensor mine, Tensor all) override;
+  void DoAllToAll(Tensor out, Tensor in) override;
+  void DoBroadcast(Tensor x, int root) override;
+  void DoSend(Tensor x, int destination) override;
+  void DoRecv(Tensor x, int source) override;
+  void DoBarrier() override;
   [[noreturn]] void Abort(int exit_code) override;
 
  private:

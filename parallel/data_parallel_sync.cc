@@ -143,9 +143,10 @@ void DataParallelSync::ReduceAcrossRanks(const SegmentBuffers& s) {
   }
 }
 
-void DataParallelSync::GatherWeights() {
+void DataParallelSync::WeightsUpdated(int group) {
   if (data_.size == 1) return;
   for (const SegmentBuffers& s : segments_) {
+    if (s.group != group) continue;
     data_.communicator->AllGather(params_.segment(s.group, s.segment).weights,
                                   params_.WeightShard(s.group, s.segment));
   }
@@ -161,9 +162,10 @@ void DataParallelSync::CheckGroupsReady() const {
   }
 }
 
-std::unique_ptr<ParamSync> DataParallelSyncFactory::Make(ParamStore& params, Ops& ops, const Axis& data,
+std::unique_ptr<ParamSync> DataParallelSyncFactory::Make(ParamStore& params, Device& device, const Mesh& mesh,
                                                          int64_t micro_batches_per_step) {
-  return std::make_unique<DataParallelSync>(params, &ops, data, micro_batches_per_step, staging_bytes_);
+  return std::make_unique<DataParallelSync>(params, &device.ops(), mesh.replicas, micro_batches_per_step,
+                                            staging_bytes_);
 }
 
 void DataParallelSyncFactory::Bind(ParamSync& sync, Arena& arena) {
@@ -188,7 +190,7 @@ CommTotals CountStepCommunication(ParamStore& params, int64_t world, int64_t mic
   }
   sync.FinishStep();
   communicator.SetTag("weights");
-  sync.GatherWeights();
+  for (int group = 0; group < params.num_groups(); ++group) sync.WeightsUpdated(group);
   return communicator.Totals();
 }
 }  // namespace carousel

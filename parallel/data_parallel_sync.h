@@ -34,10 +34,11 @@ class DataParallelSync : public ParamSync {
   void Prefetch(int) override {}  // weights are always readable
   void Acquire(int) override {}
   void Release(int) override {}
+  void BeginGradients(int) override {}
   void GradReady(int group) override;
   void FinishStep() override;
-  void GatherWeights() override;
-  bool allows_recording() const override { return true; }
+  void WeightsUpdated(int group) override;
+  bool allows_recording(int64_t) const override { return true; }
 
   int64_t num_buffers() const { return plan_.num_buffers; }
   int64_t piece_elems() const { return piece_elems_; }  // per block of one peer
@@ -74,7 +75,7 @@ class DataParallelSyncFactory : public ParamSyncFactory {
  public:
   explicit DataParallelSyncFactory(int64_t staging_bytes = kDefaultStagingBytes)
       : staging_bytes_(staging_bytes) {}
-  std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
+  std::unique_ptr<ParamSync> Make(ParamStore& params, Device& device, const Mesh& mesh,
                                   int64_t micro_batches_per_step) override;
   void Bind(ParamSync& sync, Arena& arena) override;
 

@@ -4,10 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 
-#include "parallel/collective_check.h"
+#include "core/comm/collective_call.h"
 
 namespace carousel {
 namespace {
@@ -119,31 +121,69 @@ struct LocalWorld::Impl {
   std::condition_variable changed;
   std::vector<Rank> ranks;
   int num_inside = 0;  // ranks that have not finished their part of the collective
+  // Worlds of ranks that were split off, by the number of the split and the color.
+  std::map<std::pair<int64_t, int>, std::shared_ptr<LocalWorld>> parts;
   std::vector<std::unique_ptr<Communicator>> communicators;
 };
 
 namespace {
+// One rank of a world that was split off another one.
+class PartCommunicator final : public Communicator {
+ public:
+  PartCommunicator(std::shared_ptr<LocalWorld> world, int rank)
+      : world_(std::move(world)), communicator_(world_->communicator(rank)) {}
+  int rank() const override { return communicator_.rank(); }
+  int size() const override { return communicator_.size(); }
+  void DoAllReduceSum(Tensor x) override { communicator_.AllReduceSum(x); }
+  void DoAllGather(Tensor all, Tensor mine) override { communicator_.AllGather(all, mine); }
+  void DoReduceScatterSum(Tensor mine, Tensor all) override { communicator_.ReduceScatterSum(mine, all); }
+  void DoAllToAll(Tensor out, Tensor in) override { communicator_.AllToAll(out, in); }
+  void DoBroadcast(Tensor x, int root) override { communicator_.Broadcast(x, root); }
+  void DoSend(Tensor x, int destination) override { communicator_.Send(x, destination); }
+  void DoRecv(Tensor x, int source) override { communicator_.Recv(x, source); }
+  void DoSendRecv(Tensor out, int destination, Tensor in, int source) override {
+    // Nobody waits for a receive here that its partner makes only after its own send: in the order of ranks.
+    if (rank() % 2 == 0) {
+      communicator_.Send(out, destination);
+      communicator_.Recv(in, source);
+    } else {
+      communicator_.Recv(in, source);
+      communicator_.Send(out, destination);
+    }
+  }
+  void DoBarrier() override { communicator_.Barrier(); }
+  std::unique_ptr<Communicator> DoSplit(int color) override { return communicator_.Split(color); }
+  [[noreturn]] void Abort(int exit_code) override {
+    communicator_.Abort(exit_code);
+    std::abort();
+  }
+
+ private:
+  std::shared_ptr<LocalWorld> world_;
+  Communicator& communicator_;
+};
+
 class SelfCommunicator final : public Communicator {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
-  void AllReduceSum(Tensor x) override { CheckAllReduceSum(x); }
-  void AllGather(Tensor all, Tensor mine) override {
+  void DoAllReduceSum(Tensor x) override { CheckAllReduceSum(x); }
+  void DoAllGather(Tensor all, Tensor mine) override {
     CheckAllGather(all, mine, 0, 1);
     Copy(all.data, mine.data, mine.num_bytes());
   }
-  void ReduceScatterSum(Tensor mine, Tensor all) override {
+  void DoReduceScatterSum(Tensor mine, Tensor all) override {
     CheckReduceScatterSum(mine, all, 0, 1);
     Copy(mine.data, all.data, mine.num_bytes());
   }
-  void AllToAll(Tensor out, Tensor in) override {
+  void DoAllToAll(Tensor out, Tensor in) override {
     CheckAllToAll(out, in, 1);
     Copy(out.data, in.data, in.num_bytes());
   }
-  void Broadcast(Tensor x, int root) override { CheckBroadcast(x, root, 1); }
-  void Send(Tensor x, int destination) override { CheckSend(x, destination, 0, 1); }
-  void Recv(Tensor x, int source) override { CheckRecv(x, source, 0, 1); }
-  void Barrier() override {}
+  void DoBroadcast(Tensor x, int root) override { CheckBroadcast(x, root, 1); }
+  void DoSend(Tensor x, int destination) override { CheckSend(x, destination, 0, 1); }
+  void DoRecv(Tensor x, int source) override { CheckRecv(x, source, 0, 1); }
+  void DoBarrier() override {}
   [[noreturn]] void Abort(int exit_code) override { EndProcess(exit_code); }
 };
 }  // namespace
@@ -156,7 +196,7 @@ class LocalCommunicator final : public Communicator {
   int size() const override { return static_cast<int>(world_.ranks.size()); }
 
   // Rank r sums slice r of all tensors and writes the result into all of them.
-  void AllReduceSum(Tensor x) override {
+  void DoAllReduceSum(Tensor x) override {
     world_.Enter(rank_, CheckAllReduceSum(x), x, x);
     const int64_t begin = x.num_elems() * rank_ / size(), end = x.num_elems() * (rank_ + 1) / size();
     const int64_t offset = begin * SizeOf(x.dtype), bytes = (end - begin) * SizeOf(x.dtype);
@@ -168,7 +208,7 @@ class LocalCommunicator final : public Communicator {
     world_.Exit(rank_);
   }
 
-  void AllGather(Tensor all, Tensor mine) override {
+  void DoAllGather(Tensor all, Tensor mine) override {
     world_.Enter(rank_, CheckAllGather(all, mine, rank_, size()), mine, all);
     for (int r = 0; r < size(); ++r) {
       Copy(Block(all, r, mine.num_bytes()), world_.at(r).in.data, mine.num_bytes());
@@ -177,7 +217,7 @@ class LocalCommunicator final : public Communicator {
   }
 
   // Block r of everybody's `all` is read by rank r only, so it may also be its result.
-  void ReduceScatterSum(Tensor mine, Tensor all) override {
+  void DoReduceScatterSum(Tensor mine, Tensor all) override {
     world_.Enter(rank_, CheckReduceScatterSum(mine, all, rank_, size()), all, mine);
     std::vector<const void*> blocks;
     for (int r = 0; r < size(); ++r) blocks.push_back(Block(world_.at(r).in, rank_, mine.num_bytes()));
@@ -187,7 +227,7 @@ class LocalCommunicator final : public Communicator {
     world_.Exit(rank_);
   }
 
-  void AllToAll(Tensor out, Tensor in) override {
+  void DoAllToAll(Tensor out, Tensor in) override {
     world_.Enter(rank_, CheckAllToAll(out, in, size()), in, out);
     const int64_t block_bytes = in.num_bytes() / size();
     for (int r = 0; r < size(); ++r) {
@@ -196,33 +236,51 @@ class LocalCommunicator final : public Communicator {
     world_.Exit(rank_);
   }
 
-  void Broadcast(Tensor x, int root) override {
+  void DoBroadcast(Tensor x, int root) override {
     world_.Enter(rank_, CheckBroadcast(x, root, size()), x, x);
     Copy(x.data, world_.at(root).in.data, x.num_bytes());
     world_.Exit(rank_);
   }
 
-  void Send(Tensor x, int destination) override {
+  void DoSend(Tensor x, int destination) override {
     world_.Enter(rank_, CheckSend(x, destination, rank_, size()), x, x);
     world_.Exit(rank_);
   }
 
-  void Recv(Tensor x, int source) override {
+  void DoRecv(Tensor x, int source) override {
     world_.Enter(rank_, CheckRecv(x, source, rank_, size()), x, x);
     Copy(x.data, world_.at(source).in.data, x.num_bytes());
     world_.Exit(rank_);
   }
 
-  void Barrier() override {
+  void DoBarrier() override {
     world_.Enter(rank_, {.op = CollectiveOp::kBarrier}, {}, {});
     world_.Exit(rank_);
   }
 
+  std::unique_ptr<Communicator> DoSplit(int color) override {
+    std::vector<int64_t> colors(static_cast<size_t>(size()));
+    int64_t mine = color;
+    DoAllGather(Tensor(colors.data(), DType::kI64, {size()}), Tensor(&mine, DType::kI64, {1}));
+    const int64_t number = num_splits_++;
+    if (color < 0) return nullptr;
+    int part_rank = 0, part_size = 0;
+    for (int r = 0; r < size(); ++r) {
+      if (colors[static_cast<size_t>(r)] != mine) continue;
+      part_rank += r < rank_;
+      ++part_size;
+    }
+    const std::lock_guard<std::mutex> lock(world_.mutex);
+    std::shared_ptr<LocalWorld>& part = world_.parts[{number, color}];
+    if (part == nullptr) part = std::make_shared<LocalWorld>(part_size);
+    return std::make_unique<PartCommunicator>(part, part_rank);
+  }
   [[noreturn]] void Abort(int exit_code) override { EndProcess(exit_code); }
 
  private:
   LocalWorld::Impl& world_;
   int rank_;
+  int64_t num_splits_ = 0;
 };
 
 LocalWorld::LocalWorld(int size) {

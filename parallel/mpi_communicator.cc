@@ -14,7 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "parallel/collective_check.h"
+#include "core/comm/collective_call.h"
 
 namespace carousel {
 namespace {
@@ -69,7 +69,7 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
 
-  void AllReduceSum(Tensor x) override {
+  void DoAllReduceSum(Tensor x) override {
     Begin(CheckAllReduceSum(x));
     if (size_ == 1) return;
     const int64_t elem_bytes = SizeOf(x.dtype);
@@ -100,7 +100,7 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void AllGather(Tensor all, Tensor mine) override {
+  void DoAllGather(Tensor all, Tensor mine) override {
     Begin(CheckAllGather(all, mine, rank_, size_));
     const int64_t bytes = mine.num_bytes();
     for (int k = 1; k < size_; ++k) {
@@ -112,7 +112,7 @@ class MpiCommunicator final : public Communicator {
     Wait();
   }
 
-  void ReduceScatterSum(Tensor mine, Tensor all) override {
+  void DoReduceScatterSum(Tensor mine, Tensor all) override {
     Begin(CheckReduceScatterSum(mine, all, rank_, size_));
     const int64_t elem_bytes = SizeOf(all.dtype), block_bytes = mine.num_bytes();
     const int64_t piece_bytes =
@@ -130,7 +130,7 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void AllToAll(Tensor out, Tensor in) override {
+  void DoAllToAll(Tensor out, Tensor in) override {
     Begin(CheckAllToAll(out, in, size_));
     const int64_t bytes = in.num_bytes() / size_;
     for (int k = 1; k < size_; ++k) {
@@ -143,7 +143,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   // A binomial tree: in round k the ranks below 2^k (counted from the root) send to those 2^k further on.
-  void Broadcast(Tensor x, int root) override {
+  void DoBroadcast(Tensor x, int root) override {
     Begin(CheckBroadcast(x, root, size_));
     const int place = (rank_ + size_ - root) % size_;
     for (int distance = 1; distance < size_; distance *= 2) {
@@ -156,19 +156,19 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void Send(Tensor x, int destination) override {
+  void DoSend(Tensor x, int destination) override {
     call_ = CheckSend(x, destination, rank_, size_);
     Post(x.data, x.num_bytes(), destination, kPairTag);
     Wait();
   }
 
-  void Recv(Tensor x, int source) override {
+  void DoRecv(Tensor x, int source) override {
     call_ = CheckRecv(x, source, rank_, size_);
     Receive(x.data, x.num_bytes(), source, kPairTag);
     Wait();
   }
 
-  void Barrier() override {
+  void DoBarrier() override {
     Begin({.op = CollectiveOp::kBarrier});
     BarrierWithin(Clock::duration::max());
   }

@@ -17,7 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/check.h"
-#include "parallel/collective_check.h"
+#include "core/comm/collective_call.h"
 
 namespace carousel {
 namespace {
@@ -71,7 +71,7 @@ class NcclCommunicator final : public Communicator {
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
 
-  void AllReduceSum(Tensor x) override {
+  void DoAllReduceSum(Tensor x) override {
     Begin(CheckAllReduceSum(x));
     if (size() == 1 || x.num_elems() == 0) return;
     if (!IsFloat(x.dtype)) {  // exact in any order
@@ -108,7 +108,7 @@ class NcclCommunicator final : public Communicator {
     End();
   }
 
-  void AllGather(Tensor all, Tensor mine) override {
+  void DoAllGather(Tensor all, Tensor mine) override {
     Begin(CheckAllGather(all, mine, rank(), size()));
     if (mine.num_elems() == 0) return;
     Check(ncclAllGather(mine.data, all.data, static_cast<size_t>(mine.num_bytes()), ncclUint8, communicator_,
@@ -116,7 +116,7 @@ class NcclCommunicator final : public Communicator {
     End();
   }
 
-  void ReduceScatterSum(Tensor mine, Tensor all) override {
+  void DoReduceScatterSum(Tensor mine, Tensor all) override {
     Begin(CheckReduceScatterSum(mine, all, rank(), size()));
     if (mine.num_elems() == 0) return;
     const int64_t elem_bytes = SizeOf(all.dtype), block_bytes = mine.num_bytes();
@@ -142,7 +142,7 @@ class NcclCommunicator final : public Communicator {
     End();
   }
 
-  void AllToAll(Tensor out, Tensor in) override {
+  void DoAllToAll(Tensor out, Tensor in) override {
     Begin(CheckAllToAll(out, in, size()));
     const int64_t bytes = in.num_bytes() / size();
     if (bytes == 0) return;
@@ -157,27 +157,27 @@ class NcclCommunicator final : public Communicator {
     End();
   }
 
-  void Broadcast(Tensor x, int root) override {
+  void DoBroadcast(Tensor x, int root) override {
     Begin(CheckBroadcast(x, root, size()));
     if (x.num_elems() == 0) return;
     Check(ncclBroadcast(x.data, x.data, static_cast<size_t>(x.num_bytes()), ncclUint8, root, communicator_,
                         stream_));
     End();
   }
-  void Send(Tensor x, int destination) override {
+  void DoSend(Tensor x, int destination) override {
     Start(CheckSend(x, destination, rank(), size()));
     if (x.num_elems() == 0) return;
     Check(
         ncclSend(x.data, static_cast<size_t>(x.num_bytes()), ncclUint8, destination, communicator_, stream_));
     End();
   }
-  void Recv(Tensor x, int source) override {
+  void DoRecv(Tensor x, int source) override {
     Start(CheckRecv(x, source, rank(), size()));
     if (x.num_elems() == 0) return;
     Check(ncclRecv(x.data, static_cast<size_t>(x.num_bytes()), ncclUint8, source, communicator_, stream_));
     End();
   }
-  void Barrier() override {
+  void DoBarrier() override {
     device_.Synchronize();
     host_.Barrier();
   }

@@ -21,39 +21,39 @@ void StagedCommunicator::Put(Tensor x, Tensor from) {
   device_.CopyToDevice(x.data, from.data, x.num_bytes());
 }
 
-void StagedCommunicator::AllReduceSum(Tensor x) {
+void StagedCommunicator::DoAllReduceSum(Tensor x) {
   const Tensor host = Fetch(&in_, x);
   host_.AllReduceSum(host);
   Put(x, host);
 }
 
-void StagedCommunicator::AllGather(Tensor all, Tensor mine) {
+void StagedCommunicator::DoAllGather(Tensor all, Tensor mine) {
   const Tensor from = Fetch(&in_, mine), to = Place(&out_, all);
   host_.AllGather(to, from);
   Put(all, to);
 }
 
-void StagedCommunicator::ReduceScatterSum(Tensor mine, Tensor all) {
+void StagedCommunicator::DoReduceScatterSum(Tensor mine, Tensor all) {
   const Tensor from = Fetch(&in_, all), to = Place(&out_, mine);
   host_.ReduceScatterSum(to, from);
   Put(mine, to);
 }
 
-void StagedCommunicator::AllToAll(Tensor out, Tensor in) {
+void StagedCommunicator::DoAllToAll(Tensor out, Tensor in) {
   const Tensor from = Fetch(&in_, in), to = Place(&out_, out);
   host_.AllToAll(to, from);
   Put(out, to);
 }
 
-void StagedCommunicator::Broadcast(Tensor x, int root) {
+void StagedCommunicator::DoBroadcast(Tensor x, int root) {
   const Tensor host = rank() == root ? Fetch(&in_, x) : Place(&in_, x);
   host_.Broadcast(host, root);
   if (rank() != root) Put(x, host);
 }
 
-void StagedCommunicator::Send(Tensor x, int destination) { host_.Send(Fetch(&in_, x), destination); }
+void StagedCommunicator::DoSend(Tensor x, int destination) { host_.Send(Fetch(&in_, x), destination); }
 
-void StagedCommunicator::Recv(Tensor x, int source) {
+void StagedCommunicator::DoRecv(Tensor x, int source) {
   const Tensor host = Place(&in_, x);
   host_.Recv(host, source);
   Put(x, host);

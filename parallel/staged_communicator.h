@@ -16,14 +16,14 @@ class StagedCommunicator final : public Communicator {
 
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
-  void AllReduceSum(Tensor x) override;
-  void AllGather(Tensor all, Tensor mine) override;
-  void ReduceScatterSum(Tensor mine, Tensor all) override;
-  void AllToAll(Tensor out, Tensor in) override;
-  void Broadcast(Tensor x, int root) override;
-  void Send(Tensor x, int destination) override;
-  void Recv(Tensor x, int source) override;
-  void Barrier() override { host_.Barrier(); }
+  void DoAllReduceSum(Tensor x) override;
+  void DoAllGather(Tensor all, Tensor mine) override;
+  void DoReduceScatterSum(Tensor mine, Tensor all) override;
+  void DoAllToAll(Tensor out, Tensor in) override;
+  void DoBroadcast(Tensor x, int root) override;
+  void DoSend(Tensor x, int destination) override;
+  void DoRecv(Tensor x, int source) override;
+  void DoBarrier() override { host_.Barrier(); }
   [[noreturn]] void Abort(int exit_code) override;
 
  private:

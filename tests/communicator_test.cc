@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "communicator_contract.h"
-#include "parallel/collective_check.h"
+#include "core/comm/collective_call.h"
 #include "parallel/local_communicator.h"
 
 namespace carousel {

@@ -63,7 +63,7 @@ struct TestRank {
     device = MakeDevice("cpu", 1, &error);
     CAROUSEL_CHECK_MSG(device != nullptr, error);
     RegisterParams(store);
-    sync = factory.Make(store, device->ops(), data, micro_batches);
+    sync = factory.Make(store, *device, ReplicateMesh(data), micro_batches);
     store.Bind(counting, true);
     factory.Bind(*sync, counting);
     memory = device->Allocate(counting.total_bytes());
@@ -175,7 +175,7 @@ TEST(DataParallelSync, GathersTheWeightsOfAllShards) {
         }
       }
     }
-    rank.sync->GatherWeights();
+    for (int g = 0; g < rank.store.num_groups(); ++g) rank.sync->WeightsUpdated(g);
     for (int group = 0; group < rank.store.num_groups(); ++group) {
       for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
         const Tensor weights = rank.store.segment(group, segment).weights;
@@ -272,18 +272,18 @@ TEST(CountStepCommunication, CountsTheCallsThatARealStepMakes) {
     Recorder(Communicator& real) : real_(real), counting_(real.rank(), real.size()) {}
     int rank() const override { return real_.rank(); }
     int size() const override { return real_.size(); }
-    void AllReduceSum(Tensor x) override { counting_.AllReduceSum(x), real_.AllReduceSum(x); }
-    void AllGather(Tensor all, Tensor mine) override {
+    void DoAllReduceSum(Tensor x) override { counting_.AllReduceSum(x), real_.AllReduceSum(x); }
+    void DoAllGather(Tensor all, Tensor mine) override {
       counting_.AllGather(all, mine), real_.AllGather(all, mine);
     }
-    void ReduceScatterSum(Tensor mine, Tensor all) override {
+    void DoReduceScatterSum(Tensor mine, Tensor all) override {
       counting_.ReduceScatterSum(mine, all), real_.ReduceScatterSum(mine, all);
     }
-    void AllToAll(Tensor out, Tensor in) override { counting_.AllToAll(out, in), real_.AllToAll(out, in); }
-    void Broadcast(Tensor x, int root) override { counting_.Broadcast(x, root), real_.Broadcast(x, root); }
-    void Send(Tensor x, int to) override { counting_.Send(x, to), real_.Send(x, to); }
-    void Recv(Tensor x, int from) override { counting_.Recv(x, from), real_.Recv(x, from); }
-    void Barrier() override { counting_.Barrier(), real_.Barrier(); }
+    void DoAllToAll(Tensor out, Tensor in) override { counting_.AllToAll(out, in), real_.AllToAll(out, in); }
+    void DoBroadcast(Tensor x, int root) override { counting_.Broadcast(x, root), real_.Broadcast(x, root); }
+    void DoSend(Tensor x, int to) override { counting_.Send(x, to), real_.Send(x, to); }
+    void DoRecv(Tensor x, int from) override { counting_.Recv(x, from), real_.Recv(x, from); }
+    void DoBarrier() override { counting_.Barrier(), real_.Barrier(); }
     [[noreturn]] void Abort(int) override { std::abort(); }
     CommTotals Totals() const { return counting_.Totals(); }
 
@@ -299,7 +299,7 @@ TEST(CountStepCommunication, CountsTheCallsThatARealStepMakes) {
       TestRank rank(DType::kF32, {.size = 2, .index = c.rank(), .communicator = &recorder}, 6, staging_bytes);
       for (int64_t leaf = 3 * c.rank(); leaf < 3 * c.rank() + 3; ++leaf) rank.MicroBatch<float>(0, leaf);
       rank.sync->FinishStep();
-      rank.sync->GatherWeights();
+      for (int g = 0; g < rank.store.num_groups(); ++g) rank.sync->WeightsUpdated(g);
       const CommTotals real = recorder.Totals();
       for (const char* op : {"AllToAll", "AllGather"}) {
         EXPECT_EQ(real.by_op.at(op).num_calls, planned.by_op.at(op).num_calls) << op;

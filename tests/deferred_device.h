@@ -120,6 +120,12 @@ class DeferredDevice final : public Device {
     }
     void MlstmForward(const MlstmForwardArgs& a) override { Later(&Ops::MlstmForward, a); }
     void MlstmBackward(const MlstmBackwardArgs& a) override { Later(&Ops::MlstmBackward, a); }
+    void MlstmFoldBackward(const MlstmFoldBackwardArgs& a) override { Later(&Ops::MlstmFoldBackward, a); }
+    void MlstmSummaryBackward(const MlstmSummaryBackwardArgs& a) override {
+      Later(&Ops::MlstmSummaryBackward, a);
+    }
+    void MlstmFold(const MlstmFoldArgs& a) override { Later(&Ops::MlstmFold, a); }
+    void MlstmSummary(const MlstmSummaryArgs& a) override { Later(&Ops::MlstmSummary, a); }
     void HeadNormGateForward(const HeadNormGateForwardArgs& a) override {
       Later(&Ops::HeadNormGateForward, a);
     }
@@ -141,6 +147,10 @@ class DeferredDevice final : public Device {
     void SlstmForward(const SlstmForwardArgs& a) override { Later(&Ops::SlstmForward, a); }
     void SlstmBackward(const SlstmBackwardArgs& a) override { Later(&Ops::SlstmBackward, a); }
     void CrossEntropy(const CrossEntropyArgs& a) override { Later(&Ops::CrossEntropy, a); }
+    void CrossEntropyFromStats(const CrossEntropyFromStatsArgs& a) override {
+      Later(&Ops::CrossEntropyFromStats, a);
+    }
+    void CrossEntropyStats(const CrossEntropyStatsArgs& a) override { Later(&Ops::CrossEntropyStats, a); }
     void AdamW(const AdamWArgs& a) override { Later(&Ops::AdamW, a); }
     void SquaredNorm(const SquaredNormArgs& a) override { Later(&Ops::SquaredNorm, a); }
     void SumExactly(const ExactSumArgs& a) override { Later(&Ops::SumExactly, a); }

@@ -120,9 +120,8 @@ std::vector<EvaluationResult> RunOnTask(int size, const std::string& prefix, DTy
     ASSERT_TRUE(train.ok() && valid.ok());
     const auto device = CpuDevice(1);
     DataParallelSyncFactory sync;
-    Mesh mesh;
-    mesh.data = {
-        .size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr};
+    const Mesh mesh = ReplicateMesh(
+        {.size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr});
     TrainSpec spec = Spec(4);
     spec.model.vocab_size = 3;
     spec.compute = compute;

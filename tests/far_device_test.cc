@@ -140,8 +140,8 @@ TEST(FarDevice, RanksStageThroughTheHostToTheBitsOfOneRank) {
         RunLocalRanks(size, [&](Communicator& host) {
           DeferredDevice device(CpuDevice(1));
           StagedCommunicator staged(host, device);
-          Mesh mesh;
-          mesh.data = {.size = size, .index = host.rank(), .communicator = &staged, .control = &host};
+          const Mesh mesh =
+              ReplicateMesh({.size = size, .index = host.rank(), .communicator = &staged, .control = &host});
           DataParallelSyncFactory sync(staging_bytes);
           Trainer trainer(spec, device, mesh, sync);
           RandomSource source;
@@ -170,12 +170,12 @@ TEST(FarDeviceDeathTest, RanksWithoutAControlCommunicatorAreACheck) {
   EXPECT_DEATH(RunLocalRanks(2,
                              [&](Communicator& host) {
                                DeferredDevice device(CpuDevice(1));
-                               Mesh mesh;
-                               mesh.data = {.size = 2, .index = host.rank(), .communicator = &host};
+                               const Mesh mesh =
+                                   ReplicateMesh({.size = 2, .index = host.rank(), .communicator = &host});
                                DataParallelSyncFactory sync;
                                Trainer::Plan(Spec(TinySpec(), DType::kF32), device, mesh, sync);
                              }),
-               "need mesh.data.control");
+               "need mesh.world.control");
 }
 
 TEST(FarDeviceDeathTest, TheFakeCatchesAHostThatReadsItsMemory) {

@@ -301,7 +301,8 @@ class RecordingSync final : public ParamSync {
   void Release(int group) override { calls += "r" + std::to_string(group) + " "; }
   void GradReady(int group) override { calls += "g" + std::to_string(group) + " "; }
   void FinishStep() override {}
-  void GatherWeights() override {}
+  void BeginGradients(int group) override { calls += "z" + std::to_string(group) + " "; }
+  void WeightsUpdated(int) override {}
   std::string calls;
 };
 
@@ -314,8 +315,8 @@ TEST(LanguageModel, TellsTheSyncWhichGroupsItReadsAndWhichGradientsAreComplete) 
   RecordingSync sync;
   bound->model().ForwardBackward(device->ops(), &sync, InputOf(batch), loss_sum);
   EXPECT_EQ(sync.calls,
-            "p0 p1 a0 r0 p2 a1 r1 p3 a2 r2 a3 "    // forward
-            "p2 r3 g3 p1 a2 r2 g2 a1 r1 g1 g0 ");  // head, backward
+            "p0 p1 a0 r0 p2 a1 r1 p3 a2 r2 a3 "                // forward
+            "p2 z3 r3 g3 p1 a2 z2 r2 g2 a1 z1 r1 g1 z0 g0 ");  // head, backward
   sync.calls.clear();
   bound->model().ForwardLoss(device->ops(), &sync, InputOf(batch), loss_sum);
   EXPECT_EQ(sync.calls, "p0 p1 a0 r0 p2 a1 r1 p3 a2 r2 a3 r3 ");

@@ -12,22 +12,22 @@ bool Contains(const std::string& text, const std::string& part) {
 
 TEST(MeshBuilder, PutsAllRanksOnTheDataAxis) {
   RunLocalRanks(4, [](Communicator& world) {
-    const absl::StatusOr<Mesh> mesh = BuildMesh({.world = 4, .global_batch = 32, .micro_batch = 4}, world);
-    ASSERT_TRUE(mesh.ok()) << mesh.status();
-    EXPECT_EQ(mesh->data.size, 4);
-    EXPECT_EQ(mesh->data.index, world.rank());
-    EXPECT_EQ(mesh->data.communicator, &world);
-    for (const Axis& axis : {mesh->shard, mesh->sequence, mesh->tensor, mesh->pipe}) EXPECT_EQ(axis.size, 1);
+    const auto built = BuildMesh(MeshSpec{.world = 4, .global_batch = 32, .micro_batch = 4}, world);
+    ASSERT_TRUE(built.ok()) << built.status();
+    const Mesh& mesh = (*built)->mesh();
+    EXPECT_EQ(mesh.replicate.size, 4);
+    EXPECT_EQ(mesh.replicate.index, world.rank());
+    EXPECT_EQ(mesh.replicas.communicator, &world);
+    for (const Axis& axis : {mesh.shard, mesh.sequence, mesh.tensor, mesh.pipe}) EXPECT_EQ(axis.size, 1);
   });
 }
 
 TEST(MeshBuilder, OneRankHasNoCommunicator) {
   const std::unique_ptr<Communicator> self = MakeSelfCommunicator();
-  const absl::StatusOr<Mesh> mesh =
-      BuildMesh({.world = 1, .data = 1, .global_batch = 8, .micro_batch = 8}, *self);
-  ASSERT_TRUE(mesh.ok()) << mesh.status();
-  EXPECT_EQ(mesh->data.size, 1);
-  EXPECT_EQ(mesh->data.communicator, nullptr);
+  const auto built = BuildMesh(MeshSpec{.world = 1, .global_batch = 8, .micro_batch = 8}, *self);
+  ASSERT_TRUE(built.ok()) << built.status();
+  EXPECT_EQ((*built)->mesh().replicate.size, 1);
+  EXPECT_EQ((*built)->mesh().world.communicator, nullptr);
 }
 
 TEST(MeshBuilder, AcceptsExactlyTheWorldSizesThatDivideTheMicroBatches) {
@@ -86,12 +86,14 @@ TEST(MeshBuilder, FollowingTheAdviceHelps) {
 
 TEST(MeshBuilder, NamesAllProblemsAtOnce) {
   const std::vector<std::string> problems =
-      MeshViolations({.world = 4, .data = 2, .global_batch = 10, .micro_batch = 4});
+      MeshViolations({.world = 4, .sizes = {.replicate = 2}, .global_batch = 10, .micro_batch = 4});
   ASSERT_EQ(problems.size(), 2u);
   EXPECT_TRUE(Contains(problems[0], "parallel.data=2 but 4 ranks were started")) << problems[0];
   EXPECT_TRUE(Contains(problems[1], "train.micro_batch=4 does not divide train.global_batch=10"))
       << problems[1];
-  EXPECT_EQ(MeshViolations({.world = 0, .data = -1, .global_batch = 0, .micro_batch = 0}).size(), 4u);
+  EXPECT_EQ(
+      MeshViolations({.world = 0, .sizes = {.replicate = -1}, .global_batch = 0, .micro_batch = 0}).size(),
+      4u);
 }
 }  // namespace
 }  // namespace carousel

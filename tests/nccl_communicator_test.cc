@@ -39,28 +39,28 @@ class OnDevice final : public Communicator {
   OnDevice(Communicator& communicator, Device& device) : communicator_(communicator), device_(device) {}
   int rank() const override { return communicator_.rank(); }
   int size() const override { return communicator_.size(); }
-  void AllReduceSum(Tensor x) override {
+  void DoAllReduceSum(Tensor x) override {
     Call({x}, [&](const std::vector<Tensor>& t) { communicator_.AllReduceSum(t[0]); });
   }
-  void AllGather(Tensor all, Tensor mine) override {
+  void DoAllGather(Tensor all, Tensor mine) override {
     Call({all, mine}, [&](const std::vector<Tensor>& t) { communicator_.AllGather(t[0], t[1]); });
   }
-  void ReduceScatterSum(Tensor mine, Tensor all) override {
+  void DoReduceScatterSum(Tensor mine, Tensor all) override {
     Call({all, mine}, [&](const std::vector<Tensor>& t) { communicator_.ReduceScatterSum(t[1], t[0]); });
   }
-  void AllToAll(Tensor out, Tensor in) override {
+  void DoAllToAll(Tensor out, Tensor in) override {
     Call({out, in}, [&](const std::vector<Tensor>& t) { communicator_.AllToAll(t[0], t[1]); });
   }
-  void Broadcast(Tensor x, int root) override {
+  void DoBroadcast(Tensor x, int root) override {
     Call({x}, [&](const std::vector<Tensor>& t) { communicator_.Broadcast(t[0], root); });
   }
-  void Send(Tensor x, int destination) override {
+  void DoSend(Tensor x, int destination) override {
     Call({x}, [&](const std::vector<Tensor>& t) { communicator_.Send(t[0], destination); });
   }
-  void Recv(Tensor x, int source) override {
+  void DoRecv(Tensor x, int source) override {
     Call({x}, [&](const std::vector<Tensor>& t) { communicator_.Recv(t[0], source); });
   }
-  void Barrier() override { communicator_.Barrier(); }
+  void DoBarrier() override { communicator_.Barrier(); }
   [[noreturn]] void Abort(int exit_code) override {
     communicator_.Abort(exit_code);
     std::abort();

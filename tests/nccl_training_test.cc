@@ -67,9 +67,8 @@ TEST(NcclTraining, EveryNumberOfGpusGivesTheBitsOfOne) {
         const auto device = Gpu(host.rank());
         auto communicator = MakeNcclCommunicator(host, *device);
         ASSERT_TRUE(communicator.ok()) << communicator.status().message();
-        Mesh mesh;
-        mesh.data = {
-            .size = size, .index = host.rank(), .communicator = communicator->get(), .control = &host};
+        const Mesh mesh = ReplicateMesh(
+            {.size = size, .index = host.rank(), .communicator = communicator->get(), .control = &host});
         const std::vector<double> mine = Train(spec, *device, mesh);
         if (host.rank() == 0) numbers = mine;
       });

@@ -43,7 +43,7 @@ class SharedMemoryCommunicator final : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  void AllGather(Tensor all, Tensor mine) override {
+  void DoAllGather(Tensor all, Tensor mine) override {
     Put(mine);
     for (int r = 0; r < size_; ++r) {
       std::memcpy(static_cast<char*>(all.data) + r * mine.num_bytes(), area_.part[r],
@@ -51,17 +51,17 @@ class SharedMemoryCommunicator final : public Communicator {
     }
     Barrier();
   }
-  void Broadcast(Tensor x, int root) override {
+  void DoBroadcast(Tensor x, int root) override {
     Put(x);
     std::memcpy(x.data, area_.part[root], static_cast<size_t>(x.num_bytes()));
     Barrier();
   }
-  void Barrier() override { pthread_barrier_wait(&area_.barrier); }
-  void AllReduceSum(Tensor) override { NotHere(); }
-  void ReduceScatterSum(Tensor, Tensor) override { NotHere(); }
-  void AllToAll(Tensor, Tensor) override { NotHere(); }
-  void Send(Tensor, int) override { NotHere(); }
-  void Recv(Tensor, int) override { NotHere(); }
+  void DoBarrier() override { pthread_barrier_wait(&area_.barrier); }
+  void DoAllReduceSum(Tensor) override { NotHere(); }
+  void DoReduceScatterSum(Tensor, Tensor) override { NotHere(); }
+  void DoAllToAll(Tensor, Tensor) override { NotHere(); }
+  void DoSend(Tensor, int) override { NotHere(); }
+  void DoRecv(Tensor, int) override { NotHere(); }
   [[noreturn]] void Abort(int exit_code) override {
     std::fflush(nullptr);
     _exit(exit_code);

@@ -249,9 +249,8 @@ std::vector<double> RunOnRanks(int size, const ModelSpec& model, DType compute) 
   RunLocalRanks(size, [&](Communicator& communicator) {
     const auto device = CpuDevice(1);
     DataParallelSyncFactory sync;
-    Mesh mesh;
-    mesh.data = {
-        .size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr};
+    const Mesh mesh = ReplicateMesh(
+        {.size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr});
     TrainSpec spec = Spec(4);
     spec.model = model;
     spec.compute = compute;
@@ -352,8 +351,7 @@ TEST(Trainer, PlansARunThatNoMachineHereCouldHold) {
   spec.T = 8192;
   spec.compute = DType::kBF16;
   CountingCommunicator nobody(31, 32);
-  Mesh mesh;
-  mesh.data = {.size = 32, .index = 31, .communicator = &nobody};
+  const Mesh mesh = ReplicateMesh({.size = 32, .index = 31, .communicator = &nobody});
   DataParallelSyncFactory sync;
   const Arena plan = Trainer::Plan(spec, *device, mesh, sync);
   const int64_t num_parameters = NumParameters(spec.model);
@@ -415,8 +413,7 @@ TEST(TrainerDeathTest, RanksMustDivideTheMicroBatches) {
   NoSyncFactory no_sync;
   DataParallelSyncFactory sync;
   CountingCommunicator nobody(0, 2);
-  Mesh mesh;
-  mesh.data = {.size = 2, .index = 0, .communicator = &nobody};
+  const Mesh mesh = ReplicateMesh({.size = 2, .index = 0, .communicator = &nobody});
   EXPECT_DEATH(Trainer::Plan(Spec(3), *device, mesh, sync), "");
   EXPECT_DEATH(Trainer::Plan(Spec(4), *device, mesh, no_sync), "NoSync is for one rank");
 }

@@ -84,7 +84,7 @@ TrainLoader::TrainLoader(const Dataset& dataset, Sampler sampler, const Options&
     : dataset_(dataset), sampler_(std::move(sampler)), options_(options) {
   CAROUSEL_CHECK(options.shape.B >= 1 && options.shape.T >= 1);
   CAROUSEL_CHECK(0 <= options.micro_begin && options.micro_begin < options.micro_end &&
-                 options.micro_end <= options.micro_batches_per_step);
+                 options.micro_end <= options.micro_batches_per_step && options.micro_stride >= 1);
   CAROUSEL_CHECK_EQ(sampler_.T(), options.shape.T);
   CAROUSEL_CHECK_EQ(sampler_.num_sources(), dataset.num_sources());
   for (int64_t s = 0; s < dataset.num_sources(); ++s) {
@@ -103,7 +103,8 @@ TrainLoader::~TrainLoader() {
 }
 
 TrainLoader::Place TrainLoader::Next(Place place) const {
-  if (place.micro + 1 < options_.micro_end) return {place.step, place.micro + 1};
+  const int64_t next = place.micro + options_.micro_stride;
+  if (next < options_.micro_end) return {place.step, next};
   return {place.step + 1, options_.micro_begin};
 }
 

@@ -37,8 +37,9 @@ class TrainLoader final : public BatchSource {
  public:
   struct Options {
     BatchShape shape;
-    int64_t micro_batches_per_step = 1;      // M, over all ranks
-    int64_t micro_begin = 0, micro_end = 1;  // this rank's part of [0, M): what to prefetch
+    int64_t micro_batches_per_step = 1;  // M, over all ranks
+    // This rank's part of [0, M), what to prefetch: micro_begin and every micro_stride-th up to micro_end.
+    int64_t micro_begin = 0, micro_end = 1, micro_stride = 1;
     // Not 0 if earlier steps had another batch size: (sequences consumed so far) - (steps done so far) M B,
     // so that no sample is skipped or seen twice. May be negative.
     int64_t first_sample = 0;

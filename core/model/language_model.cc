@@ -22,6 +22,9 @@ struct OptionalSync {
   void Release(int group) const {
     if (Knows(group)) sync->Release(group);
   }
+  void BeginGradients(int group) const {
+    if (Knows(group)) sync->BeginGradients(group);
+  }
   void GradReady(int group) const {
     if (Knows(group)) sync->GradReady(group);
   }
@@ -245,6 +248,8 @@ void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input
 
   ForwardTrunk(ctx, param_sync, input, nullptr);
   sync.Prefetch(head_group - 1);
+  sync.BeginGradients(head_group);
+  if (spec_.tie_embeddings) sync.BeginGradients(0);
   HeadLoss(ctx, input, loss_sum, /*backward=*/true, /*correct=*/{});
   BackwardOutNorm(ctx);
   if (spec_.tie_embeddings) sync.Release(0);
@@ -257,6 +262,7 @@ void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input
     const OpsRange range(ops, (block_names_[l] + " backward").c_str());
     if (l > 0) sync.Prefetch(group - 1);
     sync.Acquire(group);
+    sync.BeginGradients(group);
     blocks_[l]->Backward(ctx, block_memory_[l], mode(), dx);
     sync.Release(group);
     sync.GradReady(group);
@@ -264,6 +270,7 @@ void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input
   if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
     ops.Dropout({.y = dx, .x = dx, .rate = spec_.embedding_dropout, .key = ctx.DropoutKey(0)});
   }
+  if (!spec_.tie_embeddings) sync.BeginGradients(0);
   ops.EmbeddingBackward({.dweight = params_.Grad(embedding_), .dy = dx, .ids = input.ids});
   sync.GradReady(0);
 }

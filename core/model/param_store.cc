@@ -7,8 +7,14 @@
 namespace carousel {
 
 ParamStore::ParamStore(DType compute, int64_t num_shards, int64_t shard_index)
-    : compute_(compute), num_shards_(num_shards), shard_index_(shard_index) {
-  CAROUSEL_CHECK(num_shards >= 1 && shard_index >= 0 && shard_index < num_shards);
+    : ParamStore(compute, {.num_shards = num_shards, .shard_index = shard_index}) {}
+
+ParamStore::ParamStore(DType compute, const ParamPartition& partition)
+    : compute_(compute), partition_(partition) {
+  const ParamPartition& p = partition;
+  CAROUSEL_CHECK(p.num_shards >= 1 && p.shard_index >= 0 && p.shard_index < p.num_shards);
+  CAROUSEL_CHECK(p.weight_shards >= 1 && p.num_shards % p.weight_shards == 0);
+  CAROUSEL_CHECK(p.tensor_size >= 1 && p.tensor_index >= 0 && p.tensor_index < p.tensor_size);
 }
 
 int ParamStore::Register(Param param) {
@@ -20,6 +26,19 @@ int ParamStore::Register(Param param) {
     CAROUSEL_CHECK_MSG(d > 0 && !__builtin_mul_overflow(param.num_elems, d, &param.num_elems),
                        param.name + ": every dim must be positive");
   }
+  CAROUSEL_CHECK_MSG(
+      ParamPart::CanSplit(param.shape, param.tensor, tensor_size()),
+      param.name + " does not divide over " + std::to_string(tensor_size()) + " ranks of the tensor axis");
+  param.part = ParamPart::Of(param.shape, param.tensor, tensor_size(), tensor_index());
+  param.local_elems = param.part.local_elems();
+  // Every axis that splits tokens leaves each rank a part of every gradient.
+  for (const MeshAxis axis :
+       {MeshAxis::kReplicate, MeshAxis::kShard, MeshAxis::kSequence, MeshAxis::kTensor}) {
+    const bool tensor = axis == MeshAxis::kTensor;
+    const Placement value = tensor ? param.tensor : Replicated();
+    const Placement gradient = GradientPlacement(value, tensor ? param.tensor_activation : kByTokens);
+    if (MustReduce(value, gradient)) param.reduce_axes |= 1u << static_cast<int>(axis);
+  }
   const int index = static_cast<int>(params_.size());
   CAROUSEL_CHECK_MSG(index_of_name_.emplace(param.name, index).second, param.name + " is registered twice");
 
@@ -28,8 +47,8 @@ int ParamStore::Register(Param param) {
   Segment& segment = group_at(param.group).segments[param.segment];
   CAROUSEL_CHECK_MSG(!segment.weights.defined(), param.name + ": registered after Bind");
   param.offset = segment.size;
-  segment.size += param.num_elems;
-  segment.padded_size = RoundUp(segment.size, num_shards_ * kSquaredNormBlock);
+  segment.size += param.local_elems;
+  segment.padded_size = RoundUp(segment.size, num_shards() * kSquaredNormBlock);
   params_.push_back(std::move(param));
   return index;
 }
@@ -49,9 +68,11 @@ void ParamStore::Bind(Arena& arena, bool train) {
   for (Group& group : groups_) {
     for (int s = 0; s < kNumSegments; ++s) {
       Segment& segment = group.segments[s];
-      segment.weights = arena.Persistent("weights", s == kMatrix ? compute_ : wide(), {segment.padded_size});
+      segment.weight_shard = arena.Persistent("weights", s == kMatrix ? compute_ : wide(),
+                                              {segment.padded_size / partition_.weight_shards});
+      if (partition_.weight_shards == 1) segment.weights = segment.weight_shard;
       if (!train) continue;
-      const int64_t shard_size = segment.shard_size(num_shards_);
+      const int64_t shard_size = segment.shard_size(num_shards());
       segment.master = arena.Persistent("optimizer", wide(), {shard_size});
       segment.m = arena.Persistent("optimizer", wide(), {shard_size});
       segment.v = arena.Persistent("optimizer", wide(), {shard_size});
@@ -67,17 +88,18 @@ Tensor ParamStore::View(int first, int count, bool gradient) const {
     const Param& p = param(i);
     const bool adjacent =
         p.group == head.group && p.segment == head.segment && p.offset == head.offset + num_elems;
-    CAROUSEL_CHECK_MSG(adjacent && (head.segment == kVector || p.shape[1] == head.shape[1]),
+    const std::vector<int64_t>&shape = p.part.local_shape, &first_shape = head.part.local_shape;
+    CAROUSEL_CHECK_MSG(adjacent && (head.segment == kVector || shape[1] == first_shape[1]),
                        p.name + " does not continue " + head.name + " in memory");
-    rows += p.shape[0];
-    num_elems += p.num_elems;
+    rows += shape[0];
+    num_elems += p.local_elems;
   }
   const Segment& segment = group_at(head.group).segments[head.segment];
   const Tensor flat = gradient ? segment.grads : segment.weights;
   CAROUSEL_CHECK_MSG(flat.defined(),
                      head.name + (gradient ? ": no gradient buffer is set" : " is not bound"));
   const Tensor piece = flat.Rows(head.offset, num_elems);
-  return head.segment == kMatrix ? piece.Reshape({rows, head.shape[1]}) : piece;
+  return head.segment == kMatrix ? piece.Reshape({rows, head.part.local_shape[1]}) : piece;
 }
 
 Tensor ParamStore::Weight(int index) const { return View(index, 1, false); }
@@ -86,7 +108,7 @@ Tensor ParamStore::FusedWeight(int first, int count) const { return View(first, 
 Tensor ParamStore::FusedGrad(int first, int count) const { return View(first, count, true); }
 
 void ParamStore::BindGradients(Arena& arena) {
-  CAROUSEL_CHECK_EQ(num_shards_, int64_t{1});
+  CAROUSEL_CHECK_EQ(num_shards(), int64_t{1});
   for (int g = 0; g < num_groups(); ++g) {
     for (int s = 0; s < kNumSegments; ++s) {
       const Tensor grads = arena.Persistent("gradients", wide(), {segment(g, s).padded_size});
@@ -102,6 +124,16 @@ void ParamStore::ZeroGradients(Ops& ops) {
   }
 }
 
+void ParamStore::SetWeightBuffer(int group, int segment, Tensor weights) {
+  CAROUSEL_CHECK_GT(partition_.weight_shards, int64_t{1});
+  Segment& s = group_at(group).segments[segment];
+  if (weights.defined()) {
+    CAROUSEL_CHECK_SHAPE(weights, {s.padded_size});
+    CAROUSEL_CHECK(weights.dtype == s.weight_shard.dtype);
+  }
+  s.weights = weights;
+}
+
 void ParamStore::SetGradBuffer(int group, int segment, Tensor grads) {
   Segment& s = group_at(group).segments[segment];
   CAROUSEL_CHECK_SHAPE(grads, {s.padded_size});
@@ -110,7 +142,7 @@ void ParamStore::SetGradBuffer(int group, int segment, Tensor grads) {
 }
 
 void ParamStore::SetShardGrad(int group, int segment, Tensor grad) {
-  CAROUSEL_CHECK_SHAPE(grad, {this->segment(group, segment).shard_size(num_shards_)});
+  CAROUSEL_CHECK_SHAPE(grad, {this->segment(group, segment).shard_size(num_shards())});
   CAROUSEL_CHECK(grad.dtype == wide());
   group_at(group).shard_grads[segment] = grad;
 }
@@ -122,14 +154,14 @@ Tensor ParamStore::ShardGrad(int group, int segment) const {
 }
 
 std::vector<ParamStore::ShardPiece> ParamStore::ShardPieces(int group, int segment) const {
-  const int64_t shard_size = this->segment(group, segment).shard_size(num_shards_);
-  const int64_t shard_begin = shard_index_ * shard_size, shard_end = shard_begin + shard_size;
+  const int64_t shard_size = this->segment(group, segment).shard_size(num_shards());
+  const int64_t shard_begin = shard_index() * shard_size, shard_end = shard_begin + shard_size;
   std::vector<ShardPiece> pieces;
   for (int i = 0; i < static_cast<int>(params_.size()); ++i) {
     const Param& p = param(i);
     if (p.group != group || p.segment != segment) continue;
     const int64_t begin = std::max(p.offset, shard_begin);
-    const int64_t end = std::min(p.offset + p.num_elems, shard_end);
+    const int64_t end = std::min(p.offset + p.local_elems, shard_end);
     if (begin >= end) continue;
     pieces.push_back({.param = i,
                       .param_begin = begin - p.offset,
@@ -141,30 +173,26 @@ std::vector<ParamStore::ShardPiece> ParamStore::ShardPieces(int group, int segme
 
 Tensor ParamStore::WeightShard(int group, int segment) const {
   const Segment& s = this->segment(group, segment);
-  const int64_t shard_size = s.shard_size(num_shards_);
-  return s.weights.Rows(shard_index_ * shard_size, shard_size);
+  const int64_t shard_size = s.shard_size(num_shards());
+  return s.weight_shard.Rows(shard_index() % partition_.shards_per_weight_shard() * shard_size, shard_size);
 }
 
 namespace {
 
-// `count` values rounded to `wide` and from there to `dtype`.
-std::vector<std::byte> Converted(const std::vector<double>& values, int64_t count, DType wide, DType dtype) {
-  std::vector<std::byte> bytes(static_cast<size_t>(count * SizeOf(dtype)));
+// to = values from `begin` on, rounded to `wide` and from there to its dtype: the compute dtype is rounded
+// from the wide master, as every later update does.
+void CopyConverted(Device& device, Tensor to, const std::vector<double>& values, int64_t begin, DType wide) {
+  std::vector<std::byte> bytes(static_cast<size_t>(to.num_bytes()));
   DispatchFloat(wide, [&]<class W>() {
-    DispatchFloat(dtype, [&]<class T>() {
+    DispatchFloat(to.dtype, [&]<class T>() {
       T* out = reinterpret_cast<T*>(bytes.data());
-      for (int64_t j = 0; j < count; ++j) {
-        // The compute dtype is rounded from the wide master, as every later update does.
-        const Wide<W> master = static_cast<Wide<W>>(values[static_cast<size_t>(j)]);
+      for (int64_t j = 0; j < to.num_elems(); ++j) {
+        const Wide<W> master = static_cast<Wide<W>>(values[static_cast<size_t>(begin + j)]);
         out[j] = static_cast<T>(static_cast<Wide<T>>(master));
       }
     });
   });
-  return bytes;
-}
-
-Tensor Host(std::vector<std::byte>& bytes, DType dtype) {
-  return Tensor(bytes.data(), dtype, {static_cast<int64_t>(bytes.size()) / SizeOf(dtype)});
+  device.CopyToDevice(to.data, bytes.data(), to.num_bytes());
 }
 }  // namespace
 
@@ -173,9 +201,9 @@ void ParamStore::Initialize(Device& device, uint64_t seed) {
   for (int g = 0; g < num_groups(); ++g) {
     for (int s = 0; s < kNumSegments; ++s) {
       const Segment& segment = this->segment(g, s);
-      CAROUSEL_CHECK_MSG(segment.weights.defined(), "Initialize before Bind");
+      CAROUSEL_CHECK_MSG(segment.weight_shard.defined(), "Initialize before Bind");
       // Padding stays zero.
-      for (const Tensor& t : {segment.weights, segment.master, segment.m, segment.v}) {
+      for (const Tensor& t : {segment.weight_shard, segment.master, segment.m, segment.v}) {
         if (t.defined()) device.ops().Fill({.y = t, .value = 0});
       }
     }
@@ -184,23 +212,24 @@ void ParamStore::Initialize(Device& device, uint64_t seed) {
   std::vector<double> values(static_cast<size_t>(kChunk));
   for (const Param& p : params_) {
     const Segment& segment = this->segment(p.group, p.segment);
-    const int64_t shard_size = segment.shard_size(num_shards_), shard_begin = shard_index_ * shard_size;
-    for (int64_t begin = 0; begin < p.num_elems; begin += kChunk) {
-      const int64_t count = std::min(kChunk, p.num_elems - begin);
-      InitialValues(p, seed, begin, count, values.data());
-      std::vector<std::byte> weights = Converted(values, count, wide(), segment.weights.dtype);
-      const Tensor target = segment.weights.Rows(p.offset + begin, count);
-      device.CopyToDevice(target.data, weights.data(), target.num_bytes());
+    // The parts of the flat segment that this rank keeps weights and optimizer state for.
+    const int64_t shard_size = segment.shard_size(num_shards()), shard_begin = shard_index() * shard_size;
+    const int64_t kept = segment.weight_shard.num_elems();
+    const int64_t kept_begin = partition_.weight_shard_index() * kept;
+    const int64_t from = std::max(p.offset, kept_begin);
+    const int64_t to = std::min(p.offset + p.local_elems, kept_begin + kept);
+    for (int64_t begin = from; begin < to; begin += kChunk) {
+      const int64_t count = std::min(kChunk, to - begin);
+      ForEachLocalRun(p.part, begin - p.offset, count, [&](int64_t elem, int64_t local, int64_t n) {
+        InitialValues(p, seed, elem, n, values.data() + (local + p.offset - begin));
+      });
+      CopyConverted(device, segment.weight_shard.Rows(begin - kept_begin, count), values, 0, wide());
       if (!segment.master.defined()) continue;
-      // The part of [begin, begin + count) that this rank's shard holds.
-      const int64_t flat = p.offset + begin;
-      const int64_t from = std::max(flat, shard_begin);
-      const int64_t to = std::min(flat + count, shard_begin + shard_size);
-      if (from >= to) continue;
-      std::vector<std::byte> master = Converted(values, count, wide(), wide());
-      const Tensor part = Host(master, wide()).Rows(from - flat, to - from);
-      device.CopyToDevice(segment.master.Rows(from - shard_begin, to - from).data, part.data,
-                          part.num_bytes());
+      const int64_t first = std::max(begin, shard_begin);
+      const int64_t last = std::min(begin + count, shard_begin + shard_size);
+      if (first >= last) continue;
+      CopyConverted(device, segment.master.Rows(first - shard_begin, last - first), values, first - begin,
+                    wide());
     }
   }
 }

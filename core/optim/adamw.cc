@@ -38,26 +38,31 @@ void AddSquaredNorm(ParamStore& params, Ops& ops, Tensor sum) {
   }
 }
 
+void UpdateShards(ParamStore& params, Ops& ops, int group, const AdamWSpec& spec, double lr,
+                  double grad_scale, int64_t step) {
+  for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+    const ParamStore::Segment& segment = params.segment(group, s);
+    for (const Run& run : DecayRuns(params, group, s)) {
+      ops.AdamW({.master = segment.master.Rows(run.begin, run.count),
+                 .m = segment.m.Rows(run.begin, run.count),
+                 .v = segment.v.Rows(run.begin, run.count),
+                 .weight = params.WeightShard(group, s).Rows(run.begin, run.count),
+                 .grad = params.ShardGrad(group, s).Rows(run.begin, run.count),
+                 .lr = lr,
+                 .beta1 = spec.beta1,
+                 .beta2 = spec.beta2,
+                 .eps = spec.eps,
+                 .weight_decay = run.decay ? spec.weight_decay : 0,
+                 .grad_scale = grad_scale,
+                 .step = step});
+    }
+  }
+}
+
 void UpdateShards(ParamStore& params, Ops& ops, const AdamWSpec& spec, double lr, double grad_scale,
                   int64_t step) {
   for (int g = 0; g < params.num_groups(); ++g) {
-    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-      const ParamStore::Segment& segment = params.segment(g, s);
-      for (const Run& run : DecayRuns(params, g, s)) {
-        ops.AdamW({.master = segment.master.Rows(run.begin, run.count),
-                   .m = segment.m.Rows(run.begin, run.count),
-                   .v = segment.v.Rows(run.begin, run.count),
-                   .weight = params.WeightShard(g, s).Rows(run.begin, run.count),
-                   .grad = params.ShardGrad(g, s).Rows(run.begin, run.count),
-                   .lr = lr,
-                   .beta1 = spec.beta1,
-                   .beta2 = spec.beta2,
-                   .eps = spec.eps,
-                   .weight_decay = run.decay ? spec.weight_decay : 0,
-                   .grad_scale = grad_scale,
-                   .step = step});
-      }
-    }
+    UpdateShards(params, ops, g, spec, lr, grad_scale, step);
   }
 }
 }  // namespace carousel

@@ -13,7 +13,10 @@ struct AdamWSpec {
 
 // sum += squared norm of this rank's gradient shards, exactly (sum: (kExactSumElems) i64 on the device).
 void AddSquaredNorm(ParamStore& params, Ops& ops, Tensor sum);
-// One update of this rank's shards of master, m, v and weights. step counts from 1.
+// One update of this rank's shards of the group's master, m, v and weights. step counts from 1.
+void UpdateShards(ParamStore& params, Ops& ops, int group, const AdamWSpec& spec, double lr,
+                  double grad_scale, int64_t step);
+// Of all groups.
 void UpdateShards(ParamStore& params, Ops& ops, const AdamWSpec& spec, double lr, double grad_scale,
                   int64_t step);
 }  // namespace carousel

@@ -24,9 +24,9 @@ class Counts {
     }
   }
   // Adds up all ranks' counts: integers, so the same for every number of ranks.
-  void Reduce(const Axis& data) {
-    if (data.size == 1) return;
-    Communicator& communicator = *data.host();
+  void Reduce(const Axis& world) {
+    if (world.size == 1) return;
+    Communicator& communicator = *world.host();
     int64_t size = static_cast<int64_t>(values_.size());
     std::vector<int64_t> sizes(static_cast<size_t>(communicator.size()));
     communicator.AllGather(Tensor(sizes.data(), DType::kI64, {communicator.size()}),
@@ -55,15 +55,15 @@ void Evaluator::Bind(Arena& arena, int64_t max_tokens) {
   correct_ = arena.Persistent("batch", DType::kU8, {max_tokens});
 }
 
-EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Axis& data,
+EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Mesh& mesh,
                                      BatchSource& source, int64_t num_batches) const {
   sums_.Clear(device.ops());
   int64_t num_targets = 0;
   Batch batch;
   Counts counts;
   std::vector<uint8_t> host_correct;
-  const int64_t begin = data.index * num_batches / data.size;
-  const int64_t end = (data.index + 1) * num_batches / data.size;
+  const int64_t begin = mesh.data_index() * num_batches / mesh.data_size();
+  const int64_t end = (mesh.data_index() + 1) * num_batches / mesh.data_size();
   for (int64_t i = begin; i < end; ++i) {
     source.Get(/*step=*/0, i, &batch);
     num_targets += batch.num_targets();
@@ -74,8 +74,8 @@ EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, Param
     device.CopyToHost(host_correct.data(), correct.data, correct.num_bytes());
     counts.Add(batch, host_correct);
   }
-  const StepSums::Totals totals = sums_.Reduce(device, data, num_targets);
-  counts.Reduce(data);
+  const StepSums::Totals totals = sums_.Reduce(device, mesh.world, num_targets);
+  counts.Reduce(mesh.world);
   if (totals.num_targets == 0) return {};
   EvaluationResult result;
   result.loss = totals.loss / static_cast<double>(totals.num_targets);

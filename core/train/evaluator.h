@@ -27,8 +27,8 @@ class Evaluator {
   // Places the buffers for batches of at most max_tokens tokens.
   void Bind(Arena& arena, int64_t max_tokens);
   // Batches [0, num_batches) of step 0 of `source`. `model` is bound for them; sync may be null. All ranks of
-  // the axis call this together.
-  EvaluationResult Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Axis& data,
+  // the mesh call this together.
+  EvaluationResult Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Mesh& mesh,
                             BatchSource& source, int64_t num_batches) const;
 
  private:

@@ -10,6 +10,7 @@ class NoSync final : public ParamSync {
   void Bind(Arena& arena) { params_.BindGradients(arena); }
 
   void BeginMicroBatch(int64_t) override {
+    // Micro-batches accumulate: only the first one's gradients begin at zero.
     if (step_begins_) params_.ZeroGradients(ops_);
     step_begins_ = false;
   }
@@ -18,8 +19,9 @@ class NoSync final : public ParamSync {
   void Release(int) override {}
   void GradReady(int) override {}
   void FinishStep() override { step_begins_ = true; }
-  void GatherWeights() override {}
-  bool allows_recording() const override { return true; }
+  void BeginGradients(int) override {}
+  void WeightsUpdated(int) override {}
+  bool allows_recording(int64_t) const override { return true; }
 
  private:
   ParamStore& params_;
@@ -28,9 +30,10 @@ class NoSync final : public ParamSync {
 };
 }  // namespace
 
-std::unique_ptr<ParamSync> NoSyncFactory::Make(ParamStore& params, Ops& ops, const Axis& data, int64_t) {
-  CAROUSEL_CHECK_MSG(data.size == 1 && params.num_shards() == 1, "NoSync is for one rank");
-  return std::make_unique<NoSync>(params, ops);
+std::unique_ptr<ParamSync> NoSyncFactory::Make(ParamStore& params, Device& device, const Mesh& mesh,
+                                               int64_t) {
+  CAROUSEL_CHECK_MSG(mesh.world.size == 1 && params.num_shards() == 1, "NoSync is for one rank");
+  return std::make_unique<NoSync>(params, device.ops());
 }
 
 void NoSyncFactory::Bind(ParamSync& sync, Arena& arena) { static_cast<NoSync&>(sync).Bind(arena); }

@@ -11,8 +11,8 @@ namespace carousel {
 
 class NoSyncFactory final : public ParamSyncFactory {
  public:
-  // REQUIRES: data.size == 1.
-  std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
+  // REQUIRES: mesh.world.size == 1.
+  std::unique_ptr<ParamSync> Make(ParamStore& params, Device& device, const Mesh& mesh,
                                   int64_t micro_batches_per_step) override;
   void Bind(ParamSync& sync, Arena& arena) override;
 };

@@ -12,7 +12,7 @@ void StepSums::Bind(Arena& arena) { sums_ = arena.Persistent("reductions", DType
 
 void StepSums::Clear(Ops& ops) const { ops.Fill({.y = sums_, .value = 0}); }
 
-StepSums::Totals StepSums::Reduce(Device& device, const Axis& data, int64_t num_targets) const {
+StepSums::Totals StepSums::Reduce(Device& device, const Axis& world, int64_t num_targets) const {
   struct {
     ExactSum loss, squared_norm;
     int64_t num_targets;
@@ -23,7 +23,7 @@ StepSums::Totals StepSums::Reduce(Device& device, const Axis& data, int64_t num_
   host.loss.Normalize();
   host.squared_norm.Normalize();
   host.num_targets = num_targets;
-  if (data.size > 1) data.host()->AllReduceSum(Tensor(&host, DType::kI64, {kNumElems}));
+  if (world.size > 1) world.host()->AllReduceSum(Tensor(&host, DType::kI64, {kNumElems}));
   return {.loss = host.loss.ToDouble(),
           .squared_norm = host.squared_norm.ToDouble(),
           .num_targets = host.num_targets};

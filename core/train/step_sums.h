@@ -23,7 +23,7 @@ class StepSums {
   };
   // The totals over all ranks of the axis, which call this together: one all-reduce, of host memory. Waits
   // for the device.
-  Totals Reduce(Device& device, const Axis& data, int64_t num_targets) const;
+  Totals Reduce(Device& device, const Axis& world, int64_t num_targets) const;
 
  private:
   Tensor sums_;  // (2 * kExactSumElems + 1) i64 on the device

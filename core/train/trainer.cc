@@ -21,13 +21,13 @@ struct Trainer::Impl {
         device(device_in),
         mesh(mesh_in),
         sync_factory(factory),
-        params(spec.compute, mesh.data.size, mesh.data.index),
+        params(spec.compute, PartitionOf(mesh)),
         model(spec.model, params, spec.decay_embedding),
-        sync(factory.Make(params, device.ops(), mesh.data, spec.micro_batches_per_step)) {
+        sync(factory.Make(params, device, mesh, spec.micro_batches_per_step)),
+        leaves(LeavesOf(mesh, spec.micro_batches_per_step)) {
     CAROUSEL_CHECK(spec.micro_batch > 0 && spec.T > 0 && spec.micro_batches_per_step > 0);
-    CAROUSEL_CHECK_MSG(device.host_accessible() || mesh.data.size == 1 || mesh.data.control != nullptr,
-                       "ranks on a device whose memory the host cannot read need mesh.data.control");
-    micro_batches_per_rank = DivExact(spec.micro_batches_per_step, mesh.data.size);
+    CAROUSEL_CHECK_MSG(device.host_accessible() || mesh.world.size == 1 || mesh.world.control != nullptr,
+                       "ranks on a device whose memory the host cannot read need mesh.world.control");
   }
 
   // The only place that asks for memory.
@@ -51,12 +51,12 @@ struct Trainer::Impl {
   ParamStore params;
   LanguageModel model;
   std::unique_ptr<ParamSync> sync;
-  int64_t micro_batches_per_rank = 0;
+  Leaves leaves;
 
   // Whether every pass of this shape issues the same ops: neither keys of dropout nor the rows of targets are
   // arguments of them.
-  bool MayRecord(const LanguageModel::Input& input) const {
-    return spec.graphs && device.records() && sync->allows_recording() && !input.rows.defined() &&
+  bool MayRecord(const LanguageModel::Input& input, int64_t leaf) const {
+    return spec.graphs && device.records() && sync->allows_recording(leaf) && !input.rows.defined() &&
            !input.dropout_key.has_value() && input.B == spec.micro_batch && input.T == spec.T;
   }
   // What the arguments of a pass's ops depend on. Everything else stays where Bind put it.
@@ -73,7 +73,7 @@ struct Trainer::Impl {
     }
     return key;
   }
-  void ForwardBackward(const LanguageModel::Input& input);
+  void ForwardBackward(const LanguageModel::Input& input, int64_t leaf);
 
   DeviceBatch batch;
   StepSums sums;
@@ -110,23 +110,37 @@ std::string WhatToReduce(const Arena& plan, const TrainSpec& spec, const Mesh& m
   if (activations.size() > 1) batch += " or " + activations[1];
   if (spec.model.recompute == Recompute::kSave) batch += ", or set model.recompute: RECOMPUTE";
   std::string parameters = "use a smaller model (model.num_blocks, model.embedding_dim)";
-  if (mesh.data.size < spec.micro_batches_per_step) parameters += " or more ranks, which share the optimizer";
+  if (mesh.data_size() < spec.micro_batches_per_step)
+    parameters += " or more ranks, which share the optimizer";
   const bool batch_first = 2 * of_parameters < plan.total_bytes();
   return (batch_first ? batch + "; or " + parameters : parameters + "; or " + batch) +
          " (`carousel plan` shows where the memory goes)";
 }
 }  // namespace
 
-void Trainer::Impl::ForwardBackward(const LanguageModel::Input& input) {
-  if (!MayRecord(input)) {
+void Trainer::Impl::ForwardBackward(const LanguageModel::Input& input, int64_t leaf) {
+  sync->BeginMicroBatch(leaf);
+  if (!MayRecord(input, leaf)) {
     model.ForwardBackward(device.ops(), sync.get(), input, sums.loss());
     return;
+  }
+  for (int group = 0; group < params.num_groups(); ++group) {
+    sync->Acquire(group);
+    sync->BeginGradients(group);
   }
   std::unique_ptr<Recording>& pass = passes[KeyOf(input)];
   if (pass == nullptr) pass = device.MakeRecording();
   // The sync keeps books on the host: it is told after the pass.
   pass->Run([&] { model.ForwardBackward(device.ops(), nullptr, input, sums.loss()); });
   for (int group = params.num_groups(); group-- > 0;) sync->GradReady(group);
+}
+
+ParamPartition PartitionOf(const Mesh& mesh) {
+  return {.num_shards = mesh.shard.size * mesh.replicas.size,
+          .shard_index = mesh.shard.index * mesh.replicas.size + mesh.replicas.index,
+          .weight_shards = mesh.shard.size,
+          .tensor_size = mesh.tensor.size,
+          .tensor_index = mesh.tensor.index};
 }
 
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -165,11 +179,10 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   SetProcessStep(step + 1);
   t.sums.Clear(ops);
 
-  // This rank's micro-batches: a contiguous block of the leaves of the summation tree.
-  const int64_t first = t.mesh.data.index * t.micro_batches_per_rank;
   int64_t num_targets = 0;
   Batch batch;
-  for (int64_t leaf = first; leaf < first + t.micro_batches_per_rank; ++leaf) {
+  for (int64_t j = 0; j < t.leaves.count; ++j) {
+    const int64_t leaf = t.leaves.at(j);
     source.Get(step, leaf, &batch);
     num_targets += batch.num_targets();
     LanguageModel::Input input = t.batch.Load(t.device, batch);
@@ -178,8 +191,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
                                        static_cast<uint64_t>(step * t.spec.micro_batches_per_step + leaf));
     }
     const OpsRange range(ops, "micro-batch");
-    t.sync->BeginMicroBatch(leaf);
-    t.ForwardBackward(input);
+    t.ForwardBackward(input, leaf);
   }
   {
     const OpsRange range(ops, "sum of gradients");
@@ -188,7 +200,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   }
 
   // The one reduction of scalars. Every rank gets the same totals and so decides alike.
-  const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.data, num_targets);
+  const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.world, num_targets);
   StepResult result;
   result.lr = options.lr.has_value() ? *options.lr : LearningRate(t.spec.schedule, step);
   result.num_targets = totals.num_targets;
@@ -208,14 +220,17 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   const double clip = t.spec.adamw.clip_norm;
   const double clip_scale = clip > 0 ? clip / std::max(clip, result.grad_norm) : 1;
   const OpsRange range(ops, "AdamW");
-  UpdateShards(t.params, ops, t.spec.adamw, result.lr, mean * clip_scale, step + 1 - options.num_skipped);
-  t.sync->GatherWeights();
+  for (int group = 0; group < t.params.num_groups(); ++group) {
+    UpdateShards(t.params, ops, group, t.spec.adamw, result.lr, mean * clip_scale,
+                 step + 1 - options.num_skipped);
+    t.sync->WeightsUpdated(group);
+  }
   return result;
 }
 
 EvaluationResult Trainer::Evaluate(BatchSource& source, int64_t num_batches) {
   Impl& t = *impl_;
-  return t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh.data, source, num_batches);
+  return t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh, source, num_batches);
 }
 
 int64_t Trainer::max_eval_tokens() const { return impl_->MaxEvalTokens(); }
@@ -267,7 +282,7 @@ void Trainer::LoadedStates() {
     }
   }
   t.params.CastMasterToWeights(t.device.ops());
-  t.sync->GatherWeights();
+  for (int group = 0; group < t.params.num_groups(); ++group) t.sync->WeightsUpdated(group);
 }
 
 ParamStore& Trainer::params() { return impl_->params; }

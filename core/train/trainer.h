@@ -47,12 +47,16 @@ struct StepOptions {
       0;  // steps before this one that made no update: Adam's bias correction counts updates
 };
 
+// How a mesh spreads parameters: the optimizer over shard x replicas (shard outermost), weights over shard.
+ParamPartition PartitionOf(const Mesh& mesh);
+
 // Makes the ParamSync for a store once all parameters are registered (parallel/ implements; NoSync for a
 // single rank in tests). Its Bind places gradient buffers (category "gradients").
 class ParamSyncFactory {
  public:
   virtual ~ParamSyncFactory() = default;
-  virtual std::unique_ptr<ParamSync> Make(ParamStore& params, Ops& ops, const Axis& data,
+  // `params` is partitioned as PartitionOf(mesh). All must outlive the sync.
+  virtual std::unique_ptr<ParamSync> Make(ParamStore& params, Device& device, const Mesh& mesh,
                                           int64_t micro_batches_per_step) = 0;
   // Places the buffers of `sync`, which this factory made. Called once for counting and once for real.
   virtual void Bind(ParamSync& sync, Arena& arena) = 0;
@@ -60,8 +64,8 @@ class ParamSyncFactory {
 
 class Trainer {
  public:
-  // data.size must divide micro_batches_per_step; data.index's micro-batches are the contiguous block
-  // [index * M / size, (index + 1) * M / size). All references must outlive the trainer. Allocates everything
+  // mesh.data_size() must divide micro_batches_per_step; this rank computes LeavesOf(mesh, M). All references
+  // must outlive the trainer. Allocates everything
   // (memory is planned by binding twice). A device without enough memory is an error that says how much is
   // needed, what it has and what to reduce.
   // On a device whose memory the host cannot read, an axis of several ranks has `control` (core/comm/mesh.h).

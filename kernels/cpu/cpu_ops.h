@@ -33,6 +33,10 @@ class CpuOps final : public Ops {
   int64_t MlstmWorkspaceBytes(const MlstmShape& shape, DType compute) const override;
   void MlstmForward(const MlstmForwardArgs& a) override;
   void MlstmBackward(const MlstmBackwardArgs& a) override;
+  void MlstmSummary(const MlstmSummaryArgs& a) override;
+  void MlstmFold(const MlstmFoldArgs& a) override;
+  void MlstmSummaryBackward(const MlstmSummaryBackwardArgs& a) override;
+  void MlstmFoldBackward(const MlstmFoldBackwardArgs& a) override;
   void HeadNormGateForward(const HeadNormGateForwardArgs& a) override;
   void HeadNormGateBackward(const HeadNormGateBackwardArgs& a) override;
   void Dropout(const DropoutArgs& a) override;
@@ -46,6 +50,8 @@ class CpuOps final : public Ops {
   void SlstmForward(const SlstmForwardArgs& a) override;
   void SlstmBackward(const SlstmBackwardArgs& a) override;
   void CrossEntropy(const CrossEntropyArgs& a) override;
+  void CrossEntropyStats(const CrossEntropyStatsArgs& a) override;
+  void CrossEntropyFromStats(const CrossEntropyFromStatsArgs& a) override;
   void AdamW(const AdamWArgs& a) override;
   void SquaredNorm(const SquaredNormArgs& a) override;
   void SumExactly(const ExactSumArgs& a) override;

@@ -1,4 +1,4 @@
-#include "parallel/collective_check.h"
+#include "core/comm/collective_call.h"
 
 #include <algorithm>
 
@@ -7,9 +7,7 @@ namespace {
 // Additions in blocks that stay in the first-level cache: the inputs are streamed once each.
 constexpr int64_t kSumBlock = 1024;
 
-bool IsSummable(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kI32 || dtype == DType::kI64;
-}
+bool IsSummable(DType dtype) { return dtype != DType::kU8; }
 
 void CheckTensor(CollectiveOp op, Tensor x, const char* name) {
   CAROUSEL_CHECK_MSG(x.defined(), std::string(NameOf(op)) + ": " + name + " is undefined");
@@ -17,9 +15,7 @@ void CheckTensor(CollectiveOp op, Tensor x, const char* name) {
 }
 
 void CheckSum(CollectiveOp op, DType dtype) {
-  CAROUSEL_CHECK_MSG(
-      IsSummable(dtype),
-      std::string(NameOf(op)) + ": sums are taken of f32, f64, i32 and i64, not of " + NameOf(dtype));
+  CAROUSEL_CHECK_MSG(IsSummable(dtype), std::string(NameOf(op)) + ": there is no sum of " + NameOf(dtype));
 }
 
 void CheckRank(CollectiveOp op, int peer, int size, const char* name) {
@@ -50,19 +46,20 @@ void CheckBlocks(CollectiveOp op, Tensor all, Tensor block, int rank, int size) 
                                             std::to_string(rank) + ", this rank's");
 }
 
-template <class T>
+// Added up in Sum.
+template <class T, class Sum = T>
 void SumTyped(void* out_memory, const void* const* in, int num_ranks, int64_t count) {
   T* out = static_cast<T*>(out_memory);
-  T sum[kSumBlock];
+  Sum sum[kSumBlock];
   for (int64_t begin = 0; begin < count; begin += kSumBlock) {
     const int64_t n = std::min(kSumBlock, count - begin);
     const T* first = static_cast<const T*>(in[0]) + begin;
-    std::copy(first, first + n, sum);
+    for (int64_t j = 0; j < n; ++j) sum[j] = static_cast<Sum>(first[j]);
     for (int r = 1; r < num_ranks; ++r) {
       const T* x = static_cast<const T*>(in[r]) + begin;
-      for (int64_t j = 0; j < n; ++j) sum[j] += x[j];
+      for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<Sum>(x[j]);
     }
-    std::copy(sum, sum + n, out + begin);
+    for (int64_t j = 0; j < n; ++j) out[begin + j] = static_cast<T>(sum[j]);
   }
 }
 }  // namespace
@@ -83,19 +80,26 @@ const char* NameOf(CollectiveOp op) {
       return "Send";
     case CollectiveOp::kRecv:
       return "Recv";
+    case CollectiveOp::kSendRecv:
+      return "SendRecv";
     case CollectiveOp::kBarrier:
       return "Barrier";
+    case CollectiveOp::kSplit:
+      return "Split";
   }
   return "?";
 }
 
 std::string Describe(const CollectiveCall& call) {
   std::string text = NameOf(call.op);
-  if (call.op == CollectiveOp::kBarrier) return text + "()";
+  if (call.op == CollectiveOp::kBarrier || call.op == CollectiveOp::kSplit) return text + "()";
   text += "(" + std::to_string(call.num_elems) + " x " + NameOf(call.dtype);
   if (call.op == CollectiveOp::kBroadcast) text += ", root " + std::to_string(call.peer);
   if (call.op == CollectiveOp::kSend) text += " to rank " + std::to_string(call.peer);
   if (call.op == CollectiveOp::kRecv) text += " from rank " + std::to_string(call.peer);
+  if (call.op == CollectiveOp::kSendRecv) {
+    text += " to rank " + std::to_string(call.peer) + ", from rank " + std::to_string(call.source);
+  }
   return text + ")";
 }
 
@@ -150,10 +154,23 @@ CollectiveCall CheckRecv(Tensor x, int source, int rank, int size) {
   return {.op = CollectiveOp::kRecv, .dtype = x.dtype, .num_elems = x.num_elems(), .peer = source};
 }
 
+CollectiveCall CheckSendRecv(Tensor out, int destination, Tensor in, int source, int rank, int size) {
+  CheckSend(out, destination, rank, size);
+  CheckRecv(in, source, rank, size);
+  CAROUSEL_CHECK_MSG(!Overlap(out, in), "SendRecv: in and out overlap");
+  return {.op = CollectiveOp::kSendRecv,
+          .dtype = out.dtype,
+          .num_elems = out.num_elems(),
+          .peer = destination,
+          .source = source};
+}
+
 void SumInRankOrder(void* out, const void* const* in, int num_ranks, int64_t count, DType dtype) {
   switch (dtype) {
     case DType::kF32:
       return SumTyped<float>(out, in, num_ranks, count);
+    case DType::kBF16:
+      return SumTyped<bfloat16, float>(out, in, num_ranks, count);
     case DType::kF64:
       return SumTyped<double>(out, in, num_ranks, count);
     case DType::kI32:  // unsigned: wraps around, where int32_t would be undefined
