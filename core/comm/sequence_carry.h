@@ -19,19 +19,24 @@ class SequenceCarry {
   int64_t size() const { return axis_.size; }
 
   struct Memory {
-    MlstmState initial;  // saved: the state before this rank's segment
-    Tensor factors;      // saved: (S, B, NH) wide
+    MlstmState initial;  // saved: (B, NH, DHQK, DHV), (B, NH, DHQK), (B, NH) wide
+    Tensor factors;      // saved: (S * B * NH) wide; undefined without `train`
     Tensor gathered;     // scratch: (S * MlstmSummaryElems) wide
-    MlstmState dlast;    // scratch
+    MlstmState dlast;    // scratch; undefined without `train`
   };
-  // shape: of one segment, the largest. Nothing with one rank. train: also what Backward needs.
+  // shape: of one segment, with the largest B. Nothing with one rank. train: also what only Backward needs.
   Memory Bind(Arena& arena, DType wide, const MlstmShape& shape, bool train) const;
 
-  // Fills memory.initial. `args` without `summary`. shape may be smaller than what was bound.
-  void Forward(Ops& ops, const Memory& memory, MlstmSummaryArgs args, CallSite site = CallSite::Here()) const;
-  // Fills memory.dlast, defined with C and n: for MlstmBackward. `args` without `dstate` and `initial`.
-  void Backward(Ops& ops, const Memory& memory, MlstmSummaryBackwardArgs args,
-                CallSite site = CallSite::Here()) const;
+  // The state before this rank's segment, in memory.initial: for MlstmForward. `args` without `summary`; B
+  // may be smaller than what was bound, T is any.
+  MlstmState Forward(Ops& ops, const Memory& memory, MlstmSummaryArgs args,
+                     CallSite site = CallSite::Here()) const;
+  // That state again, until the next Forward: for the backward ops.
+  MlstmState Initial(const Memory& memory, const MlstmShape& shape) const;
+  // The gradient of the state after this rank's segment, in memory.dlast (its m is undefined): for
+  // MlstmBackward. `args` without `dstate` and `initial`.
+  MlstmState Backward(Ops& ops, const Memory& memory, MlstmSummaryBackwardArgs args,
+                      CallSite site = CallSite::Here()) const;
 
  private:
   Axis axis_;

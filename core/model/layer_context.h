@@ -18,8 +18,11 @@ struct LayerContext {
   Ops& ops;
   const ParamStore& params;
   ModelAxes axes = {};
-  int64_t B = 0, T = 0;                      // of this pass; B*T may be smaller than what was bound
-  Tensor resets = {};                        // (B*T) u8, optional: 1 = a document starts at this token
+  int64_t B = 0, T = 0;  // of this pass; B*T may be smaller than what was bound
+  Tensor resets = {};    // (B*T) u8, optional: 1 = a document starts at this token
+  // (B*T*S) u8: the resets of all tokens of the B sequences, in order, for layers that get all tokens of some
+  // heads. Given with `resets` where the sequence axis has S > 1 ranks.
+  Tensor all_resets = {};
   std::optional<uint64_t> dropout_key = {};  // of this pass; none: dropout is off
   // The key of one place where elements are dropped. REQUIRES: dropout_key is given.
   // Places: 0 the embedding, 1 + 2l the mixer of block l, 2 + 2l its feed-forward.
