@@ -6,8 +6,6 @@
 #include "core/base/int_math.h"
 #include "core/comm/model_axes.h"
 
-#include "core/comm/model_axes.h"
-
 namespace carousel {
 
 // Passes of at most B*T tokens in at most B sequences of at most T; and, if evaluation_T > 0, passes without
@@ -19,12 +17,8 @@ struct PassShape {
   ModelAxes axes = {};
 
   int64_t N() const { return std::max(B * T, evaluation_T); }
-  // The rows of N() that the residual stream has on this rank.
-  int64_t stream_rows() const { return DivExact(N(), axes.tensor.size); }
   int64_t longest_T() const { return std::max(T, evaluation_T); }
   int64_t most_sequences() const { return evaluation_T > 0 ? std::max(B, N() / evaluation_T) : B; }
-  // Of the residual stream, on one rank of the tensor axis.
-  int64_t stream_rows() const { return N() / axes.tensor.size; }
   // The largest value of size(B, T), a workspace's size, over the shapes that are bound for.
   template <class Size>
   int64_t LargestWorkspace(const Size& size) const {
