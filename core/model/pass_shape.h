@@ -18,6 +18,8 @@ struct PassShape {
 
   int64_t N() const { return std::max(B * T, evaluation_T); }
   int64_t longest_T() const { return std::max(T, evaluation_T); }
+  // Of the residual stream, on one rank of the tensor axis.
+  int64_t stream_rows() const { return DivExact(N(), axes.tensor.size); }
   int64_t most_sequences() const { return evaluation_T > 0 ? std::max(B, N() / evaluation_T) : B; }
   // The largest value of size(B, T), a workspace's size, over the shapes that are bound for.
   template <class Size>
