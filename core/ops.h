@@ -221,9 +221,9 @@ constexpr int64_t MlstmStateGradientElems(const MlstmShape& s) {
 struct MlstmSummaryBackwardArgs {
   Tensor dstate;  // (MlstmStateGradientElems) wide out
   Tensor dh;      // (N, NH*DHV) compute, strided
-  Tensor q;       // (N, NH*DHQK) compute, strided
+  Tensor q, k;    // (N, NH*DHQK) compute, strided; k gives the denominator its sign
   Tensor i_pre, f_pre, reset = {};
-  MlstmState initial;     // as the forward had it
+  MlstmState initial = {};  // as the forward had it
   Tensor h;               // the forward's result, strided
   Tensor denominator, m;  // the forward's
   Tensor workspace;
