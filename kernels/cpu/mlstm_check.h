@@ -6,5 +6,9 @@ namespace carousel::cpu {
 
 void CheckMlstmForward(const MlstmForwardArgs& args, int64_t workspace_bytes);
 void CheckMlstmBackward(const MlstmBackwardArgs& args, int64_t workspace_bytes);
+void CheckMlstmSummary(const MlstmSummaryArgs& args, int64_t workspace_bytes);
+void CheckMlstmFold(const MlstmFoldArgs& args);
+void CheckMlstmSummaryBackward(const MlstmSummaryBackwardArgs& args, int64_t workspace_bytes);
+void CheckMlstmFoldBackward(const MlstmFoldBackwardArgs& args);
 
 }  // namespace carousel::cpu

@@ -68,21 +68,7 @@ class MlstmBackwardHead {
     q_ = CopyRows<T>(x_.q, head_.q, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
     k_ = CopyRows<T>(x_.k, head_.k, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
     v_ = CopyRows<T>(x_.v, head_.v, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
-    const int64_t V = dims_.V, Vp = dims_.Vp;
-    for (int64_t i = 0; i < c.len; ++i) {
-      const int64_t t = c.t0 + i;
-      const T* const dh = static_cast<const T*>(head_.dh.data) + t * head_.dh.stride;
-      float* const du = x_.u + i * Vp;
-      x_.inverse[i] = dims_.normalize ? 1.0f / (head_.denominator[t] + dims_.eps) : 1.0f;
-      int64_t e = 0;
-      for (; e + kLanes <= V; e += kLanes) Store(du + e, SimdLoad(dh + e) * x_.inverse[i]);
-      if (e < V) {
-        Store(du + e, LoadPart(dh + e, V - e) * x_.inverse[i]);
-        e += kLanes;
-      }
-      for (; e < Vp; e += kLanes) Store(du + e, VecF{});
-    }
-    FillZero(x_.u + c.len * Vp, (c.rows - c.len) * Vp);
+    NumeratorGradients<T>(dims_, x_, c, head_.dh, head_.denominator);
   }
   template <class E>
   CAROUSEL_INLINE VecF SimdLoad(const E* p) {

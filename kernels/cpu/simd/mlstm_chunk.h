@@ -176,6 +176,27 @@ CAROUSEL_INLINE void MlstmScores(const MlstmHeadDims& dims, const MlstmHeadScrat
   SumRows(x.a, x.partial, c.rows);
 }
 
+// x.u = du = dh / (N + eps), rows of zeros after the chunk, and x.inverse = 1 / (N + eps).
+template <class T>
+static void NumeratorGradients(const MlstmHeadDims& dims, const MlstmHeadScratch& x, const MlstmChunk& c,
+                               const MlstmComputeRows& dh_rows, const MlstmWideRows& denominator) {
+  const int64_t V = dims.V, Vp = dims.Vp;
+  for (int64_t i = 0; i < c.len; ++i) {
+    const int64_t t = c.t0 + i;
+    const T* const dh = static_cast<const T*>(dh_rows.data) + t * dh_rows.stride;
+    float* const du = x.u + i * Vp;
+    x.inverse[i] = dims.normalize ? 1.0f / (denominator[t] + dims.eps) : 1.0f;
+    int64_t e = 0;
+    for (; e + kLanes <= V; e += kLanes) Store(du + e, Load(dh + e) * x.inverse[i]);
+    if (e < V) {
+      Store(du + e, LoadPart(dh + e, V - e) * x.inverse[i]);
+      e += kLanes;
+    }
+    for (; e < Vp; e += kLanes) Store(du + e, VecF{});
+  }
+  FillZero(x.u + c.len * Vp, (c.rows - c.len) * Vp);
+}
+
 // to = factor * from over n values; exactly zero if factor is.
 static inline void ScaleState(float* to, const float* from, float factor, int64_t n) {
   if (factor == 0.0f) return FillZero(to, n);

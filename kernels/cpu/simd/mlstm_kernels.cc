@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/simd/mlstm_backward.h"
 #include "kernels/cpu/simd/mlstm_forward.h"
+#include "kernels/cpu/simd/mlstm_summary.h"
 #if defined(__AMX_BF16__)
 #include "kernels/cpu/simd/mlstm_tiles.h"
 #endif
@@ -38,10 +39,24 @@ void Step(const MlstmHeadDims& dims, const MlstmHeadForward& head) {
     MlstmStepHead<float>(dims, head);
   }
 }
+void Summary(const MlstmHeadDims& dims, const MlstmHeadSummary& head) {
+  if (dims.bf16) {
+    MlstmSummaryHead<uint16_t, Bf16Engine>(dims, head);
+  } else {
+    MlstmSummaryHead<float, VectorEngine>(dims, head);
+  }
+}
+void SummaryBackward(const MlstmHeadDims& dims, const MlstmHeadSummaryBackward& head) {
+  if (dims.bf16) {
+    MlstmSummaryBackwardHead<uint16_t, Bf16Engine>(dims, head).Run();
+  } else {
+    MlstmSummaryBackwardHead<float, VectorEngine>(dims, head).Run();
+  }
+}
 }  // namespace
 
 const MlstmKernels& GetMlstmKernels() {
-  static constexpr MlstmKernels kernels = {Forward, Backward, Step};
+  static constexpr MlstmKernels kernels = {Forward, Backward, Step, Summary, SummaryBackward};
   return kernels;
 }
 }  // namespace carousel::cpu::CAROUSEL_SIMD_NS

@@ -56,7 +56,7 @@ struct MlstmHeadScratch {
   float *u, *dv;                         // (Lp, Vp): forward u, backward du
   float *S, *G;                          // (Lp, Lp)
   float *C, *n;    // forward: (Kp, Vp), (Kp); backward: one of them for every chunk and one for the end
-  float *dC, *dn;  // (Kp, Vp), (Kp)
+  float *dC, *dn;  // (Kp, Vp), (Kp); dC in backward alone
   float *pack_LK[2], *pack_LV[2], *pack_LL, *pack_KV;  // (Lp, Kp), (Lp, Vp), (Lp, Lp), (Kp, Vp)
 };
 
@@ -85,11 +85,32 @@ struct MlstmHeadBackward {
   MlstmHeadScratch scratch;
 };
 
+struct MlstmHeadSummary {
+  MlstmHeadState state;  // out: C, n and m of the summary
+  float* G;              // out
+  MlstmComputeRows k, v;
+  MlstmWideRows i_pre, f_pre;
+  const uint8_t* reset;
+  MlstmHeadScratch scratch;
+};
+struct MlstmHeadSummaryBackward {
+  MlstmHeadState dstate;  // out; no m
+  MlstmComputeRows dh, q, k;
+  MlstmWideRows i_pre, f_pre;
+  const uint8_t* reset;
+  MlstmHeadState initial;
+  MlstmComputeRows h;
+  MlstmWideRows denominator, m;
+  MlstmHeadScratch scratch;
+};
+
 struct MlstmKernels {
   void (*forward)(const MlstmHeadDims&, const MlstmHeadForward&);
   void (*backward)(const MlstmHeadDims&, const MlstmHeadBackward&);
   // One token of one pair with a state before and after it (last may be initial): no chunk, no scratch.
   void (*step)(const MlstmHeadDims&, const MlstmHeadForward&);
+  void (*summary)(const MlstmHeadDims&, const MlstmHeadSummary&);
+  void (*summary_backward)(const MlstmHeadDims&, const MlstmHeadSummaryBackward&);
 };
 }  // namespace carousel::cpu
 
