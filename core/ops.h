@@ -224,8 +224,8 @@ struct MlstmSummaryBackwardArgs {
   Tensor q, k;    // (N, NH*DHQK) compute, strided; k gives the denominator its sign
   Tensor i_pre, f_pre, reset = {};
   MlstmState initial = {};  // as the forward had it
-  Tensor h;               // the forward's result, strided
-  Tensor denominator, m;  // the forward's
+  Tensor h;                 // the forward's result, strided
+  Tensor denominator, m;    // the forward's
   Tensor workspace;
   MlstmShape shape;
   NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
@@ -285,6 +285,15 @@ struct ElementPlaces {
   int64_t segment = 0, segment_stride = 0, segment_begin = 0;
   // Whole column of column c: first_column + c of num_columns. 0: the tensor has all columns.
   int64_t first_column = 0, num_columns = 0;
+
+  constexpr int64_t WholeRow(int64_t n) const {
+    const int64_t r = first_row + n;
+    return segment > 0 ? r / segment * segment_stride + segment_begin + r % segment : r;
+  }
+  // Whether rows of `width` elements lie one after the other in the whole activation, too.
+  constexpr bool Gapless(int64_t width) const {
+    return segment == 0 && first_column == 0 && (num_columns == 0 || num_columns == width);
+  }
 };
 struct DropoutArgs {
   Tensor y;     // (N, W) compute or wide out, strided; may be x
@@ -419,8 +428,10 @@ struct CrossEntropyArgs {
 
 // ---- the same loss where each rank has the logits of a part of the vocabulary. First what a part says of
 // every token, then, from all parts in the order of their ids, loss and gradient.
-//   stats row: [max z, sum exp(z - max z), z[target] or 0 if the target is of another part, id of the max]
-// (the lowest id of equal ones; below 2^24, exact in f32).
+//   stats row: [largest logit, sum exp(z - z of that), z[target] or 0 if the target is of another part, id of
+//   the largest logit] (the lowest of equal ones, below 2^24: exact in f32; -1 if any logit is NaN). A sum of
+//   nothing but exp(-infinity - z) is 0. Rows without a target are 0.
+// Parts have equal widths: a target is below num_parts * V.
 struct CrossEntropyStatsArgs {
   Tensor stats;      // (n, 4) wide out
   Tensor logits;     // (n, V) wide: of ids [first_id, first_id + V)

@@ -101,17 +101,19 @@ void WriteLast(const CausalConvForwardArgs& a, ThreadPool& pool) {
   });
 }
 
+// Without dx: only the tokens that the initial state reaches.
 template <class T>
 void Backward(const CausalConvBackwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
   const auto [B, T_, C, K] = a.shape;
+  const bool all = a.dx.defined();
   pool.ParallelFor(C, [&, B = B, T_ = T_, C = C, K = K](int64_t c) {
     W dbias = 0;
     std::vector<W> dweight(K), dx(T_ + K - 1);  // dx begins with the initial state
     for (int64_t b = 0; b < B; ++b) {
       const Sequence<T> sequence = SequenceOf<T>(a, b, c);
       std::fill(dx.begin(), dx.end(), W{0});
-      for (int64_t t = 0; t < T_; ++t) {
+      for (int64_t t = 0; t < (all ? T_ : std::min(T_, K - 1)); ++t) {
         const int64_t start = sequence.Start(t);
         W dp = static_cast<W>(Row<T>(a.dy, b * T_ + t)[c]);
         if (a.silu) {
@@ -134,7 +136,7 @@ void Backward(const CausalConvBackwardArgs& a, ThreadPool& pool) {
           if (position >= start) dx[position + K - 1] += dlast[i * C];
         }
       }
-      for (int64_t t = 0; t < T_; ++t) {
+      for (int64_t t = 0; t < T_ && all; ++t) {
         T& to = Row<T>(a.dx, b * T_ + t)[c];
         to = static_cast<T>(dx[t + K - 1] + (a.accumulate_dx ? static_cast<W>(to) : W{0}));
       }
@@ -142,6 +144,7 @@ void Backward(const CausalConvBackwardArgs& a, ThreadPool& pool) {
         a.dinitial.as<W>()[(b * (K - 1) + i) * C + c] = dx[i];
       }
     }
+    if (!all) return;
     for (int64_t j = 0; j < K; ++j) a.dweight.as<W>()[c * K + j] += dweight[j];
     if (a.dbias.defined()) a.dbias.as<W>()[c] += dbias;
   });
@@ -223,19 +226,29 @@ struct BackwardScratch {
 };
 
 template <class T>
+CausalConvBackwardRows<T> BackwardRowsOf(const CausalConvBackwardArgs& a, const float* weight,
+                                         int64_t ring_rows) {
+  return {.in = RowsOf<T>(a, weight),
+          .dx = RawDataOrNull<T>(a.dx),
+          .dinitial = RawDataOrNull<float>(a.dinitial),
+          .dy = RawData<T>(a.dy),
+          .dlast = RawDataOrNull<float>(a.dlast),
+          .dx_stride = a.dx.row_stride,
+          .dy_stride = a.dy.row_stride,
+          .ring_rows = ring_rows,
+          .accumulate_dx = a.accumulate_dx};
+}
+template <class T>
 void FastBackward(const CausalConvBackwardArgs& a, const CausalConvKernels<T>& kernels,
                   const BackwardScratch& at, float* scratch, ThreadPool& pool) {
   const auto [B, T_, C, K] = a.shape;
   kernels.transpose(scratch + at.weight, RawData<T>(a.weight), C, K);
-  const CausalConvBackwardRows<T> rows = {.in = RowsOf<T>(a, scratch + at.weight),
-                                          .dx = RawData<T>(a.dx),
-                                          .dinitial = RawDataOrNull<float>(a.dinitial),
-                                          .dy = RawData<T>(a.dy),
-                                          .dlast = RawDataOrNull<float>(a.dlast),
-                                          .dx_stride = a.dx.row_stride,
-                                          .dy_stride = a.dy.row_stride,
-                                          .ring_rows = at.ring_rows,
-                                          .accumulate_dx = a.accumulate_dx};
+  const CausalConvBackwardRows<T> rows = BackwardRowsOf<T>(a, scratch + at.weight, at.ring_rows);
+  if (!a.dx.defined()) {
+    return pool.ParallelFor(B, [&, C = C](int64_t b, int worker) {
+      kernels.initial_gradient(rows, b, scratch + at.rings + worker * at.ring_rows * C);
+    });
+  }
   pool.ParallelFor(at.num_partials, [&, N = B * T_, C = C, K = K](int64_t partial, int worker) {
     const int64_t begin = partial * at.rows_per_partial;
     kernels.backward(rows, begin, std::min(N, begin + at.rows_per_partial),
@@ -249,10 +262,16 @@ void CpuOps::CausalConvForward(const CausalConvForwardArgs& a) {
   const DType compute = a.x.dtype;
   CheckArgs(a, compute);
   const auto [B, T_, C, K] = a.shape;
-  CAROUSEL_CHECK_STRIDED(a.y, compute, {B * T_, C});
   CAROUSEL_CHECK_OPTIONAL(a.last, WideOf(compute), {B, K - 1, C});
+  if (a.y.defined()) {
+    CAROUSEL_CHECK_STRIDED(a.y, compute, {B * T_, C});
+  } else {
+    CAROUSEL_CHECK(a.last.defined());
+  }
   if (B == 0) return;
-  if (!Fast(compute)) {
+  if (!a.y.defined()) {
+    // only the state
+  } else if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
     FastForward<float>(a, Kernels<float>(level_, use_tiles_), ScratchF32(K * C), pool_);
@@ -266,8 +285,12 @@ void CpuOps::CausalConvBackward(const CausalConvBackwardArgs& a) {
   const DType compute = a.x.dtype, wide = WideOf(compute);
   CheckArgs(a, compute);
   const auto [B, T_, C, K] = a.shape;
-  CAROUSEL_CHECK_STRIDED(a.dx, compute, {B * T_, C});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {C, K});
+  if (a.dx.defined()) {
+    CAROUSEL_CHECK_STRIDED(a.dx, compute, {B * T_, C});
+    CAROUSEL_CHECK_TENSOR(a.dweight, wide, {C, K});
+  } else {
+    CAROUSEL_CHECK(a.dinitial.defined() && !a.dweight.defined() && !a.dbias.defined());
+  }
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {C});
   CAROUSEL_CHECK_OPTIONAL(a.dinitial, wide, {B, K - 1, C});
   CAROUSEL_CHECK_STRIDED(a.dy, compute, {B * T_, C});
@@ -281,6 +304,7 @@ void CpuOps::CausalConvBackward(const CausalConvBackwardArgs& a) {
   } else {
     FastBackward<uint16_t>(a, Kernels<uint16_t>(level_, use_tiles_), at, scratch, pool_);
   }
+  if (!a.dx.defined()) return;
   if (a.dbias.defined()) AddPartials(a.dbias.as<float>(), scratch + at.dbias, at.num_partials, C);
   float* sum = scratch + at.sum;
   std::fill_n(sum, K * C, 0.0f);

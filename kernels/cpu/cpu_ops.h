@@ -99,6 +99,9 @@ class CpuOps final : public Ops {
   void FastGluBackward(const GluBackwardArgs& a);
   template <class T>
   void FastCrossEntropy(const CrossEntropyArgs& a);
+  void FastCrossEntropyStats(const CrossEntropyStatsArgs& a);
+  template <class T>
+  void FastCrossEntropyFromStats(const CrossEntropyFromStatsArgs& a);
   // y[c] += sum over rows of partial (rows, columns), the last step of a gradient of weights.
   void AddPartials(float* y, const float* partials, int64_t rows, int64_t columns);
 

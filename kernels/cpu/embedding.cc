@@ -1,12 +1,20 @@
 // y[n] = weight[ids[n]]; dweight[ids[n]] += dy[n] in ascending n. The plain loops are the fast ones: they
-// copy and add whole rows.
+// copy and add whole rows. Of a part of the table (first_id), ids of other rows give zeros and nothing.
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/op_util.h"
 
 namespace carousel::cpu {
 namespace {
 
-void CheckIds(const Tensor& ids, int64_t V) {
+// Row of the table for an id; -1: another rank has it.
+int64_t RowOf(int64_t id, int64_t first_id, int64_t V) {
+  const int64_t row = id - std::max<int64_t>(first_id, 0);
+  return row >= 0 && row < V ? row : -1;
+}
+
+// Without first_id every id must be a row of the table.
+void CheckIds(const Tensor& ids, int64_t first_id, int64_t V) {
+  if (first_id >= 0) return;
   for (int64_t n = 0; n < ids.dim[0]; ++n) {
     const int64_t id = ids.as<int32_t>()[n];
     CAROUSEL_CHECK_MSG(id >= 0 && id < V, "token id " + std::to_string(id) + " at position " +
@@ -18,12 +26,17 @@ void CheckIds(const Tensor& ids, int64_t V) {
 template <class T>
 void Forward(const EmbeddingForwardArgs& a, ThreadPool& pool) {
   using W = Wide<T>;
-  const int64_t N = a.ids.dim[0], D = a.weight.dim[1];
+  const int64_t N = a.ids.dim[0], V = a.weight.dim[0], D = a.weight.dim[1];
   const int32_t* ids = a.ids.as<int32_t>();
   pool.ParallelForBlocks(N, RowsPerTask(D), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       W* y = Row<W>(a.y, n);
-      const T* weight = Row<T>(a.weight, ids[n]);
+      const int64_t row = RowOf(ids[n], a.first_id, V);
+      if (row < 0) {
+        std::fill_n(y, D, W{0});
+        continue;
+      }
+      const T* weight = Row<T>(a.weight, row);
       for (int64_t c = 0; c < D; ++c) y[c] = static_cast<W>(weight[c]);
     }
   });
@@ -34,13 +47,15 @@ void Forward(const EmbeddingForwardArgs& a, ThreadPool& pool) {
 template <class W>
 void Backward(const EmbeddingBackwardArgs& a, ThreadPool& pool) {
   constexpr int64_t kColumnsPerTask = 32;
-  const int64_t N = a.ids.dim[0], D = a.dweight.dim[1];
+  const int64_t N = a.ids.dim[0], V = a.dweight.dim[0], D = a.dweight.dim[1];
   const int32_t* ids = a.ids.as<int32_t>();
   W* dweight = a.dweight.as<W>();
   const W* dy = a.dy.as<W>();
   pool.ParallelForBlocks(D, kColumnsPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t n = 0; n < N; ++n) {
-      W* to = dweight + ids[n] * D;
+      const int64_t row = RowOf(ids[n], a.first_id, V);
+      if (row < 0) continue;
+      W* to = dweight + row * D;
       const W* from = dy + n * D;
       for (int64_t c = begin; c < end; ++c) to[c] += from[c];
     }
@@ -55,7 +70,7 @@ void CpuOps::EmbeddingForward(const EmbeddingForwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.y, WideOf(compute), {N, D});
   CAROUSEL_CHECK_TENSOR(a.weight, compute, {V, D});
   CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
-  CheckIds(a.ids, V);
+  CheckIds(a.ids, a.first_id, V);
   DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
 }
 
@@ -67,7 +82,7 @@ void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.dweight, wide, {V, D});
   CAROUSEL_CHECK_TENSOR(a.dy, wide, {N, D});
   CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
-  CheckIds(a.ids, V);
+  CheckIds(a.ids, a.first_id, V);
   wide == DType::kF64 ? Backward<double>(a, pool_) : Backward<float>(a, pool_);
 }
 }  // namespace carousel::cpu

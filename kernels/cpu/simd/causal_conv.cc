@@ -274,6 +274,31 @@ void InitialGradient(const BackwardSequence<T>& a, float* dinitial) {
   }
 }
 
+// Sequence b without places for sums.
+template <class T>
+BackwardSequence<T> SequenceOf(const CausalConvBackwardRows<T>& a, int64_t b, float* ring) {
+  const int64_t tokens = b * a.in.num_tokens;
+  return {.s = Sequence(a.in, b),
+          .dx = a.dx == nullptr ? nullptr : a.dx + tokens * a.dx_stride,
+          .dy = a.dy + tokens * a.dy_stride,
+          .dlast = a.dlast == nullptr ? nullptr : a.dlast + b * (a.in.K - 1) * a.in.C,
+          .dx_stride = a.dx_stride,
+          .dy_stride = a.dy_stride,
+          .ring_rows = a.ring_rows,
+          .accumulate_dx = a.accumulate_dx,
+          .dweight = nullptr,
+          .dbias = nullptr,
+          .ring = ring};
+}
+template <class T>
+void OnlyInitialGradient(const CausalConvBackwardRows<T>& a, int64_t b, float* ring) {
+  const BackwardSequence<T> sequence = SequenceOf(a, b, ring);
+  for (int64_t t = Smaller(a.in.num_tokens, a.in.K - 1); t > 0; --t) {
+    BackwardAtBorder(sequence, t - 1, /*only_dp=*/true);
+  }
+  InitialGradient(sequence, a.dinitial + b * (a.in.K - 1) * a.in.C);
+}
+
 template <int kK, class T>
 void BackwardRows(const CausalConvBackwardRows<T>& a, int64_t begin, int64_t end, float* dweight,
                   float* dbias, float* ring) {
@@ -282,17 +307,9 @@ void BackwardRows(const CausalConvBackwardRows<T>& a, int64_t begin, int64_t end
   for (int64_t c = 0; c < C; ++c) dbias[c] = 0.0f;
   for (int64_t n = begin; n < end;) {
     const int64_t b = n / num_tokens, first = n % num_tokens, last = Smaller(num_tokens, first + end - n);
-    const BackwardSequence<T> sequence = {.s = Sequence(a.in, b),
-                                          .dx = a.dx + b * num_tokens * a.dx_stride,
-                                          .dy = a.dy + b * num_tokens * a.dy_stride,
-                                          .dlast = a.dlast == nullptr ? nullptr : a.dlast + b * (K - 1) * C,
-                                          .dx_stride = a.dx_stride,
-                                          .dy_stride = a.dy_stride,
-                                          .ring_rows = a.ring_rows,
-                                          .accumulate_dx = a.accumulate_dx,
-                                          .dweight = dweight,
-                                          .dbias = dbias,
-                                          .ring = ring};
+    BackwardSequence<T> sequence = SequenceOf(a, b, ring);
+    sequence.dweight = dweight;
+    sequence.dbias = dbias;
     for (int64_t t = Smaller(num_tokens, last + K - 1); t > last; --t) {
       BackwardAtBorder(sequence, t - 1, /*only_dp=*/true);
     }
@@ -336,6 +353,7 @@ constexpr CausalConvKernels<T> kKernels = {
     .transpose = Transpose<T>,
     .forward = Forward<T>,
     .backward = Backward<T>,
+    .initial_gradient = OnlyInitialGradient<T>,
 };
 }  // namespace
 

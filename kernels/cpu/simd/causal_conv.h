@@ -47,6 +47,8 @@ struct CausalConvKernels {  // causal_conv.cc. Rows [begin, end).
   // scratch.
   void (*backward)(const CausalConvBackwardRows<T>&, int64_t begin, int64_t end, float* dweight, float* dbias,
                    float* ring);
+  // dinitial of sequence b, and nothing else. dx is not used.
+  void (*initial_gradient)(const CausalConvBackwardRows<T>&, int64_t b, float* ring);
 };
 }  // namespace carousel::cpu
 

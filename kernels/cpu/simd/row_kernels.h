@@ -130,6 +130,25 @@ struct CrossEntropyRows {
   int64_t V;
   float soft_cap;
 };
+// The same loss by parts of the vocabulary.
+struct CrossEntropyStatsRows {
+  float* stats;  // (n, 4)
+  const float* logits;
+  const int32_t* targets;
+  int64_t V, first_id;
+  float soft_cap;
+};
+template <class T>
+struct CrossEntropyFromStatsRows {
+  float* loss;
+  T* dlogits;           // may be null
+  uint8_t* correct;     // may be null
+  const float* stats;   // (num_parts, n, 4)
+  const float* logits;  // read if there is dlogits
+  const int32_t* targets;
+  int64_t num_parts, n, V, first_id;
+  float soft_cap;
+};
 struct AdamWRange {
   float* master;
   float* m;
@@ -168,6 +187,9 @@ struct ActivationKernels {  // activation.cc. Rows [begin, end).
   void (*glu_backward[kNumRowActivations])(const GluBackwardRows<T>&, int64_t begin, int64_t end);
   // scratch: 2 * V floats.
   void (*cross_entropy)(const CrossEntropyRows<T>&, int64_t begin, int64_t end, float* scratch);
+  // scratch: V floats.
+  void (*cross_entropy_stats)(const CrossEntropyStatsRows&, int64_t begin, int64_t end, float* scratch);
+  void (*cross_entropy_from_stats)(const CrossEntropyFromStatsRows<T>&, int64_t begin, int64_t end);
 };
 
 struct ElementwiseKernels {  // elementwise.cc
