@@ -3,8 +3,8 @@
 // Every rank computes its part of a reduction straight from the other ranks' tensors, in rank order: no
 // staging, no copy more than the operation needs. A Send waits until its Recv took the data (so that code
 // which relies on buffering in the transport is found here). Mistakes do not hang: when no rank can go on
-// (two ranks wait in different collectives, or with other counts, or for a rank that has finished), the
-// process aborts with the list of what every rank waits for.
+// (ranks wait in different collectives, or with other counts, or in different groups for each other, or for a
+// rank that has finished), the process aborts with the list of what every rank waits for and where.
 #pragma once
 #include <functional>
 #include <memory>
@@ -14,7 +14,8 @@
 
 namespace carousel {
 
-// `size` communicators that belong together. Each may be used by one thread at a time.
+// `size` communicators that belong together. A rank is one thread: it uses its communicator of the world and
+// those split off it one at a time. Those end before the world.
 class LocalWorld {
  public:
   explicit LocalWorld(int size);
@@ -29,7 +30,6 @@ class LocalWorld {
   void Leave(int rank);
 
  private:
-  friend class LocalCommunicator;
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -2,35 +2,29 @@
 
 #include <mpi.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "core/comm/collective_call.h"
 
 namespace carousel {
 namespace {
-using Clock = std::chrono::steady_clock;
-
-constexpr int kCollectiveTag = 1, kPairTag = 2;
-constexpr int kCommunicationExitCode = 1;
-// A sum of at most so many bytes exchanges whole tensors: one round of messages instead of two.
-constexpr int64_t kSmallSumBytes = int64_t{16} << 10;
 // How a rank waits: first it polls without a pause, then it gives its core away between polls, then it
-// sleeps.
+// sleeps, and looks now and then whether it has waited enough.
 constexpr auto kSpinTime = std::chrono::microseconds(20);
 constexpr auto kYieldTime = std::chrono::microseconds(500);
 constexpr auto kSleepTime = std::chrono::microseconds(50);
+constexpr auto kCheckTime = std::chrono::milliseconds(10);
 // How long a failed rank waits for the others to fail alike.
 constexpr auto kFailureGrace = std::chrono::seconds(2);
+constexpr int kFailureExitCode = 1;
 
 std::string ErrorText(int code) {
   char text[MPI_MAX_ERROR_STRING];
@@ -39,21 +33,11 @@ std::string ErrorText(int code) {
   return std::string(text, static_cast<size_t>(length));
 }
 
-[[noreturn]] void EndJob(int exit_code) {
-  std::fflush(nullptr);
-  MPI_Abort(MPI_COMM_WORLD, exit_code);
-  std::_Exit(exit_code);
-}
-
-std::byte* At(Tensor x, int64_t offset_bytes) { return static_cast<std::byte*>(x.data) + offset_bytes; }
-void Copy(void* out, const void* in, int64_t bytes) {
-  if (bytes > 0 && out != in) std::memmove(out, in, static_cast<size_t>(bytes));
-}
-
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public PeerCommunicator {
  public:
   // Owns `comm`.
-  MpiCommunicator(MPI_Comm comm, const MpiOptions& options) : comm_(comm), options_(options) {
+  MpiCommunicator(MPI_Comm comm, const MpiOptions& options)
+      : PeerCommunicator(options.peer), comm_(comm), options_(options) {
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
@@ -68,163 +52,31 @@ class MpiCommunicator final : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-
-  void DoAllReduceSum(Tensor x) override {
-    Begin(CheckAllReduceSum(x));
-    if (size_ == 1) return;
-    const int64_t elem_bytes = SizeOf(x.dtype);
-    if (x.num_bytes() <= kSmallSumBytes) {
-      SumSmall(x);
-      return;
-    }
-    // In chunks that fit into the staging memory: slice r of a chunk is summed by rank r, then sent to all.
-    const int64_t chunk_elems = std::max<int64_t>(options_.staging_bytes / elem_bytes, size_);
-    for (int64_t begin = 0; begin < x.num_elems(); begin += chunk_elems) {
-      const int64_t n = std::min(chunk_elems, x.num_elems() - begin);
-      const auto slice = [&](int r) { return (begin + n * r / size_) * elem_bytes; };
-      const int64_t own_bytes = slice(rank_ + 1) - slice(rank_);
-      std::byte* staging = Staging(own_bytes * size_);
-      for (int k = 1; k < size_; ++k) {
-        const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-        Receive(staging + from * own_bytes, own_bytes, from, kCollectiveTag);
-        Post(At(x, slice(to)), slice(to + 1) - slice(to), to, kCollectiveTag);
-      }
-      Wait();
-      SumStaged(At(x, slice(rank_)), At(x, slice(rank_)), own_bytes, own_bytes / elem_bytes, x.dtype);
-      for (int k = 1; k < size_; ++k) {
-        const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-        Receive(At(x, slice(from)), slice(from + 1) - slice(from), from, kCollectiveTag);
-        Post(At(x, slice(rank_)), own_bytes, to, kCollectiveTag);
-      }
-      Wait();
-    }
-  }
-
-  void DoAllGather(Tensor all, Tensor mine) override {
-    Begin(CheckAllGather(all, mine, rank_, size_));
-    const int64_t bytes = mine.num_bytes();
-    for (int k = 1; k < size_; ++k) {
-      const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-      Receive(At(all, from * bytes), bytes, from, kCollectiveTag);
-      Post(mine.data, bytes, to, kCollectiveTag);
-    }
-    Copy(At(all, rank_ * bytes), mine.data, bytes);
-    Wait();
-  }
-
-  void DoReduceScatterSum(Tensor mine, Tensor all) override {
-    Begin(CheckReduceScatterSum(mine, all, rank_, size_));
-    const int64_t elem_bytes = SizeOf(all.dtype), block_bytes = mine.num_bytes();
-    const int64_t piece_bytes =
-        std::max<int64_t>(options_.staging_bytes / (elem_bytes * size_), 1) * elem_bytes;
-    for (int64_t begin = 0; begin < block_bytes; begin += piece_bytes) {
-      const int64_t bytes = std::min(piece_bytes, block_bytes - begin);
-      std::byte* staging = Staging(bytes * size_);
-      for (int k = 1; k < size_; ++k) {
-        const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-        Receive(staging + from * bytes, bytes, from, kCollectiveTag);
-        Post(At(all, to * block_bytes + begin), bytes, to, kCollectiveTag);
-      }
-      Wait();
-      SumStaged(At(mine, begin), At(all, rank_ * block_bytes + begin), bytes, bytes / elem_bytes, all.dtype);
-    }
-  }
-
-  void DoAllToAll(Tensor out, Tensor in) override {
-    Begin(CheckAllToAll(out, in, size_));
-    const int64_t bytes = in.num_bytes() / size_;
-    for (int k = 1; k < size_; ++k) {
-      const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-      Receive(At(out, from * bytes), bytes, from, kCollectiveTag);
-      Post(At(in, to * bytes), bytes, to, kCollectiveTag);
-    }
-    Copy(At(out, rank_ * bytes), At(in, rank_ * bytes), bytes);
-    Wait();
-  }
-
-  // A binomial tree: in round k the ranks below 2^k (counted from the root) send to those 2^k further on.
-  void DoBroadcast(Tensor x, int root) override {
-    Begin(CheckBroadcast(x, root, size_));
-    const int place = (rank_ + size_ - root) % size_;
-    for (int distance = 1; distance < size_; distance *= 2) {
-      if (place < distance && place + distance < size_) {
-        Post(x.data, x.num_bytes(), (rank_ + distance) % size_, kCollectiveTag);
-      } else if (place >= distance && place < 2 * distance) {
-        Receive(x.data, x.num_bytes(), (rank_ + size_ - distance) % size_, kCollectiveTag);
-      }
-      Wait();
-    }
-  }
-
-  void DoSend(Tensor x, int destination) override {
-    call_ = CheckSend(x, destination, rank_, size_);
-    Post(x.data, x.num_bytes(), destination, kPairTag);
-    Wait();
-  }
-
-  void DoRecv(Tensor x, int source) override {
-    call_ = CheckRecv(x, source, rank_, size_);
-    Receive(x.data, x.num_bytes(), source, kPairTag);
-    Wait();
-  }
-
-  void DoBarrier() override {
-    Begin({.op = CollectiveOp::kBarrier});
-    BarrierWithin(Clock::duration::max());
-  }
-  // False if the others did not come in time; the communicator is then of no more use.
-  bool BarrierWithin(Clock::duration limit) {
-    call_ = {.op = CollectiveOp::kBarrier};
-    requests_.push_back(MPI_REQUEST_NULL);
-    expected_.push_back(-1);
-    Check(MPI_Ibarrier(comm_, &requests_.back()));
-    return Wait(limit);
-  }
-
   [[noreturn]] void Abort(int exit_code) override { EndJob(exit_code); }
+  using PeerCommunicator::BarrierOrEnd;
 
  private:
-  // Names the call for messages and, if asked to, compares it with the other ranks' calls.
-  void Begin(const CollectiveCall& call) {
-    call_ = call;
-    if (!options_.verify_calls || size_ == 1) return;
-    constexpr int64_t kFields = 4;
-    const int64_t mine[kFields] = {static_cast<int64_t>(call.op), static_cast<int64_t>(call.dtype),
-                                   call.num_elems, call.peer};
-    std::vector<int64_t> all(static_cast<size_t>(kFields * size_));
-    for (int r = 0; r < size_; ++r) {
-      if (r == rank_) continue;
-      Receive(&all[static_cast<size_t>(kFields * r)], sizeof(mine), r, kCollectiveTag);
-      Post(mine, sizeof(mine), r, kCollectiveTag);
-    }
-    Wait();
-    for (int r = 0; r < size_; ++r) {
-      const int64_t* theirs = &all[static_cast<size_t>(kFields * r)];
-      if (r == rank_ || std::equal(mine, mine + kFields, theirs)) continue;
-      Fail(absl::StrCat("rank ", r, " called ",
-                        carousel::Describe({.op = static_cast<CollectiveOp>(theirs[0]),
-                                            .dtype = static_cast<DType>(theirs[1]),
-                                            .num_elems = theirs[2],
-                                            .peer = static_cast<int>(theirs[3])}),
-                        " instead"));
-    }
+  struct Pending {
+    int peer;   // the other rank
+    int bytes;  // that a receive expects; -1: a send
+  };
+
+  [[noreturn]] void EndJob(int exit_code) override {
+    std::fflush(nullptr);
+    MPI_Abort(MPI_COMM_WORLD, exit_code);
+    std::_Exit(exit_code);
   }
 
-  // Start a message; Wait ends all that were started. Zero bytes are not sent.
-  void Post(const void* data, int64_t bytes, int destination, int tag) {
+  void Post(const void* data, int64_t bytes, int destination, Kind kind) override {
     ForEachPiece(bytes, [&](int64_t offset, int count) {
-      requests_.push_back(MPI_REQUEST_NULL);
-      expected_.push_back(-1);
-      Check(MPI_Isend(static_cast<const std::byte*>(data) + offset, count, MPI_BYTE, destination, tag, comm_,
-                      &requests_.back()));
+      Check(MPI_Isend(static_cast<const std::byte*>(data) + offset, count, MPI_BYTE, destination,
+                      static_cast<int>(kind), comm_, AddRequest({.peer = destination, .bytes = -1})));
     });
   }
-  void Receive(void* data, int64_t bytes, int source, int tag) {
+  void Receive(void* data, int64_t bytes, int source, Kind kind) override {
     ForEachPiece(bytes, [&](int64_t offset, int count) {
-      requests_.push_back(MPI_REQUEST_NULL);
-      expected_.push_back(count);
-      Check(MPI_Irecv(static_cast<std::byte*>(data) + offset, count, MPI_BYTE, source, tag, comm_,
-                      &requests_.back()));
+      Check(MPI_Irecv(static_cast<std::byte*>(data) + offset, count, MPI_BYTE, source, static_cast<int>(kind),
+                      comm_, AddRequest({.peer = source, .bytes = count})));
     });
   }
   template <class Fn>
@@ -233,38 +85,61 @@ class MpiCommunicator final : public Communicator {
       fn(offset, static_cast<int>(std::min(options_.max_message_bytes, bytes - offset)));
     }
   }
+  MPI_Request* AddRequest(const Pending& pending) {
+    pending_.push_back(pending);
+    requests_.push_back(MPI_REQUEST_NULL);
+    return &requests_.back();
+  }
 
-  // Completes every message that was started. False if `limit` passes first.
-  bool Wait(Clock::duration limit = Clock::duration::max()) {
-    if (requests_.empty()) return true;
+  void Wait() override {
+    if (requests_.empty()) return;
     statuses_.resize(requests_.size());
+    WaitLimits limits(*this);
     const Clock::time_point start = Clock::now();
+    Clock::time_point next_check = start + kCheckTime;
     while (true) {
       int done = 0;
       const int code =
           MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, statuses_.data());
       if (code != MPI_SUCCESS) CheckStatuses(code);
       if (done) break;
-      const Clock::duration waited = Clock::now() - start;
-      if (waited > limit) return false;
-      if (waited > kYieldTime) {
+      const Clock::time_point now = Clock::now();
+      if (now >= next_check) {
+        limits.Check([this] { return Missing(); });
+        next_check = now + kCheckTime;
+      }
+      if (now - start > kYieldTime) {
         std::this_thread::sleep_for(kSleepTime);
-      } else if (waited > kSpinTime) {
+      } else if (now - start > kSpinTime) {
         sched_yield();
       }
     }
     for (size_t i = 0; i < requests_.size(); ++i) {
       int count = 0;
-      if (expected_[i] < 0) continue;
+      if (pending_[i].bytes < 0) continue;
       Check(MPI_Get_count(&statuses_[i], MPI_BYTE, &count));
-      if (count != expected_[i]) {
-        Fail(absl::StrCat("rank ", statuses_[i].MPI_SOURCE, " sent ", count, " bytes where ", expected_[i],
-                          " were expected: the ranks' calls do not match"));
+      if (count != pending_[i].bytes) {
+        Fail(absl::StrCat("rank ", statuses_[i].MPI_SOURCE, " sent ", count, " bytes where ",
+                          pending_[i].bytes, " were expected: the ranks' calls do not match"));
       }
     }
     requests_.clear();
-    expected_.clear();
-    return true;
+    pending_.clear();
+  }
+
+  // The other ends of the messages that are under way.
+  std::vector<int> Missing() {
+    std::vector<int> ranks;
+    for (size_t i = 0; i < requests_.size(); ++i) {
+      int done = 0;
+      MPI_Status status;
+      if (MPI_Request_get_status(requests_[i], &done, &status) == MPI_SUCCESS && !done) {
+        ranks.push_back(pending_[i].peer);
+      }
+    }
+    std::sort(ranks.begin(), ranks.end());
+    ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+    return ranks;
   }
 
   void CheckStatuses(int code) {
@@ -284,53 +159,34 @@ class MpiCommunicator final : public Communicator {
   void Check(int code) {
     if (code != MPI_SUCCESS) Fail(ErrorText(code));
   }
-  [[noreturn]] void Fail(const std::string& problem) {
-    std::fprintf(stderr, "[rank %d] %s failed: %s\n", rank_, carousel::Describe(call_).c_str(),
-                 problem.c_str());
-    EndJob(kCommunicationExitCode);
-  }
 
-  std::byte* Staging(int64_t bytes) {
-    if (static_cast<int64_t>(staging_.size()) < bytes) staging_.resize(static_cast<size_t>(bytes));
-    return staging_.data();
-  }
-  // out = sum in rank order over the staged slices, with `own` in this rank's place.
-  void SumStaged(void* out, const void* own, int64_t slice_bytes, int64_t count, DType dtype) {
-    if (count == 0) return;
-    std::vector<const void*> slices;
-    for (int r = 0; r < size_; ++r) {
-      slices.push_back(r == rank_ ? own : staging_.data() + r * slice_bytes);
-    }
-    SumInRankOrder(out, slices.data(), size_, count, dtype);
-  }
-  void SumSmall(Tensor x) {
-    const int64_t bytes = x.num_bytes();
-    std::byte* staging = Staging(bytes * size_);
-    for (int k = 1; k < size_; ++k) {
-      const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-      Receive(staging + from * bytes, bytes, from, kCollectiveTag);
-      Post(x.data, bytes, to, kCollectiveTag);
-    }
-    Wait();
-    SumStaged(x.data, x.data, bytes, x.num_elems(), x.dtype);
+  std::unique_ptr<Communicator> DoSplit(int color) override {
+    DoBarrier();  // waiting in MPI's own call would have no limit
+    MPI_Comm part = MPI_COMM_NULL;
+    Check(MPI_Comm_split(comm_, color < 0 ? MPI_UNDEFINED : color, rank_, &part));
+    if (part == MPI_COMM_NULL) return nullptr;
+    return std::make_unique<MpiCommunicator>(part, options_);
   }
 
   MPI_Comm comm_;
   MpiOptions options_;
   int rank_ = 0, size_ = 1;
-  CollectiveCall call_;  // in progress, for messages
+  // Messages under way.
   std::vector<MPI_Request> requests_;
-  std::vector<int> expected_;  // bytes of a receive; -1: not a receive
+  std::vector<Pending> pending_;
   std::vector<MPI_Status> statuses_;
-  std::vector<std::byte> staging_;
 };
 
 class MpiSessionImpl final : public MpiSession {
  public:
   MpiSessionImpl(MPI_Comm world, MPI_Comm local, MPI_Comm finish, const MpiOptions& options)
-      : world_(world, options), local_(local, options), finish_(finish, {}) {}
+      : world_(world, options), local_(local, options), finish_(finish, options) {
+    world_.set_name("world");
+    local_.set_name("local");
+    finish_.set_name("end of the program");
+  }
   ~MpiSessionImpl() override {
-    if (!finished_) Finish(kCommunicationExitCode);
+    if (!finished_) Finish(kFailureExitCode);
   }
 
   Communicator& world() override { return world_; }
@@ -354,8 +210,11 @@ class MpiSessionImpl final : public MpiSession {
     CAROUSEL_CHECK_MSG(!finished_, "MpiSession::Finish twice");
     finished_ = true;
     std::fflush(nullptr);
-    const Clock::duration limit = exit_code == 0 ? Clock::duration::max() : Clock::duration(kFailureGrace);
-    if (!finish_.BarrierWithin(limit)) EndJob(exit_code);
+    if (exit_code == 0) {
+      finish_.Barrier();
+    } else {
+      finish_.BarrierOrEnd(kFailureGrace, exit_code);
+    }
     for (MpiCommunicator* communicator : {&finish_, &local_, &world_}) communicator->Free();
     MPI_Finalize();
     return exit_code;

@@ -129,7 +129,7 @@ TEST_F(CommunicatorDeathTest, WrongArgumentsAreReported) {
   EXPECT_DEATH(CheckReduceScatterSum(eight.Rows(2, 4), eight, 0, 2), "only at block 0");
   EXPECT_DEATH(CheckAllToAll(eight.Rows(0, 4), eight.Rows(2, 4), 2), "overlap");
   EXPECT_DEATH(CheckAllToAll(eight.Rows(0, 3), eight.Rows(4, 3), 2), "equal blocks");
-  EXPECT_DEATH(CheckAllReduceSum(Tensor(x, DType::kBF16, {8})), "not of bf16");
+  EXPECT_DEATH(CheckAllReduceSum(Tensor(x, DType::kU8, {8})), "there is no sum of u8");
   EXPECT_DEATH(CheckAllReduceSum(eight.Reshape({2, 4}).Columns(0, 2)), "contiguous");
   EXPECT_DEATH(self->Broadcast(eight, 1), "root is rank 1 of 1");
   EXPECT_DEATH(self->Send(eight, 0), "to itself");

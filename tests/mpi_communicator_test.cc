@@ -31,13 +31,15 @@ TEST(MpiCommunicator, KeepsTheContractWhenMessagesAreSplit) {
 
 TEST(MpiCommunicator, KeepsTheContractWithLittleStagingMemory) {
   for (const int64_t staging_bytes : {1, 512, 9000}) {
-    const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({.staging_bytes = staging_bytes});
+    const std::unique_ptr<Communicator> c =
+        TestMpiSession().Duplicate({.peer = {.staging_bytes = staging_bytes}});
     for (const int64_t n : {3, 900}) CheckCommunicatorContract(*c, n);
   }
 }
 
 TEST(MpiCommunicator, KeepsTheContractWhenCallsAreVerified) {
-  const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({.verify_calls = true});
+  const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({});
+  c->set_verify_calls(true);
   for (const int64_t n : {0, 1, 1025}) CheckCommunicatorContract(*c, n);
 }
 
@@ -86,7 +88,8 @@ TEST(DISABLED_MpiCommunicatorFailing, DifferentCounts) {
 }
 
 TEST(DISABLED_MpiCommunicatorFailing, DifferentCallsWhenVerified) {
-  const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({.verify_calls = true});
+  const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({});
+  c->set_verify_calls(true);
   float x[64] = {};
   if (World().rank() == 0) {
     c->AllReduceSum(Tensor(x, DType::kF32, {2}));

@@ -29,9 +29,8 @@ class Communicator::Scope {
 };
 
 std::string Communicator::DescribeCurrent() const {
-  const std::string name = recorder_.name();
   return (ProcessStep() >= 0 ? "[step " + std::to_string(ProcessStep()) + "] " : std::string()) +
-         Describe(call_) + (name.empty() ? "" : " on '" + name + "'") + " at " + site_.ToString();
+         DescribeAt(call_, recorder_.name(), site_);
 }
 
 // Every rank sends its call and where it was made; fixed size, so that even a split may be compared.

@@ -56,7 +56,7 @@ class Communicator {
   // What this rank called last, for a report of a hang. May be read by any thread at any time.
   FlightRecorder& recorder() { return recorder_; }
   // A name for messages and reports: "tensor", "replicas", ... Set before use.
-  void set_name(const std::string& name) { recorder_.set_name(name); }
+  virtual void set_name(const std::string& name) { recorder_.set_name(name); }
 
   // Debugging: before each collective, compare operation, element count, dtype and root of all ranks; a
   // difference ends the job with an error that names both ranks' calls and their places in the code, where

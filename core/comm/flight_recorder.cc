@@ -29,6 +29,10 @@ std::string CallSite::ToString() const {
   return path + ":" + std::to_string(line);
 }
 
+std::string DescribeAt(const CollectiveCall& call, const std::string& name, const CallSite& site) {
+  return Describe(call) + (name.empty() ? "" : " on '" + name + "'") + " at " + site.ToString();
+}
+
 void FlightRecorder::set_name(const std::string& name) {
   const std::lock_guard<std::mutex> lock(mutex_);
   name_ = name;
@@ -69,10 +73,13 @@ std::vector<FlightRecorder::Entry> FlightRecorder::Entries() const {
   return entries;
 }
 
-std::string FlightRecorder::Dump() const {
+std::string FlightRecorder::Dump(int64_t max_entries) const {
   const std::string label = name();
   std::string text;
-  for (const Entry& entry : Entries()) {
+  const std::vector<Entry> entries = Entries();
+  const int64_t count = static_cast<int64_t>(entries.size());
+  for (int64_t i = std::max<int64_t>(0, count - max_entries); i < count; ++i) {
+    const Entry& entry = entries[static_cast<size_t>(i)];
     char time[64];
     if (entry.in_progress()) {
       std::snprintf(time, sizeof time, "in progress for %.1f s", Now() - entry.start_seconds);

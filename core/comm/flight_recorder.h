@@ -12,6 +12,9 @@
 
 namespace carousel {
 
+// "AllToAll(4096 x f32) on 'replicas' at parallel/sharded_sync.cc:120"; without a name no "on".
+std::string DescribeAt(const CollectiveCall& call, const std::string& name, const CallSite& site);
+
 class FlightRecorder {
  public:
   static constexpr int64_t kNumKept = 512;
@@ -32,9 +35,9 @@ class FlightRecorder {
   void End();  // of the last one begun
   int64_t num_calls() const;
   std::vector<Entry> Entries() const;  // oldest first, at most kNumKept
-  // One line per entry, newest last: "tensor #120 step 12 AllGather(4096 x bf16) 8192 B core/...cc:31 0.8
-  // ms".
-  std::string Dump() const;
+  // One line per entry, newest last, at most max_entries:
+  //   "tensor #120 step 12 AllGather(4096 x bf16) 8192 B core/model/ffn.cc:31 0.813 ms"
+  std::string Dump(int64_t max_entries = kNumKept) const;
 
  private:
   mutable std::mutex mutex_;
