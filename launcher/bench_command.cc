@@ -19,7 +19,7 @@
 #include "launcher/environment.h"
 #include "launcher/matmul_recorder.h"
 #include "launcher/train_setup.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 
 namespace carousel {
 namespace {
@@ -110,7 +110,7 @@ absl::Status BenchStep(const BenchOptions& options) {
 
   TrainSpec spec = MakeTrainSpec(run);
   spec.graphs = options.graphs;
-  DataParallelSyncFactory sync_factory;
+  ShardedSyncFactory sync_factory;
   const Mesh mesh;
   const double baseline_mib = PeakResidentMiB();
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,

@@ -14,7 +14,7 @@
 #include "core/model/language_model.h"
 #include "core/train/trainer.h"
 #include "launcher/train_setup.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/mesh_builder.h"
 
 namespace carousel {
@@ -114,7 +114,7 @@ absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world, Device& devi
                                    .index = 0,
                                    .communicator = world > 1 ? &communicator : nullptr,
                                    .control = world > 1 ? &communicator : nullptr});
-  DataParallelSyncFactory sync_factory;
+  ShardedSyncFactory sync_factory;
   const Arena arena = Trainer::Plan(MakeTrainSpec(run), device, mesh, sync_factory);
   plan.memory_bytes = arena.bytes_by_category();
   plan.scratch_bytes = arena.peak_scratch_bytes();

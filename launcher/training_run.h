@@ -17,7 +17,7 @@
 #include "launcher/environment.h"
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/mesh_builder.h"
 
 namespace carousel {
@@ -83,7 +83,7 @@ class TrainingRun {
   BatchShape batch_shape_;
   std::unique_ptr<TrainLoader> loader_;
   std::optional<EvaluationSource> evaluation_;
-  DataParallelSyncFactory sync_factory_;
+  ShardedSyncFactory sync_factory_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<Generator> generator_;  // rank 0, if samples are wanted
   std::unique_ptr<MetricsFile> metrics_;  // rank 0

@@ -15,7 +15,7 @@
 #include "core/model/generator.h"
 #include "core/train/trainer.h"
 #include "kernels/cpu/cpu_device.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "tests/device_testing.h"
 #include "tests/layer_testing.h"
 
@@ -119,7 +119,7 @@ struct Outcome {
 };
 
 Outcome RunCase(const Case& c, const TrainSpec& spec, Device& device, int64_t num_steps) {
-  DataParallelSyncFactory sync;
+  ShardedSyncFactory sync;
   Trainer trainer(spec, device, Mesh{}, sync);
   trainer.Initialize(4);
   Outcome outcome;
@@ -272,7 +272,7 @@ TEST(DeviceModel, StatesGoOnOnTheOtherDevice) {
   const auto device = testing::MakeTestDevice();
   const auto cpu = Cpu();
   const auto go_on = [&](Device& first, Device& second) {
-    DataParallelSyncFactory sync_a, sync_b;
+    ShardedSyncFactory sync_a, sync_b;
     Trainer a(spec, first, Mesh{}, sync_a), b(spec, second, Mesh{}, sync_b);
     a.Initialize(4);
     b.Initialize(5);
@@ -300,7 +300,7 @@ TEST(DeviceModel, APlanThatDoesNotFitIsAnErrorThatSaysWhatTheDeviceHas) {
   const auto device = testing::MakeTestDevice();
   TrainSpec spec = Spec(Cases()[0], DType::kBF16);
   spec.T = int64_t{1} << 36;
-  DataParallelSyncFactory sync;
+  ShardedSyncFactory sync;
   const auto trainer = Trainer::Create(spec, *device, Mesh{}, sync);
   ASSERT_EQ(trainer.status().code(), absl::StatusCode::kResourceExhausted);
   const std::string text(trainer.status().message());

@@ -7,7 +7,7 @@
 #include "core/data/task_writer.h"
 #include "core/train/no_sync.h"
 #include "core/train/trainer.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
 #include "tests/data_testing.h"
 #include "tests/model_testing.h"
@@ -119,7 +119,7 @@ std::vector<EvaluationResult> RunOnTask(int size, const std::string& prefix, DTy
     const auto valid = Dataset::Open({{prefix + "_valid", 1}}, checks);
     ASSERT_TRUE(train.ok() && valid.ok());
     const auto device = CpuDevice(1);
-    DataParallelSyncFactory sync;
+    ShardedSyncFactory sync;
     const Mesh mesh = ReplicateMesh(
         {.size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr});
     TrainSpec spec = Spec(4);

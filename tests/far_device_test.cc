@@ -4,7 +4,7 @@
 #include "core/model/generator.h"
 #include "core/train/no_sync.h"
 #include "core/train/trainer.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
 #include "parallel/staged_communicator.h"
 #include "tests/communicator_contract.h"
@@ -74,7 +74,7 @@ Outcome OutcomeOf(Trainer& trainer, Device& device, RandomSource& source) {
   return outcome;
 }
 Outcome RunAlone(const TrainSpec& spec, Device& device, RandomSource source = {}) {
-  DataParallelSyncFactory sync;
+  ShardedSyncFactory sync;
   Trainer trainer(spec, device, Mesh{}, sync);
   return OutcomeOf(trainer, device, source);
 }
@@ -142,7 +142,7 @@ TEST(FarDevice, RanksStageThroughTheHostToTheBitsOfOneRank) {
           StagedCommunicator staged(host, device);
           const Mesh mesh =
               ReplicateMesh({.size = size, .index = host.rank(), .communicator = &staged, .control = &host});
-          DataParallelSyncFactory sync(staging_bytes);
+          ShardedSyncFactory sync({.staging_bytes = staging_bytes});
           Trainer trainer(spec, device, mesh, sync);
           RandomSource source;
           const Outcome mine = OutcomeOf(trainer, device, source);
@@ -172,7 +172,7 @@ TEST(FarDeviceDeathTest, RanksWithoutAControlCommunicatorAreACheck) {
                                DeferredDevice device(CpuDevice(1));
                                const Mesh mesh =
                                    ReplicateMesh({.size = 2, .index = host.rank(), .communicator = &host});
-                               DataParallelSyncFactory sync;
+                               ShardedSyncFactory sync;
                                Trainer::Plan(Spec(TinySpec(), DType::kF32), device, mesh, sync);
                              }),
                "need mesh.world.control");

@@ -7,7 +7,7 @@
 #include "core/train/trainer.h"
 #include "kernels/cuda/make_cuda_device.h"
 #include "kernels/simt/fake_cudart.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
 #include "parallel/nccl_communicator.h"
 #include "tests/layer_testing.h"
@@ -43,7 +43,7 @@ std::unique_ptr<Device> Gpu(int index) {
 
 // Losses and gradient norms of the first steps.
 std::vector<double> Train(const TrainSpec& spec, Device& device, const Mesh& mesh) {
-  DataParallelSyncFactory sync;
+  ShardedSyncFactory sync;
   Trainer trainer(spec, device, mesh, sync);
   trainer.Initialize(5);
   RandomSource source;

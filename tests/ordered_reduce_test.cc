@@ -29,7 +29,7 @@ float EvaluateRoot(int64_t num_leaves) {
   return Evaluate(num_leaves, level, 0);
 }
 
-// Does what DataParallelSync does, with one float for each buffer.
+// Does what ShardedSync does, with one float for each buffer.
 struct Simulated {
   float sum = 0;
   bool within_buffers = true;

@@ -4,7 +4,7 @@
 
 #include "core/train/no_sync.h"
 #include "parallel/counting_communicator.h"
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
 #include "tests/deferred_device.h"
 #include "tests/layer_testing.h"
@@ -248,7 +248,7 @@ std::vector<double> RunOnRanks(int size, const ModelSpec& model, DType compute) 
   std::vector<double> result;
   RunLocalRanks(size, [&](Communicator& communicator) {
     const auto device = CpuDevice(1);
-    DataParallelSyncFactory sync;
+    ShardedSyncFactory sync;
     const Mesh mesh = ReplicateMesh(
         {.size = size, .index = communicator.rank(), .communicator = size > 1 ? &communicator : nullptr});
     TrainSpec spec = Spec(4);
@@ -352,7 +352,7 @@ TEST(Trainer, PlansARunThatNoMachineHereCouldHold) {
   spec.compute = DType::kBF16;
   CountingCommunicator nobody(31, 32);
   const Mesh mesh = ReplicateMesh({.size = 32, .index = 31, .communicator = &nobody});
-  DataParallelSyncFactory sync;
+  ShardedSyncFactory sync;
   const Arena plan = Trainer::Plan(spec, *device, mesh, sync);
   const int64_t num_parameters = NumParameters(spec.model);
   EXPECT_GT(plan.bytes_by_category().at("weights"), 2 * num_parameters);
@@ -411,7 +411,7 @@ TEST(Trainer, StatesCarryEverythingOnADeviceThatTheHostCannotTouch) {
 TEST(TrainerDeathTest, RanksMustDivideTheMicroBatches) {
   const auto device = CpuDevice(1);
   NoSyncFactory no_sync;
-  DataParallelSyncFactory sync;
+  ShardedSyncFactory sync;
   CountingCommunicator nobody(0, 2);
   const Mesh mesh = ReplicateMesh({.size = 2, .index = 0, .communicator = &nobody});
   EXPECT_DEATH(Trainer::Plan(Spec(3), *device, mesh, sync), "");

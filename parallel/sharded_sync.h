@@ -18,13 +18,35 @@
 
 namespace carousel {
 
-class DataParallelSync : public ParamSync {
+constexpr int64_t kDefaultStagingBytes = int64_t{64} << 20;
+
+struct SyncOptions {
+  enum class Reduction : uint8_t {
+    kOrdered,    // over the fixed tree: the same bits for every number of ranks that see different
+                 // micro-batches
+    kUnordered,  // micro-batches add up in one buffer, then ranks in their order: the same mesh gives the
+                 // same bits, with the least memory
+  };
+  enum class Wire : uint8_t {
+    kWide,  // gradients cross ranks as they are, f32 (f64)
+    kBF16,  // rounded to bf16, summed in f32: half the bytes. kUnordered only
+  };
+  Reduction reduction = Reduction::kOrdered;
+  Wire wire = Wire::kWide;
+  // The exchange of gradients goes in pieces, so that send and receive buffers together take about so much;
+  // their size changes no bit of the result.
+  int64_t staging_bytes = kDefaultStagingBytes;
+  // Shard axis: how many groups of weights are gathered ahead of the one in use, >= 1.
+  int prefetch_distance = 1;
+};
+
+class ShardedSync : public ParamSync {
  public:
   // params: all parameters registered, num_shards == data.size, shard_index == data.index. ops may be null if
   // no memory is ever bound (counting). staging_bytes: the exchange goes in pieces, so that send and receive
   // buffers together take about so much; their size changes no bit of the result.
-  DataParallelSync(ParamStore& params, Ops* ops, const Axis& data, int64_t micro_batches_per_step,
-                   int64_t staging_bytes);
+  ShardedSync(ParamStore& params, Ops* ops, const Axis& data, int64_t micro_batches_per_step,
+              int64_t staging_bytes);
 
   // Gradient buffers: category "gradients", num_buffers per segment (1 + about log2 of the micro-batches of
   // this rank). Staging: category "comm", none for one rank. The store must have been bound before.
@@ -69,18 +91,15 @@ class DataParallelSync : public ParamSync {
   std::vector<char> group_ready_;
 };
 
-constexpr int64_t kDefaultStagingBytes = int64_t{64} << 20;
-
-class DataParallelSyncFactory : public ParamSyncFactory {
+class ShardedSyncFactory : public ParamSyncFactory {
  public:
-  explicit DataParallelSyncFactory(int64_t staging_bytes = kDefaultStagingBytes)
-      : staging_bytes_(staging_bytes) {}
+  explicit ShardedSyncFactory(const SyncOptions& options = {}) : options_(options) {}
   std::unique_ptr<ParamSync> Make(ParamStore& params, Device& device, const Mesh& mesh,
                                   int64_t micro_batches_per_step) override;
   void Bind(ParamSync& sync, Arena& arena) override;
 
  private:
-  int64_t staging_bytes_;
+  SyncOptions options_;
 };
 
 // What one rank of `world` sends in one step, tags "gradients" and "weights"; no memory is touched. (The

@@ -1,4 +1,4 @@
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 
 #include <algorithm>
 
@@ -13,8 +13,8 @@ constexpr int64_t kPieceAlignElems = 64;
 bool HasMemory(Tensor x) { return x.data != nullptr; }
 }  // namespace
 
-DataParallelSync::DataParallelSync(ParamStore& params, Ops* ops, const Axis& data,
-                                   int64_t micro_batches_per_step, int64_t staging_bytes)
+ShardedSync::ShardedSync(ParamStore& params, Ops* ops, const Axis& data, int64_t micro_batches_per_step,
+                         int64_t staging_bytes)
     : params_(params),
       ops_(ops),
       data_(data),
@@ -33,7 +33,7 @@ DataParallelSync::DataParallelSync(ParamStore& params, Ops* ops, const Axis& dat
   }
 }
 
-void DataParallelSync::Bind(Arena& arena) {
+void ShardedSync::Bind(Arena& arena) {
   const DType wide = params_.wide();
   segments_.clear();
   int64_t largest_shard = 0;
@@ -68,7 +68,7 @@ void DataParallelSync::Bind(Arena& arena) {
   group_ready_.assign(static_cast<size_t>(params_.num_groups()), true);
 }
 
-void DataParallelSync::BeginMicroBatch(int64_t leaf) {
+void ShardedSync::BeginMicroBatch(int64_t leaf) {
   CAROUSEL_CHECK_MSG(!segments_.empty(), "BeginMicroBatch before Bind");
   CAROUSEL_CHECK_MSG(leaf == stack_.next_leaf() && leaf < plan_.first_leaf + plan_.num_leaves,
                      "micro-batch " + std::to_string(leaf) + " out of order; this rank's are " +
@@ -85,7 +85,7 @@ void DataParallelSync::BeginMicroBatch(int64_t leaf) {
   }
 }
 
-void DataParallelSync::GradReady(int group) {
+void ShardedSync::GradReady(int group) {
   CAROUSEL_CHECK(group >= 0 && group < params_.num_groups());
   for (const SegmentBuffers& s : segments_) {
     if (s.group != group) continue;
@@ -99,7 +99,7 @@ void DataParallelSync::GradReady(int group) {
   group_ready_[static_cast<size_t>(group)] = true;
 }
 
-void DataParallelSync::FinishStep() {
+void ShardedSync::FinishStep() {
   CAROUSEL_CHECK_MSG(stack_.next_leaf() == plan_.first_leaf + plan_.num_leaves,
                      "FinishStep before the last micro-batch of this rank");
   CheckGroupsReady();
@@ -112,7 +112,7 @@ void DataParallelSync::FinishStep() {
 }
 
 // The sum of this rank's shard replaces the shard's place in buffer 0, whose value has been sent by then.
-void DataParallelSync::ReduceAcrossRanks(const SegmentBuffers& s) {
+void ShardedSync::ReduceAcrossRanks(const SegmentBuffers& s) {
   const int64_t P = data_.size, shard = DivExact(s.buffers[0].num_elems(), P);
   for (int64_t begin = 0; begin < shard; begin += piece_elems_) {
     const int64_t count = std::min(piece_elems_, shard - begin);
@@ -143,7 +143,7 @@ void DataParallelSync::ReduceAcrossRanks(const SegmentBuffers& s) {
   }
 }
 
-void DataParallelSync::WeightsUpdated(int group) {
+void ShardedSync::WeightsUpdated(int group) {
   if (data_.size == 1) return;
   for (const SegmentBuffers& s : segments_) {
     if (s.group != group) continue;
@@ -152,24 +152,24 @@ void DataParallelSync::WeightsUpdated(int group) {
   }
 }
 
-void DataParallelSync::Add(Tensor sum, Tensor left, Tensor right) {
+void ShardedSync::Add(Tensor sum, Tensor left, Tensor right) {
   if (HasMemory(sum)) ops_->Add({.y = sum, .a = left, .b = right});
 }
 
-void DataParallelSync::CheckGroupsReady() const {
+void ShardedSync::CheckGroupsReady() const {
   for (size_t group = 0; group < group_ready_.size(); ++group) {
     CAROUSEL_CHECK_MSG(group_ready_[group], "no GradReady for group " + std::to_string(group));
   }
 }
 
-std::unique_ptr<ParamSync> DataParallelSyncFactory::Make(ParamStore& params, Device& device, const Mesh& mesh,
-                                                         int64_t micro_batches_per_step) {
-  return std::make_unique<DataParallelSync>(params, &device.ops(), mesh.replicas, micro_batches_per_step,
-                                            staging_bytes_);
+std::unique_ptr<ParamSync> ShardedSyncFactory::Make(ParamStore& params, Device& device, const Mesh& mesh,
+                                                    int64_t micro_batches_per_step) {
+  return std::make_unique<ShardedSync>(params, &device.ops(), mesh.replicas, micro_batches_per_step,
+                                       options_.staging_bytes);
 }
 
-void DataParallelSyncFactory::Bind(ParamSync& sync, Arena& arena) {
-  auto* made_here = dynamic_cast<DataParallelSync*>(&sync);
+void ShardedSyncFactory::Bind(ParamSync& sync, Arena& arena) {
+  auto* made_here = dynamic_cast<ShardedSync*>(&sync);
   CAROUSEL_CHECK_MSG(made_here != nullptr, "Bind of a ParamSync that another factory made");
   made_here->Bind(arena);
 }
@@ -179,7 +179,7 @@ CommTotals CountStepCommunication(ParamStore& params, int64_t world, int64_t mic
   CAROUSEL_CHECK_EQ(params.num_shards(), world);
   CountingCommunicator communicator(static_cast<int>(params.shard_index()), static_cast<int>(world));
   const Axis axis = {.size = world, .index = params.shard_index(), .communicator = &communicator};
-  DataParallelSync sync(params, nullptr, axis, micro_batches, staging_bytes);
+  ShardedSync sync(params, nullptr, axis, micro_batches, staging_bytes);
   Arena counting;
   sync.Bind(counting);
   const RankReducePlan plan = PlanRank(micro_batches, world, params.shard_index());

@@ -1,4 +1,4 @@
-#include "parallel/data_parallel_sync.h"
+#include "parallel/sharded_sync.h"
 
 #include <gtest/gtest.h>
 
@@ -58,7 +58,7 @@ void RegisterParams(ParamStore& store) {
 // One rank with its own device, store and memory.
 struct TestRank {
   TestRank(DType compute, const Axis& data, int64_t micro_batches, int64_t staging_bytes)
-      : store(compute, data.size, data.index), factory(staging_bytes) {
+      : store(compute, data.size, data.index), factory({.staging_bytes = staging_bytes}) {
     std::string error;
     device = MakeDevice("cpu", 1, &error);
     CAROUSEL_CHECK_MSG(device != nullptr, error);
@@ -114,7 +114,7 @@ struct TestRank {
   }
 
   ParamStore store;
-  DataParallelSyncFactory factory;
+  ShardedSyncFactory factory;
   std::unique_ptr<Device> device;
   std::unique_ptr<ParamSync> sync;
   Arena counting, arena;
@@ -143,7 +143,7 @@ void CheckSteps(DType compute, int64_t M, int64_t P, int64_t staging_bytes) {
   });
 }
 
-TEST(DataParallelSync, EveryNumberOfRanksGivesTheBitsOfTheTree) {
+TEST(ShardedSync, EveryNumberOfRanksGivesTheBitsOfTheTree) {
   for (const int64_t M : {1, 2, 3, 4, 6, 8}) {
     for (int64_t P = 1; P <= M; ++P) {
       if (M % P == 0) CheckSteps<float>(DType::kF32, M, P, kBigStaging);
@@ -151,17 +151,17 @@ TEST(DataParallelSync, EveryNumberOfRanksGivesTheBitsOfTheTree) {
   }
 }
 
-TEST(DataParallelSync, TheSizeOfThePiecesChangesNoBit) {
+TEST(ShardedSync, TheSizeOfThePiecesChangesNoBit) {
   // 1 byte: the smallest piece, 1024 elements of each shard at a time.
   for (const int64_t P : {2, 3}) CheckSteps<float>(DType::kF32, 6, P, 1);
 }
 
-TEST(DataParallelSync, GradientsOfBf16AreF32AndOfF64AreF64) {
+TEST(ShardedSync, GradientsOfBf16AreF32AndOfF64AreF64) {
   CheckSteps<float>(DType::kBF16, 4, 2, kBigStaging);
   CheckSteps<double>(DType::kF64, 4, 2, kBigStaging);
 }
 
-TEST(DataParallelSync, GathersTheWeightsOfAllShards) {
+TEST(ShardedSync, GathersTheWeightsOfAllShards) {
   RunLocalRanks(3, [](Communicator& c) {
     TestRank rank(DType::kF32, {.size = 3, .index = c.rank(), .communicator = &c}, 3, kBigStaging);
     const auto value = [](int group, int segment, int64_t shard, int64_t i) {
@@ -188,7 +188,7 @@ TEST(DataParallelSync, GathersTheWeightsOfAllShards) {
   });
 }
 
-TEST(DataParallelSync, OneRankWithOneMicroBatchKeepsOneGradientAndNoStaging) {
+TEST(ShardedSync, OneRankWithOneMicroBatchKeepsOneGradientAndNoStaging) {
   TestRank rank(DType::kF32, {}, 1, kBigStaging);
   int64_t padded_bytes = 0;
   for (int group = 0; group < rank.store.num_groups(); ++group) {
@@ -204,14 +204,14 @@ TEST(DataParallelSync, OneRankWithOneMicroBatchKeepsOneGradientAndNoStaging) {
   EXPECT_EQ(rank.store.ShardGrad(0, 0).data, rank.store.segment(0, 0).grads.data);
 }
 
-TEST(DataParallelSync, StagingMemoryStaysWithinItsBudget) {
+TEST(ShardedSync, StagingMemoryStaysWithinItsBudget) {
   CountingCommunicator c(0, 4);
   for (const int64_t staging_bytes : {40000, 100000, 1 << 30}) {
     ParamStore store(DType::kF32, 4, 0);
     RegisterParams(store);
     Arena counting;
     store.Bind(counting, true);
-    DataParallelSync sync(store, nullptr, {.size = 4, .index = 0, .communicator = &c}, 4, staging_bytes);
+    ShardedSync sync(store, nullptr, {.size = 4, .index = 0, .communicator = &c}, 4, staging_bytes);
     sync.Bind(counting);
     EXPECT_LE(counting.bytes_by_category().at("comm"), staging_bytes);
     EXPECT_GT(counting.bytes_by_category().at("comm"), 0);
@@ -312,20 +312,20 @@ TEST(CountStepCommunication, CountsTheCallsThatARealStepMakes) {
 
 // ---- misuse
 
-class DataParallelSyncDeathTest : public ::testing::Test {
+class ShardedSyncDeathTest : public ::testing::Test {
  protected:
-  DataParallelSyncDeathTest() : rank(DType::kF32, {}, 2, kBigStaging) {}
+  ShardedSyncDeathTest() : rank(DType::kF32, {}, 2, kBigStaging) {}
   TestRank rank;
 };
 
-TEST_F(DataParallelSyncDeathTest, MicroBatchesOutOfOrderAreRefused) {
+TEST_F(ShardedSyncDeathTest, MicroBatchesOutOfOrderAreRefused) {
   EXPECT_DEATH(rank.sync->BeginMicroBatch(1), "micro-batch 1 out of order");
   rank.MicroBatch<float>(0, 0);
   EXPECT_DEATH(rank.sync->BeginMicroBatch(0), "micro-batch 0 out of order");
   EXPECT_DEATH(rank.sync->FinishStep(), "before the last micro-batch");
 }
 
-TEST_F(DataParallelSyncDeathTest, AGroupIsReadyOnceInEachMicroBatch) {
+TEST_F(ShardedSyncDeathTest, AGroupIsReadyOnceInEachMicroBatch) {
   rank.sync->BeginMicroBatch(0);
   rank.sync->GradReady(2);
   EXPECT_DEATH(rank.sync->GradReady(2), "GradReady twice for group 2");
