@@ -40,7 +40,8 @@ class NcclCommunicator final : public Communicator {
       : host_(host),
         device_(device),
         communicator_(communicator),
-        stream_(static_cast<cudaStream_t>(device.native_stream())),
+        stream_(static_cast<cudaStream_t>(options.stream != nullptr ? options.stream->native()
+                                                                    : device.native_stream())),
         options_(options) {
     MakeCurrent();
     CheckRuntime(cudaGetDevice(&device_index_), "cudaGetDevice");
@@ -181,6 +182,10 @@ class NcclCommunicator final : public Communicator {
     device_.Synchronize();
     host_.Barrier();
   }
+  void DoExchangeForVerify(void* all, const void* mine, int64_t bytes) override {
+    host_.AllGather(Tensor(all, DType::kU8, {bytes * size()}),
+                    Tensor(const_cast<void*>(mine), DType::kU8, {bytes}));
+  }
   [[noreturn]] void Abort(int exit_code) override {
     host_.Abort(exit_code);
     std::_Exit(exit_code);
@@ -208,15 +213,7 @@ class NcclCommunicator final : public Communicator {
     current_ = call;
   }
   // Of a call that all ranks make.
-  void Begin(const CollectiveCall& call) {
-    Start(call);
-    if (!options_.verify_calls) return;
-    const std::vector<std::string> calls = AllGatherBytes(host_, Describe(call));
-    for (size_t r = 0; r < calls.size(); ++r) {
-      if (calls[r] == calls[static_cast<size_t>(rank())]) continue;
-      Fail(absl::StrCat("the ranks' calls do not match: rank ", r, " called ", calls[r], " instead"));
-    }
-  }
+  void Begin(const CollectiveCall& call) { Start(call); }
   void End() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Watched& watched = watched_[next_watched_++ % kNumWatched];
@@ -299,7 +296,8 @@ class NcclCommunicator final : public Communicator {
     const auto term = [&](int r) { return block(r == rank() ? own : staging + r * bytes); };
     const Tensor sum = block(staging + (rank() == 0 ? 1 : 0) * bytes);  // the lowest other rank's: read first
     for (int r = 1; r < size(); ++r) {
-      device_.ops().Add({.y = r == size() - 1 ? block(out) : sum, .a = r == 1 ? term(0) : sum, .b = term(r)});
+      (options_.stream != nullptr ? options_.stream->ops() : device_.ops())
+          .Add({.y = r == size() - 1 ? block(out) : sum, .a = r == 1 ? term(0) : sum, .b = term(r)});
     }
   }
 
@@ -345,6 +343,10 @@ absl::Status Agree(Communicator& host, const std::string& mine) {
 }  // namespace
 
 bool HasNccl() { return true; }
+
+std::unique_ptr<Communicator> SplitNcclCommunicator(Communicator& whole, int color, Stream*, CallSite site) {
+  return whole.Split(color, site);
+}
 
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator& host, Device& device,
                                                                    const NcclOptions& options) {
