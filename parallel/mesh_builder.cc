@@ -1,6 +1,9 @@
 #include "parallel/mesh_builder.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -24,6 +27,180 @@ int64_t NearestDivisor(int64_t n, int64_t value) {
   }
   return best;
 }
+std::string FieldOf(MeshAxis axis) { return absl::StrCat("parallel.", NameOf(axis)); }
+
+// "parallel.shard=2 x parallel.tensor=4", of the axes that are not 1.
+std::string Product(const MeshSizes& sizes) {
+  std::vector<std::string> factors;
+  for (const MeshAxis axis :
+       {MeshAxis::kPipe, MeshAxis::kReplicate, MeshAxis::kShard, MeshAxis::kSequence, MeshAxis::kTensor}) {
+    if (sizes.of(axis) > 1) factors.push_back(absl::StrCat(FieldOf(axis), "=", sizes.of(axis)));
+  }
+  return factors.empty() ? "parallel.replicate=1" : absl::StrJoin(factors, " x ");
+}
+
+std::string Ranks(int64_t n) { return absl::StrCat(n, n == 1 ? " rank" : " ranks"); }
+
+// The ranks that were started must be the mesh, or a multiple of it if replicate is what is left.
+void CheckWorld(const MeshSpec& spec, std::vector<std::string>* violations) {
+  MeshSizes sizes = spec.sizes;
+  const bool fill = sizes.replicate == 0;
+  if (fill) sizes.replicate = 1;
+  const int64_t asked = sizes.world();
+  if (fill ? spec.world % asked == 0 : spec.world == asked) return;
+  const std::string was = spec.world == 1 ? " was started; start " : " were started; start ";
+  if (fill) {
+    violations->push_back(absl::StrCat(
+        Product(sizes), asked == 1 ? "" : absl::StrCat(" takes ", Ranks(asked)), " and does not fit the ",
+        Ranks(spec.world), was, NearestMultiple(spec.world, asked), " (mpirun -np ",
+        NearestMultiple(spec.world, asked), "), or change these to a product that divides ", spec.world));
+    return;
+  }
+  const int64_t others = asked / sizes.replicate;
+  violations->push_back(absl::StrCat(
+      Product(sizes), " asks for ", Ranks(asked), " but ", spec.world, was, asked, " (mpirun -np ", asked,
+      ")",
+      spec.world % others == 0
+          ? absl::StrCat(" or set parallel.replicate to ", spec.world / others, " or 0 (what is left)")
+          : absl::StrCat(" or set parallel.replicate to 0 and start a multiple of ", others)));
+}
+
+// Data-parallel ranks share the micro-batches of a step.
+void CheckBatch(const MeshSpec& spec, bool sizes_are_good, std::vector<std::string>* violations) {
+  for (const auto& [name, value] : {std::pair<const char*, int64_t>{"train.global_batch", spec.global_batch},
+                                    std::pair<const char*, int64_t>{"train.micro_batch", spec.micro_batch}}) {
+    if (value < 1) violations->push_back(absl::StrCat(name, "=", value, " must be at least 1"));
+  }
+  if (spec.global_batch < 1 || spec.micro_batch < 1) return;
+  if (spec.global_batch % spec.micro_batch != 0) {
+    violations->push_back(absl::StrCat(
+        "train.micro_batch=", spec.micro_batch, " does not divide train.global_batch=", spec.global_batch,
+        "; set train.micro_batch to ", NearestDivisor(spec.global_batch, spec.micro_batch),
+        " or train.global_batch to ", NearestMultiple(spec.global_batch, spec.micro_batch)));
+    return;
+  }
+  if (!sizes_are_good || spec.world < 1) return;
+  const MeshSizes& sizes = spec.sizes;
+  const int64_t others =
+      MeshSizes{.pipe = sizes.pipe, .sequence = sizes.sequence, .tensor = sizes.tensor}.world();
+  const int64_t ranks = sizes.replicate > 0
+                            ? MeshSizes{.replicate = sizes.replicate, .shard = sizes.shard}.world()
+                            : spec.world / others;
+  const int64_t micro_batches = spec.global_batch / spec.micro_batch;
+  if (ranks < 1 || ranks > (int64_t{1} << 30) || micro_batches % ranks == 0) return;
+  std::string fix = absl::StrCat(
+      "the numbers of ranks that fit are ", absl::StrJoin(WorldSizesThatFit(micro_batches), ", "),
+      others > 1 ? absl::StrCat(" (times ", others, " of the other axes)") : "",
+      "; or set train.global_batch to ", NearestMultiple(spec.global_batch, spec.micro_batch * ranks));
+  // A smaller micro-batch also makes more of them.
+  if (spec.global_batch % ranks == 0) {
+    const int64_t per_rank = spec.global_batch / ranks;
+    int64_t micro_batch = std::min(spec.micro_batch, per_rank);
+    while (per_rank % micro_batch != 0) --micro_batch;
+    absl::StrAppend(&fix, "; or set train.micro_batch to ", micro_batch,
+                    " (which changes how sums are rounded)");
+  }
+  violations->push_back(absl::StrCat(others > 1 ? "replicate x shard = " : "", ranks,
+                                     " ranks cannot share the ", micro_batches,
+                                     " micro-batches of a step (train.global_batch=", spec.global_batch,
+                                     " / train.micro_batch=", spec.micro_batch, ") evenly; ", fix));
+}
+
+// One number of the model that an axis must divide.
+struct Divides {
+  const char* field;
+  int64_t value;
+};
+// "parallel.tensor=3 does not divide model.num_heads=4, model.ffn_dim=704; use 2 or 4".
+void CheckDivides(const std::string& what, int64_t size, const std::vector<Divides>& numbers,
+                  const std::string& otherwise, std::vector<std::string>* violations) {
+  std::vector<std::string> wrong;
+  int64_t common = 0;
+  for (const Divides& number : numbers) {
+    common = std::gcd(common, number.value);
+    if (number.value % size != 0) wrong.push_back(absl::StrCat(number.field, "=", number.value));
+  }
+  if (wrong.empty()) return;
+  std::vector<int64_t> near;  // the nearest ones below and above
+  for (const int64_t d : WorldSizesThatFit(common)) {
+    if (d > size) {
+      near.push_back(d);
+      break;
+    }
+    near.assign(1, d);
+  }
+  violations->push_back(absl::StrCat(what, "=", size, " does not divide ", absl::StrJoin(wrong, ", "),
+                                     "; use ", absl::StrJoin(near, " or "), otherwise));
+}
+
+bool HasMlstm(const ModelSpec& m) { return static_cast<int64_t>(m.slstm_at.size()) < m.num_blocks; }
+bool HasSlstm(const ModelSpec& m) { return !m.slstm_at.empty(); }
+
+void CheckTensor(const MeshSpec& spec, std::vector<std::string>* violations) {
+  const int64_t t = spec.sizes.tensor;
+  if (t == 1) return;
+  const ModelSpec& m = *spec.model;
+  std::vector<Divides> numbers = {{"model.vocab_size", m.vocab_size}};
+  if (HasMlstm(m)) numbers.push_back({"model.num_heads", m.num_heads});
+  if (HasSlstm(m)) numbers.push_back({"model.slstm_num_heads", m.slstm_num_heads});
+  if (m.ffn_dim > 0 && (m.family == Family::kLarge || HasSlstm(m)))
+    numbers.push_back({"model.ffn_dim", m.ffn_dim});
+  if (m.family == Family::kPaper && HasMlstm(m)) {
+    numbers.push_back({"model.inner_dim / model.qkv_block_size", m.qk_dim / m.qkv_block_size});
+  }
+  CheckDivides("parallel.tensor", t, numbers, "", violations);
+}
+
+void CheckSequence(const MeshSpec& spec, std::vector<std::string>* violations) {
+  const int64_t S = spec.sizes.sequence, t = spec.sizes.tensor;
+  if (S * t == 1) return;
+  const ModelSpec& m = *spec.model;
+  const auto length = [&](const char* field, int64_t T) {
+    if (T % (S * t) == 0) return;
+    violations->push_back(absl::StrCat(field, "=", T,
+                                       " is not a multiple of parallel.sequence x parallel.tensor = ", S * t,
+                                       ", whose ranks share the tokens; use ", NearestMultiple(T, S * t)));
+  };
+  length("data.sequence_length", spec.sequence_length);
+  if (spec.eval_sequence_length > 0 && spec.eval_sequence_length != spec.sequence_length) {
+    length("eval.sequence_length", spec.eval_sequence_length);
+  }
+  if (S == 1) return;
+  if (HasSlstm(m)) {
+    CheckDivides("parallel.sequence x parallel.tensor", S * t, {{"model.slstm_num_heads", m.slstm_num_heads}},
+                 ": sLSTM blocks exchange tokens for heads, since their recurrence needs every token",
+                 violations);
+  }
+  if (HasMlstm(m) && spec.sequence_mode == SequenceMode::kHeads) {
+    CheckDivides("parallel.sequence x parallel.tensor", S * t, {{"model.num_heads", m.num_heads}},
+                 ", or parallel.sequence_mode=STATE", violations);
+  }
+  if (m.family != Family::kPaper || !HasMlstm(m)) return;
+  int64_t shortest = spec.sequence_length;
+  if (spec.eval_sequence_length > 0) shortest = std::min(shortest, spec.eval_sequence_length);
+  if (shortest / S < m.conv_kernel - 1) {
+    violations->push_back(absl::StrCat("parallel.sequence=", S, " leaves each rank ", shortest / S, " of ",
+                                       shortest, " tokens, fewer than the ", m.conv_kernel - 1,
+                                       " that model.conv_kernel=", m.conv_kernel, " looks back; use at most ",
+                                       std::max<int64_t>(1, shortest / (m.conv_kernel - 1))));
+  }
+}
+
+void CheckPipe(const MeshSpec& spec, std::vector<std::string>* violations) {
+  const int64_t p = spec.sizes.pipe;
+  if (p == 1) return;
+  if (p > spec.model->num_blocks) {
+    violations->push_back(
+        absl::StrCat("parallel.pipe=", p, " is more than model.num_blocks=", spec.model->num_blocks,
+                     "; a stage is at least one block: use at most ", spec.model->num_blocks));
+  }
+  if (spec.model->tie_embeddings) {
+    violations->push_back(
+        absl::StrCat("parallel.pipe=", p,
+                     " cannot cut a model with model.tie_embeddings=true, whose first and last "
+                     "stage would share a matrix; use parallel.pipe=1"));
+  }
+}
 }  // namespace
 
 std::vector<int64_t> WorldSizesThatFit(int64_t micro_batches) {
@@ -35,6 +212,14 @@ std::vector<int64_t> WorldSizesThatFit(int64_t micro_batches) {
   }
   small.insert(small.end(), large.rbegin(), large.rend());
   return small;
+}
+
+int64_t MeshSizes::world() const {
+  int64_t product = 1;
+  for (const int64_t size : {pipe, replicate, shard, sequence, tensor}) {
+    if (__builtin_mul_overflow(product, size, &product)) return std::numeric_limits<int64_t>::max();
+  }
+  return product;
 }
 
 int64_t MeshSizes::of(MeshAxis axis) const {
@@ -128,49 +313,23 @@ std::unique_ptr<BuiltMesh> BuildMesh(const MeshSizes& sizes, Communicator& world
 
 std::vector<std::string> MeshViolations(const MeshSpec& spec) {
   std::vector<std::string> violations;
+  bool sizes_are_good = true;
+  for (const MeshAxis axis :
+       {MeshAxis::kPipe, MeshAxis::kReplicate, MeshAxis::kShard, MeshAxis::kSequence, MeshAxis::kTensor}) {
+    const int64_t least = axis == MeshAxis::kReplicate ? 0 : 1;  // 0: what is left
+    if (spec.sizes.of(axis) >= least) continue;
+    violations.push_back(absl::StrCat(FieldOf(axis), "=", spec.sizes.of(axis), " must be at least ", least));
+    sizes_are_good = false;
+  }
   if (spec.world < 1) {
     violations.push_back(absl::StrCat("world=", spec.world, ": at least one rank is needed"));
   }
-  const int64_t data = spec.sizes.replicate;
-  if (data < 0) {
-    violations.push_back(
-        absl::StrCat("parallel.data=", data, " is negative; set 0 (all ranks) or ", spec.world));
-  } else if (data != 0 && spec.world >= 1 && data != spec.world) {
-    violations.push_back(absl::StrCat("parallel.data=", data, " but ", spec.world,
-                                      spec.world == 1 ? " rank was" : " ranks were", " started; start ", data,
-                                      " (mpirun -np ", data, ") or set parallel.data to ", spec.world,
-                                      " or 0 (all ranks)"));
-  }
-  if (spec.global_batch < 1) {
-    violations.push_back(absl::StrCat("train.global_batch=", spec.global_batch, " must be at least 1"));
-  }
-  if (spec.micro_batch < 1) {
-    violations.push_back(absl::StrCat("train.micro_batch=", spec.micro_batch, " must be at least 1"));
-  }
-  if (spec.global_batch < 1 || spec.micro_batch < 1) return violations;
-  if (spec.global_batch % spec.micro_batch != 0) {
-    violations.push_back(absl::StrCat(
-        "train.micro_batch=", spec.micro_batch, " does not divide train.global_batch=", spec.global_batch,
-        "; set train.micro_batch to ", NearestDivisor(spec.global_batch, spec.micro_batch),
-        " or train.global_batch to ", NearestMultiple(spec.global_batch, spec.micro_batch)));
-    return violations;
-  }
-  const int64_t micro_batches = spec.global_batch / spec.micro_batch;
-  if (spec.world >= 1 && micro_batches % spec.world != 0) {
-    std::string fix = absl::StrCat(
-        "the numbers of ranks that fit are ", absl::StrJoin(WorldSizesThatFit(micro_batches), ", "),
-        "; or set train.global_batch to ", NearestMultiple(spec.global_batch, spec.micro_batch * spec.world));
-    // A smaller micro-batch also makes more of them.
-    if (spec.global_batch % spec.world == 0) {
-      const int64_t per_rank = spec.global_batch / spec.world;
-      int64_t micro_batch = std::min(spec.micro_batch, per_rank);
-      while (per_rank % micro_batch != 0) --micro_batch;
-      absl::StrAppend(&fix, "; or set train.micro_batch to ", micro_batch,
-                      " (which changes how sums are rounded)");
-    }
-    violations.push_back(absl::StrCat(spec.world, " ranks cannot share the ", micro_batches,
-                                      " micro-batches of a step (train.global_batch=", spec.global_batch,
-                                      " / train.micro_batch=", spec.micro_batch, ") evenly; ", fix));
+  if (sizes_are_good && spec.world >= 1) CheckWorld(spec, &violations);
+  CheckBatch(spec, sizes_are_good, &violations);
+  if (sizes_are_good && spec.model != nullptr) {
+    CheckTensor(spec, &violations);
+    CheckSequence(spec, &violations);
+    CheckPipe(spec, &violations);
   }
   return violations;
 }

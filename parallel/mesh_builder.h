@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "core/comm/mesh.h"
+#include "core/comm/model_axes.h"
 #include "core/model/spec.h"
 
 namespace carousel {
@@ -13,7 +13,7 @@ namespace carousel {
 // Sizes of the axes, as the user gives them.
 struct MeshSizes {
   int64_t pipe = 1, replicate = 1, shard = 1, sequence = 1, tensor = 1;
-  int64_t world() const { return pipe * replicate * shard * sequence * tensor; }
+  int64_t world() const;  // their product; the largest int64 if it does not fit
   int64_t of(MeshAxis axis) const;
 };
 
@@ -34,6 +34,7 @@ struct MeshSpec {
   const ModelSpec* model = nullptr;
   int64_t sequence_length = 0;       // data.sequence_length
   int64_t eval_sequence_length = 0;  // eval.sequence_length; 0: no evaluation
+  SequenceMode sequence_mode = SequenceMode::kAuto;
 };
 
 // One sentence per problem, each with the nearest values that are valid; empty if the mesh can be built.
