@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
   if (pair >= in.B * in.NH) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  W m = in.initial_m != nullptr && !in.sigmoid_input_gate ? in.initial_m[pair] : W(0);
+  W m = in.initial_m != nullptr && !in.sigmoid_input_gate ? in.initial_m[pair] : in.start_m;
   W* const to = m_start + pair * (in.NC + 1);
   for (int64_t chunk0 = 0; chunk0 < in.NC; chunk0 += kWarpSize) {
     const int64_t chunk = chunk0 + lane;
@@ -133,6 +133,21 @@ __global__ void __launch_bounds__(kThreads)
     to[in.NC] = m;
     if (last_m != nullptr) last_m[pair] = m;
   }
+}
+
+// The sum of the chunks' b. One warp per pair; f64, in a fixed order.
+template <class W>
+__global__ void __launch_bounds__(kThreads) MlstmSegmentGatesKernel(MlstmSegmentGatesArgs<W> x) {
+  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
+  if (pair >= x.in.B * x.in.NH) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  double G = 0;
+  for (int64_t chunk = lane; chunk < x.in.NC; chunk += kWarpSize)
+    G += x.chunk_sums[(pair * x.in.NC + chunk) * 2];
+  G = WarpSum(G);
+  if (lane != 0) return;
+  x.G[pair] = static_cast<W>(G);
+  if (x.last_m[pair] < kMlstmNoStabiliser<W> / 2) x.last_m[pair] = static_cast<W>(-Infinity());
 }
 
 // Records. Forward: m_start is given and m is written. Backward: m_start is null and m (given_m) is read.
@@ -201,7 +216,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Backward records from forward records. One thread per token.
 template <class E, class W>
-__global__ void __launch_bounds__(kThreads) MlstmFoldKernel(MlstmFoldArgs<E, W> x) {
+__global__ void __launch_bounds__(kThreads) MlstmDivisionKernel(MlstmDivisionArgs<E, W> x) {
   const int64_t Tp = x.NC * kMlstmChunk, pairs = x.B * x.NH;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t pair = index / Tp, t = index % Tp;
@@ -346,6 +361,18 @@ void LaunchMlstmForwardGates(Context& context, const MlstmForwardGatesArgs<E, W>
                  {.grid = Blocks(chunks, kWarps), .block = kThreads, .name = "MlstmRecordsKernel"}, x.in,
                  x.records, x.gamma, x.m_start, x.m, MlstmRows<const W>());
 }
+template <class W>
+void LaunchMlstmSegmentGates(Context& context, const MlstmSegmentGatesArgs<W>& x) {
+  const int64_t pairs = x.in.B * x.in.NH, chunks = pairs * x.in.NC;
+  if (pairs == 0) return;
+  if (chunks > 0 && x.in.sigmoid_input_gate) {  // the others have them from LaunchMlstmForwardGates
+    context.Launch(MlstmChunkGatesKernel<W>,
+                   {.grid = Blocks(chunks, kWarps), .block = kThreads, .name = "MlstmChunkGatesKernel"}, x.in,
+                   x.chunk_sums);
+  }
+  context.Launch(MlstmSegmentGatesKernel<W>,
+                 {.grid = Blocks(pairs, kWarps), .block = kThreads, .name = "MlstmSegmentGatesKernel"}, x);
+}
 template <class E, class W>
 void LaunchMlstmRecords(Context& context, const MlstmRecordsArgs<E, W>& x) {
   const int64_t chunks = x.in.B * x.in.NH * x.in.NC;
@@ -355,11 +382,11 @@ void LaunchMlstmRecords(Context& context, const MlstmRecordsArgs<E, W>& x) {
                  x.records, x.gamma, static_cast<const W*>(nullptr), MlstmRows<W>(), x.m);
 }
 template <class E, class W>
-void LaunchMlstmFold(Context& context, const MlstmFoldArgs<E, W>& x) {
+void LaunchMlstmDivision(Context& context, const MlstmDivisionArgs<E, W>& x) {
   const int64_t tokens = x.B * x.NH * x.NC * kMlstmChunk;
   if (tokens == 0) return;
-  context.Launch(MlstmFoldKernel<E, W>,
-                 {.grid = Blocks(tokens, kThreads), .block = kThreads, .name = "MlstmFoldKernel"}, x);
+  context.Launch(MlstmDivisionKernel<E, W>,
+                 {.grid = Blocks(tokens, kThreads), .block = kThreads, .name = "MlstmDivisionKernel"}, x);
 }
 template <class W>
 void LaunchMlstmGateGradients(Context& context, const MlstmGateGradientArgs<W>& x) {
@@ -375,10 +402,12 @@ void LaunchMlstmGateGradients(Context& context, const MlstmGateGradientArgs<W>& 
 #define CAROUSEL_MLSTM_GATES(E, W)                                                           \
   template void LaunchMlstmForwardGates<E, W>(Context&, const MlstmForwardGatesArgs<E, W>&); \
   template void LaunchMlstmRecords<E, W>(Context&, const MlstmRecordsArgs<E, W>&);           \
-  template void LaunchMlstmFold<E, W>(Context&, const MlstmFoldArgs<E, W>&);
+  template void LaunchMlstmDivision<E, W>(Context&, const MlstmDivisionArgs<E, W>&);
 CAROUSEL_MLSTM_GATES(float, float)
 CAROUSEL_MLSTM_GATES(double, float)
 CAROUSEL_MLSTM_GATES(double, double)
+template void LaunchMlstmSegmentGates<float>(Context&, const MlstmSegmentGatesArgs<float>&);
+template void LaunchMlstmSegmentGates<double>(Context&, const MlstmSegmentGatesArgs<double>&);
 template void LaunchMlstmGateGradients<float>(Context&, const MlstmGateGradientArgs<float>&);
 template void LaunchMlstmGateGradients<double>(Context&, const MlstmGateGradientArgs<double>&);
 #undef CAROUSEL_MLSTM_GATES

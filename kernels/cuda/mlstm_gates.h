@@ -16,10 +16,15 @@ struct MlstmGateInputs {
   bool sigmoid_input_gate = false;
   MlstmRows<const W> i_pre, f_pre;  // (N, NH)
   const uint8_t* reset = nullptr;   // (N), optional
-  const W* initial_m = nullptr;     // (B * NH), optional: 0
+  const W* initial_m = nullptr;     // (B * NH), optional: start_m
+  W start_m = 0;                    // of a forward pass; 0 for the sigmoid gate
 };
+// The stabiliser of no state at all: less than any other by so much that e^difference is 0, and finite, so
+// that differences of two of them are numbers.
+template <class W>
+constexpr W kMlstmNoStabiliser = W(-1e30);
 
-// The records of a forward pass. m: (N, NH) out. last_m: (B * NH) out, optional, may be initial_m.
+// The records of a forward pass. m: (N, NH) out, optional. last_m: (B * NH) out, optional, may be initial_m.
 template <class E, class W>
 struct MlstmForwardGatesArgs {
   MlstmGateInputs<W> in;
@@ -33,7 +38,19 @@ struct MlstmForwardGatesArgs {
 template <class E, class W>
 void LaunchMlstmForwardGates(Context& context, const MlstmForwardGatesArgs<E, W>& args);
 
-// The same records (not yet folded) in a backward pass, where m is the forward's.
+// What a segment of a sequence does to a stabiliser: m = max(m + G, last_m). G: the sum of its log forget
+// gates, -infinity if a document begins in it. After LaunchMlstmForwardGates from kMlstmNoStabiliser.
+template <class W>
+struct MlstmSegmentGatesArgs {
+  MlstmGateInputs<W> in;
+  W* G = nullptr;                // (B * NH) out
+  W* last_m = nullptr;           // (B * NH) in and out: -infinity where it stands for no state
+  double* chunk_sums = nullptr;  // (B * NH, NC, 2) scratch
+};
+template <class W>
+void LaunchMlstmSegmentGates(Context& context, const MlstmSegmentGatesArgs<W>& args);
+
+// The same records (not yet divided) in a backward pass, where m is the forward's.
 template <class E, class W>
 struct MlstmRecordsArgs {
   MlstmGateInputs<W> in;
@@ -44,10 +61,10 @@ struct MlstmRecordsArgs {
 template <class E, class W>
 void LaunchMlstmRecords(Context& context, const MlstmRecordsArgs<E, W>& args);
 
-// From forward records to backward records, in place: folds 1 / (N_t + eps) into alpha and rho and replaces
-// floor by addend.
+// From forward records to backward records, in place: divides the weights of alpha and rho by N_t + eps and
+// replaces floor by addend.
 template <class E, class W>
-struct MlstmFoldArgs {
+struct MlstmDivisionArgs {
   int64_t B = 0, num_tokens = 0, NH = 0, NC = 0;
   MlstmRecord<E, W>* records = nullptr;
   MlstmRows<const W> denominator;  // (N, NH); null data: no division, 1 / (N_t + eps) = 1
@@ -60,7 +77,7 @@ struct MlstmFoldArgs {
   int slices = 0;
 };
 template <class E, class W>
-void LaunchMlstmFold(Context& context, const MlstmFoldArgs<E, W>& args);
+void LaunchMlstmDivision(Context& context, const MlstmDivisionArgs<E, W>& args);
 
 // di_pre and df_pre. Sums over tokens are made in f64.
 template <class W>

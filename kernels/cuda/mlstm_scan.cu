@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kThreads)
     slot = state;
     state = factors[segment] * state + own;
   }
+  if (x.final.C != nullptr) (is_n ? x.final.n : x.final.C)[at] = state;
 }
 
 template <MlstmRole kRole>

@@ -63,6 +63,7 @@ struct MlstmCombineArgs {
   MlstmScanState<W>
       states;  // (num_segments, B * NH) in: from a state role; out: the state each segment begins with
   MlstmScanState<const W> first;  // (B * NH): what the first segment in scan order begins with; null C: zero
+  MlstmScanState<W> final;        // (B * NH) out, optional: what the last segment in scan order ends with
   const W* gamma = nullptr;       // (B * NH, NC)
   int64_t num_pairs = 0, DHQK = 0, DHV = 0, NC = 0;
   int64_t num_segments = 1, chunks_per_segment = 0;

@@ -21,8 +21,8 @@ inline Values TokensOf(const Values& x, const MlstmShape& s, int64_t begin, int6
 }
 // The inverse: y, of tokens [begin, end), to its place in x.
 inline void PutTokens(Values& x, const Values& y, const MlstmShape& s, int64_t begin, int64_t end) {
-  const int64_t length = end - begin,
-                width = static_cast<int64_t>(y.size()) / std::max<int64_t>(1, s.B * length);
+  if (begin == end) return;
+  const int64_t length = end - begin, width = static_cast<int64_t>(y.size()) / (s.B * length);
   x.resize(static_cast<size_t>(s.B * s.T * width));
   for (int64_t b = 0; b < s.B; ++b)
     std::copy(y.begin() + b * length * width, y.begin() + (b + 1) * length * width,
@@ -179,7 +179,9 @@ class SegmentRunner {
       run_.m.push_back(x.initial.m.values());
       if (wanted) {
         const Values mine = factors.values();
-        if (index > 0) EXPECT_EQ(mine, run_.factors) << "factors depend on the index";
+        if (index > 0) {
+          EXPECT_EQ(mine, run_.factors) << "factors depend on the index";
+        }
         run_.factors = mine;
       }
       const Workspace workspace(device_, x.s);
