@@ -48,13 +48,38 @@ absl::Status ReadOnRank0(FileSystem& files, const std::string& dir, Communicator
   return absl::OkStatus();
 }
 
+// Calls fn(data, count) for the memory of `count` elements of a slice from flat index `elem` on.
+// REQUIRES: they are in the slice's box.
+template <class Fn>
+void ForEachPiece(const StateSlice& slice, int64_t elem, int64_t count, Fn&& fn) {
+  int64_t row = 0, column = 0, rest = elem, row_count = 1;
+  for (size_t d = slice.shape.size(); d-- > 0;) {
+    const int64_t index = rest % slice.shape[d] - slice.offset[d];
+    rest /= slice.shape[d];
+    if (d + 1 == slice.shape.size()) {
+      column = index;
+    } else {
+      row += index * row_count;
+      row_count *= slice.size[d];
+    }
+  }
+  while (count > 0) {  // elements that go on in the next row fill whole rows
+    const int64_t n = std::min(count, slice.row_elems() - column);
+    fn(static_cast<char*>(slice.data) + (row * slice.stride() + column) * SizeOf(slice.dtype), n);
+    count -= n;
+    column = 0;
+    ++row;
+  }
+}
+
 // Fills this rank's slices.
 absl::Status FillSlices(FileSystem& files, const std::string& dir, const pb::Manifest& manifest,
                         const TensorMap& tensors, const std::vector<StateSlice>& slices) {
   std::vector<FileRun> runs;
   for (size_t i = 0; i < slices.size(); ++i) {
     const StateSlice& slice = slices[i];
-    AppendRuns(*tensors.at({slice.name, ToProto(slice.kind)}), slice.begin, slice.count,
+    if (slice.num_elems() == 0) continue;
+    AppendRuns(*tensors.at({slice.name, ToProto(slice.kind)}), {slice.offset, slice.size},
                static_cast<int64_t>(i), &runs);
   }
   // In the order of the files' bytes, so that every block is read once.
@@ -65,12 +90,17 @@ absl::Status FillSlices(FileSystem& files, const std::string& dir, const pb::Man
   for (const FileRun& run : runs) {
     const StateSlice& slice = slices[static_cast<size_t>(run.tag)];
     const int64_t elem_bytes = SizeOf(slice.dtype);
-    char* to = static_cast<char*>(slice.data) + (run.elem - slice.begin) * elem_bytes;
-    CAROUSEL_RETURN_IF_ERROR(
-        reader.Read(run.file, run.byte_offset, run.count * elem_bytes, [&](const char* data, int64_t n) {
-          std::memcpy(to, data, static_cast<size_t>(n));
-          to += n;
-        }));
+    int64_t offset = run.byte_offset;
+    absl::Status status;
+    ForEachPiece(slice, run.elem, run.count, [&](char* to, int64_t count) {
+      if (!status.ok()) return;
+      status = reader.Read(run.file, offset, count * elem_bytes, [&](const char* data, int64_t n) {
+        std::memcpy(to, data, static_cast<size_t>(n));
+        to += n;
+      });
+      offset += count * elem_bytes;
+    });
+    CAROUSEL_RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
 }
@@ -79,20 +109,19 @@ absl::Status FillSlices(FileSystem& files, const std::string& dir, const pb::Man
 absl::Status CheckDigests(const std::string& dir, const std::vector<PlannedTensor>& wanted,
                           const TensorMap& tensors, const std::vector<StateSlice>& slices,
                           Communicator* communicator) {
-  std::map<std::pair<std::string, int>, uint64_t> mine;
-  for (const StateSlice& slice : slices) {
-    mine[{slice.name, ToProto(slice.kind)}] += DigestRange(slice.data, slice.dtype, slice.begin, slice.count);
+  pb::RankReport mine;
+  for (const StateSlice& slice : slices) mine.add_digests(DigestSlice(slice));
+  std::vector<std::vector<uint64_t>> of_slices;
+  for (const std::string& bytes : GatherBytes(communicator, mine.SerializeAsString())) {
+    pb::RankReport report;
+    CAROUSEL_CHECK(report.ParseFromString(bytes));
+    of_slices.emplace_back(report.digests().begin(), report.digests().end());
   }
-  std::vector<uint64_t> digests;
-  for (const PlannedTensor& tensor : wanted) {
-    const auto it = mine.find({tensor.name, ToProto(tensor.kind)});
-    digests.push_back(it == mine.end() ? 0 : it->second);
-  }
-  if (communicator != nullptr) SumOverRanks(*communicator, &digests);
-  std::vector<std::string> different;
+  const StateDigests digests = CombineDigests(wanted, of_slices);
+  std::vector<std::string> different = digests.different_replicas;
   for (size_t t = 0; t < wanted.size(); ++t) {
     const pb::TensorEntry& entry = *tensors.at({wanted[t].name, ToProto(wanted[t].kind)});
-    if (entry.digest() != digests[t]) different.push_back(Describe(wanted[t].name, wanted[t].kind));
+    if (entry.digest() != digests.tensors[t]) different.push_back(Describe(wanted[t].name, wanted[t].kind));
   }
   if (different.empty()) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(dir,

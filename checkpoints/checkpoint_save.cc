@@ -30,6 +30,16 @@ int64_t UnixNanos() {
       .count();
 }
 
+// Collective. Every rank's report, in rank order.
+std::vector<pb::RankReport> GatherReports(Communicator* communicator, const pb::RankReport& mine) {
+  std::vector<pb::RankReport> reports;
+  for (const std::string& bytes : GatherBytes(communicator, mine.SerializeAsString())) {
+    reports.emplace_back();
+    CAROUSEL_CHECK(reports.back().ParseFromString(bytes));
+  }
+  return reports;
+}
+
 // One save on one rank. The public methods are its phases, in order; those without "Collective" are local.
 class Save {
  public:
@@ -52,7 +62,9 @@ class Save {
   absl::Status Commit();                                             // rank 0: the manifest and the renames
   absl::Status Finish(const absl::Status& mine);  // collective: the result of rank 0 for all
 
-  std::vector<uint64_t> SliceDigests() const;
+  pb::RankReport SliceDigests() const;  // only these
+  // Of every tensor. FailedPrecondition if replicas differ.
+  absl::StatusOr<std::vector<uint64_t>> TensorDigests(const std::vector<pb::RankReport>& reports) const;
 
   const SaveRequest& request_;
   FileSystem& files_;
@@ -72,13 +84,10 @@ absl::Status Save::Run() {
   CAROUSEL_RETURN_IF_ERROR(Begin());
   if (exists_) return CompareWithExisting();
 
-  const pb::RankReport mine = WriteShards();
-  std::vector<pb::RankReport> reports;
+  const std::vector<pb::RankReport> reports = GatherReports(request_.communicator, WriteShards());
   std::vector<absl::Status> statuses;
-  for (const std::string& bytes : GatherBytes(request_.communicator, mine.SerializeAsString())) {
-    reports.emplace_back();
-    CAROUSEL_CHECK(reports.back().ParseFromString(bytes));
-    statuses.emplace_back(static_cast<absl::StatusCode>(reports.back().code()), reports.back().message());
+  for (const pb::RankReport& report : reports) {
+    statuses.emplace_back(static_cast<absl::StatusCode>(report.code()), report.message());
   }
   absl::Status status = CombineStatuses(statuses);
   if (rank_ == 0) {
@@ -184,26 +193,30 @@ absl::Status Save::Begin() {
                       absl::StrCat("saving ", name_, ": ", message.message()));
 }
 
-std::vector<uint64_t> Save::SliceDigests() const {
-  std::vector<uint64_t> digests;
-  for (const StateSlice& s : request_.slices) {
-    digests.push_back(DigestRange(s.data, s.dtype, s.begin, s.count));
+pb::RankReport Save::SliceDigests() const {
+  pb::RankReport report;
+  for (const StateSlice& slice : request_.slices) report.add_digests(DigestSlice(slice));
+  return report;
+}
+
+absl::StatusOr<std::vector<uint64_t>> Save::TensorDigests(const std::vector<pb::RankReport>& reports) const {
+  std::vector<std::vector<uint64_t>> of_slices;
+  for (const pb::RankReport& report : reports) {
+    of_slices.emplace_back(report.digests().begin(), report.digests().end());
   }
-  return digests;
+  StateDigests digests = CombineDigests(tensors_, of_slices);
+  if (digests.different_replicas.empty()) return std::move(digests.tensors);
+  return absl::FailedPreconditionError(
+      absl::StrCat("tensors that several ranks hold must be equal on all of them, and are not: ",
+                   absl::StrJoin(digests.different_replicas, "; ")));
 }
 
 absl::Status Save::CompareWithExisting() {
-  // The digest of every tensor, over all ranks.
-  const std::vector<uint64_t> of_slices = SliceDigests();
-  std::vector<uint64_t> digests(tensors_.size(), 0);
-  for (size_t t = 0; t < tensors_.size(); ++t) {
-    for (const PlannedTensor::Piece& piece : tensors_[t].pieces) {
-      if (piece.rank == rank_) digests[t] += of_slices[static_cast<size_t>(piece.slice)];
-    }
-  }
-  if (request_.communicator != nullptr) SumOverRanks(*request_.communicator, &digests);
-  absl::Status status;
-  if (rank_ == 0) {
+  const std::vector<pb::RankReport> reports = GatherReports(request_.communicator, SliceDigests());
+  absl::StatusOr<std::vector<uint64_t>> combined = TensorDigests(reports);
+  absl::Status status = combined.status();
+  if (rank_ == 0 && status.ok()) {
+    const std::vector<uint64_t>& digests = *combined;
     const std::string dir = JoinPath(StoreDir(request_.run_dir), name_);
     const absl::StatusOr<OpenedCheckpoint> existing = OpenAndCheck(files_, dir);
     std::vector<std::string> different;
@@ -246,18 +259,19 @@ absl::Status Save::WriteShard(const PlannedFile& file, pb::RankReport* report) c
   CAROUSEL_RETURN_IF_ERROR(writer.Append(file.prefix.data(), static_cast<int64_t>(file.prefix.size())));
   for (const PlannedBox& box : file.boxes) {
     const StateSlice& slice = request_.slices[static_cast<size_t>(box.slice)];
-    const int64_t elem_bytes = SizeOf(slice.dtype);
-    const char* const data = static_cast<const char*>(slice.data) + (box.begin - slice.begin) * elem_bytes;
-    CAROUSEL_RETURN_IF_ERROR(writer.Append(data, box.count * elem_bytes));
+    absl::Status written;
+    ForEachRun(slice, [&](int64_t, const char* data, int64_t count) {
+      if (written.ok()) written = writer.Append(data, count * SizeOf(slice.dtype));
+    });
+    CAROUSEL_RETURN_IF_ERROR(written);
   }
   CAROUSEL_ASSIGN_OR_RETURN(*report->add_files(), writer.Finish());
   return absl::OkStatus();
 }
 
 pb::RankReport Save::WriteShards() const {
-  pb::RankReport report;
   // Of the state itself, before it becomes files: what is read back must give these digests.
-  for (const uint64_t digest : SliceDigests()) report.add_digests(digest);
+  pb::RankReport report = SliceDigests();
   absl::Status status;
   for (const PlannedFile& file : planned_) {
     if (file.rank == rank_ && status.ok()) status = WriteShard(file, &report);
@@ -292,12 +306,9 @@ absl::Status Save::Collect(const std::vector<pb::RankReport>& reports) {
     *manifest_.add_files() = entry;
   }
   AddTensors(tensors_, planned_, &manifest_);
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<uint64_t> digests, TensorDigests(reports));
   for (size_t t = 0; t < tensors_.size(); ++t) {
-    uint64_t digest = 0;
-    for (const PlannedTensor::Piece& piece : tensors_[t].pieces) {
-      digest += reports[static_cast<size_t>(piece.rank)].digests(piece.slice);
-    }
-    manifest_.mutable_tensors(static_cast<int>(t))->set_digest(digest);
+    manifest_.mutable_tensors(static_cast<int>(t))->set_digest(digests[t]);
   }
   return absl::OkStatus();
 }

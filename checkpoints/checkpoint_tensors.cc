@@ -70,7 +70,7 @@ absl::Status CheckpointTensors::Read(const CheckpointTensor& tensor, int64_t beg
   CAROUSEL_CHECK(begin >= 0 && count >= 0 && count <= tensor.num_elems - begin);
   const pb::TensorEntry& entry = impl_->manifest.tensors(impl_->index.at({tensor.name, tensor.kind}).second);
   std::vector<FileRun> runs;
-  AppendRuns(entry, begin, count, 0, &runs);
+  for (const Box& box : BoxesOfRange(tensor.shape, begin, count)) AppendRuns(entry, box, 0, &runs);
   std::sort(runs.begin(), runs.end(), [](const FileRun& a, const FileRun& b) {
     return std::tie(a.file, a.byte_offset) < std::tie(b.file, b.byte_offset);
   });

@@ -31,4 +31,12 @@ uint64_t DigestRange(const void* data, DType dtype, int64_t begin, int64_t count
       return Sum<uint64_t>(bytes, begin, count);
   }
 }
+
+uint64_t DigestSlice(const StateSlice& slice) {
+  uint64_t digest = 0;
+  ForEachRun(slice, [&](int64_t elem, const char* data, int64_t count) {
+    digest += DigestRange(data, slice.dtype, elem, count);
+  });
+  return digest;
+}
 }  // namespace carousel

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "core/base/dtype.h"
+#include "core/train/state_visitor.h"
 
 namespace carousel {
 
@@ -26,4 +27,6 @@ constexpr uint64_t DigestMix(uint64_t x) {
 // The part of the digest that elements [begin, begin + count) contribute; `data` points to element `begin`
 // and need not be aligned.
 uint64_t DigestRange(const void* data, DType dtype, int64_t begin, int64_t count);
+// That of a slice's elements.
+uint64_t DigestSlice(const StateSlice& slice);
 }  // namespace carousel

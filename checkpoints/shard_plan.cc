@@ -27,6 +27,20 @@ std::string JoinProblems(const std::vector<std::string>& problems) {
   return absl::StrCat(absl::StrJoin(problems.begin(), problems.begin() + kMost, "\n  "), "\n  ... and ",
                       problems.size() - kMost, " more");
 }
+
+// "; those of ranks 0 and 2 overlap", if any do.
+std::string Overlap(const PlannedTensor& tensor) {
+  for (size_t a = 0; a < tensor.pieces.size(); ++a) {
+    for (size_t b = a + 1; b < tensor.pieces.size(); ++b) {
+      Box common;
+      if (Intersect(tensor.pieces[a].box, tensor.pieces[b].box, &common)) {
+        return absl::StrCat("; ranks ", tensor.pieces[a].rank, " and ", tensor.pieces[b].rank,
+                            " both have those from ", ShapeText(common.offset), " on");
+      }
+    }
+  }
+  return "";
+}
 }  // namespace
 
 pb::RankSlices DescribeSlices(const std::vector<StateSlice>& slices, const TrainState& state) {
@@ -38,19 +52,22 @@ pb::RankSlices DescribeSlices(const std::vector<StateSlice>& slices, const Train
     s->set_kind(ToProto(slice.kind));
     s->set_dtype(ToProto(slice.dtype));
     for (const int64_t d : slice.shape) s->add_shape(d);
-    s->set_begin(slice.begin);
-    s->set_count(slice.count);
+    for (const int64_t o : slice.offset) s->add_offset(o);
+    for (const int64_t n : slice.size) s->add_size(n);
+    s->set_replica(slice.replica);
   }
   return message;
 }
 
 absl::StatusOr<std::vector<PlannedTensor>> PlanTensors(const std::vector<pb::RankSlices>& ranks) {
   std::map<std::pair<std::string, int>, PlannedTensor> tensors;
+  std::map<std::pair<std::string, int>, std::vector<PlannedTensor::Piece>> replicas;
   std::vector<std::string> problems;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     for (int i = 0; i < ranks[rank].slices_size(); ++i) {
       const pb::SliceDescription& s = ranks[rank].slices(i);
       const std::vector<int64_t> shape(s.shape().begin(), s.shape().end());
+      Box box = {{s.offset().begin(), s.offset().end()}, {s.size().begin(), s.size().end()}};
       const auto [it, added] = tensors.try_emplace({s.name(), s.kind()});
       PlannedTensor& tensor = it->second;
       if (added) {
@@ -59,44 +76,80 @@ absl::StatusOr<std::vector<PlannedTensor>> PlanTensors(const std::vector<pb::Ran
         tensor.dtype = FromProto(s.dtype());
         tensor.shape = shape;
       }
-      const int64_t num_elems = NumElems(shape);
+      const bool empty = NumElems(box.size) == 0;
       if (tensor.dtype != FromProto(s.dtype()) || tensor.shape != shape) {
         problems.push_back(absl::StrCat(Describe(s.name(), tensor.kind), " has shape ",
                                         ShapeText(tensor.shape), " ", NameOf(tensor.dtype),
                                         " in one slice and ", ShapeText(shape), " ",
                                         NameOf(FromProto(s.dtype())), " on rank ", rank));
-      } else if (static_cast<int64_t>(shape.size()) > kMaxDims || num_elems < 0 || s.begin() < 0 ||
-                 s.count() < 0 || s.begin() > num_elems || s.count() > num_elems - s.begin()) {
+      } else if (static_cast<int64_t>(shape.size()) > kMaxDims || NumElems(shape) < 0 ||
+                 (!empty && !BoxFits(shape, box))) {
         problems.push_back(absl::StrCat(Describe(s.name(), tensor.kind), " of shape ", ShapeText(shape),
-                                        ": rank ", rank, " has ", s.count(), " elements from ", s.begin(),
-                                        " on, which it has not"));
-      } else if (s.count() > 0) {
-        tensor.pieces.push_back({static_cast<int>(rank), i, s.begin(), s.count()});
+                                        ": rank ", rank, " has a box of ", ShapeText(box.size), " at ",
+                                        ShapeText(box.offset), ", which it has not"));
+      } else if (!empty) {
+        (s.replica() ? replicas[it->first] : tensor.pieces)
+            .push_back({static_cast<int>(rank), i, std::move(box)});
       }
     }
   }
   const bool sound = problems.empty();  // else what is missing may be what was refused
   std::vector<PlannedTensor> result;
   for (auto& [key, tensor] : tensors) {
-    std::sort(tensor.pieces.begin(), tensor.pieces.end(),
-              [](const auto& a, const auto& b) { return a.begin < b.begin; });
-    int64_t next = 0;  // the first element that no piece before has
-    bool tiles = true;
+    std::sort(tensor.pieces.begin(), tensor.pieces.end(), [&](const auto& a, const auto& b) {
+      return std::pair(FirstElem(tensor.shape, a.box), a.rank) <
+             std::pair(FirstElem(tensor.shape, b.box), b.rank);
+    });
+    std::vector<Box> boxes;
+    std::map<std::pair<std::vector<int64_t>, std::vector<int64_t>>, size_t> piece_of;
     for (const PlannedTensor::Piece& piece : tensor.pieces) {
-      tiles &= piece.begin == next;
-      if (tiles) next += piece.count;
+      piece_of[{piece.box.offset, piece.box.size}] = boxes.size();
+      boxes.push_back(piece.box);
     }
-    tiles &= next == NumElems(tensor.shape);
-    if (sound && !tiles) {
-      problems.push_back(
-          absl::StrCat(Describe(tensor.name, tensor.kind), " of shape ", ShapeText(tensor.shape),
-                       ": the slices of all ranks leave out or repeat elements around ", next));
+    if (sound && !BoxesTile(tensor.shape, boxes)) {
+      int64_t held = 0;
+      for (const Box& box : boxes) held += box.num_elems();
+      problems.push_back(absl::StrCat(Describe(tensor.name, tensor.kind), " of shape ",
+                                      ShapeText(tensor.shape),
+                                      ": the slices of all ranks leave out or repeat elements; they have ",
+                                      held, " of ", NumElems(tensor.shape), Overlap(tensor)));
+    }
+    for (const PlannedTensor::Piece& replica : replicas[key]) {
+      const auto piece = piece_of.find({replica.box.offset, replica.box.size});
+      if (piece != piece_of.end()) {
+        tensor.replicas.push_back({replica.rank, replica.slice, piece->second});
+      } else if (sound) {
+        problems.push_back(absl::StrCat(Describe(tensor.name, tensor.kind), ": rank ", replica.rank,
+                                        " has a replica of the box of ", ShapeText(replica.box.size), " at ",
+                                        ShapeText(replica.box.offset), ", which no rank saves"));
+      }
     }
     result.push_back(std::move(tensor));
   }
   if (!problems.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("the state of the ranks does not fit together:\n  ", JoinProblems(problems)));
+  }
+  return result;
+}
+
+StateDigests CombineDigests(const std::vector<PlannedTensor>& tensors,
+                            const std::vector<std::vector<uint64_t>>& digests) {
+  const auto digest = [&](int rank, int slice) {
+    return digests[static_cast<size_t>(rank)][static_cast<size_t>(slice)];
+  };
+  StateDigests result;
+  for (const PlannedTensor& tensor : tensors) {
+    uint64_t sum = 0;
+    for (const PlannedTensor::Piece& piece : tensor.pieces) sum += digest(piece.rank, piece.slice);
+    result.tensors.push_back(sum);
+    for (const PlannedTensor::Replica& replica : tensor.replicas) {
+      const PlannedTensor::Piece& piece = tensor.pieces[replica.piece];
+      if (digest(replica.rank, replica.slice) != digest(piece.rank, piece.slice)) {
+        result.different_replicas.push_back(absl::StrCat(Describe(tensor.name, tensor.kind), ": rank ",
+                                                         replica.rank, " and rank ", piece.rank));
+      }
+    }
   }
   return result;
 }
@@ -143,13 +196,8 @@ absl::StatusOr<std::vector<PlannedFile>> PlanFiles(const std::vector<PlannedTens
   for (size_t t = 0; t < tensors.size(); ++t) {
     int64_t k = 0;
     for (const PlannedTensor::Piece& piece : tensors[t].pieces) {
-      int64_t begin = piece.begin;
-      for (Box& box : BoxesOfRange(tensors[t].shape, piece.begin, piece.count)) {
-        const int64_t count = box.num_elems();
-        boxes_of[{tensors[t].kind != StateKind::kWeight, piece.rank}].push_back(
-            {static_cast<int>(t), k++, piece.slice, begin, count, std::move(box), 0});
-        begin += count;
-      }
+      boxes_of[{tensors[t].kind != StateKind::kWeight, piece.rank}].push_back(
+          {static_cast<int>(t), k++, piece.slice, piece.box, 0});
     }
   }
   std::vector<PlannedFile> files;
@@ -158,7 +206,7 @@ absl::StatusOr<std::vector<PlannedFile>> PlanFiles(const std::vector<PlannedTens
     int64_t file_bytes = 0;
     bool open = false;
     for (PlannedBox& box : boxes) {
-      const int64_t bytes = box.count * SizeOf(tensors[static_cast<size_t>(box.tensor)].dtype);
+      const int64_t bytes = box.box.num_elems() * SizeOf(tensors[static_cast<size_t>(box.tensor)].dtype);
       if (!open || bytes > max_file_bytes - file_bytes) {
         files.emplace_back();
         files.back().rank = where.second;
@@ -248,19 +296,16 @@ absl::Status CompareTensors(const std::vector<PlannedTensor>& wanted, const pb::
       ") or another run_dir. ", problems.size(), " differences:\n  ", JoinProblems(problems)));
 }
 
-void AppendRuns(const pb::TensorEntry& tensor, int64_t begin, int64_t count, int64_t tag,
-                std::vector<FileRun>* runs) {
+void AppendRuns(const pb::TensorEntry& tensor, const Box& wanted, int64_t tag, std::vector<FileRun>* runs) {
   const std::vector<int64_t> shape = ShapeOf(tensor);
   const int64_t elem_bytes = SizeOf(FromProto(tensor.dtype()));
-  for (const Box& wanted : BoxesOfRange(shape, begin, count)) {
-    for (const pb::Box& entry : tensor.boxes()) {
-      const Box box = BoxOf(entry);
-      Box common;
-      if (!Intersect(wanted, box, &common)) continue;
-      ForEachRun(shape, box, common, [&](int64_t elem, int64_t box_elem, int64_t num) {
-        runs->push_back({entry.file(), entry.byte_offset() + box_elem * elem_bytes, elem, num, tag});
-      });
-    }
+  for (const pb::Box& entry : tensor.boxes()) {
+    const Box box = BoxOf(entry);
+    Box common;
+    if (!Intersect(wanted, box, &common)) continue;
+    ForEachRun(shape, box, common, [&](int64_t elem, int64_t box_elem, int64_t num) {
+      runs->push_back({entry.file(), entry.byte_offset() + box_elem * elem_bytes, elem, num, tag});
+    });
   }
 }
 }  // namespace carousel

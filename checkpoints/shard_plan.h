@@ -15,7 +15,7 @@
 
 namespace carousel {
 
-// A global tensor and the flat ranges that its owners hold. By rising begin; they tile the tensor.
+// A global tensor and the boxes that its owners hold: they tile the tensor. By their first elements.
 struct PlannedTensor {
   std::string name;
   StateKind kind = StateKind::kWeight;
@@ -24,24 +24,38 @@ struct PlannedTensor {
   struct Piece {
     int rank = 0;
     int slice = 0;  // index in the rank's list
-    int64_t begin = 0, count = 0;
+    Box box;
   };
   std::vector<Piece> pieces;
+  struct Replica {
+    int rank = 0;
+    int slice = 0;
+    size_t piece = 0;  // the one of the same box
+  };
+  std::vector<Replica> replicas;
 };
 
 // What one rank tells about its slices and state.
 checkpoint::RankSlices DescribeSlices(const std::vector<StateSlice>& slices, const TrainState& state);
 
 // All tensors, by name and kind. InvalidArgument if slices disagree about a tensor, lie outside of it, leave
-// gaps or overlap: all problems are named.
+// gaps or overlap, or if a replica's box is nobody's: all problems are named.
 absl::StatusOr<std::vector<PlannedTensor>> PlanTensors(const std::vector<checkpoint::RankSlices>& ranks);
 
-// A part of one rank's slice that is one box.
+// What all ranks hold, from the digests of their slices: digests[rank][slice].
+struct StateDigests {
+  std::vector<uint64_t> tensors;  // of every tensor as a whole
+  // Replicas that are not what the owner of their box has: "head.bias (exp_avg): rank 3 and rank 1", ...
+  std::vector<std::string> different_replicas;
+};
+StateDigests CombineDigests(const std::vector<PlannedTensor>& tensors,
+                            const std::vector<std::vector<uint64_t>>& digests);
+
+// One rank's slice, on its way to a file.
 struct PlannedBox {
   int tensor = 0;  // index of the PlannedTensor
   int64_t k = 0;   // index among the tensor's boxes
   int slice = 0;
-  int64_t begin = 0, count = 0;  // the flat range
   Box box;
   int64_t byte_offset = 0;  // in the file
 };
@@ -78,7 +92,7 @@ struct FileRun {
   int64_t count = 0;
   int64_t tag = 0;  // the caller's
 };
-// Appends the runs that hold elements [begin, begin + count) of a manifest's tensor.
-void AppendRuns(const checkpoint::TensorEntry& tensor, int64_t begin, int64_t count, int64_t tag,
+// Appends the runs that hold the elements of a box of a manifest's tensor.
+void AppendRuns(const checkpoint::TensorEntry& tensor, const Box& wanted, int64_t tag,
                 std::vector<FileRun>* runs);
 }  // namespace carousel

@@ -63,11 +63,15 @@ absl::Status FillWeights(const WeightSource& source, const std::vector<StateSlic
         absl::StrJoin(lines, "\n  ")));
   }
   for (const StateSlice& slice : slices) {
-    if (slice.kind == StateKind::kWeight) {
-      CAROUSEL_RETURN_IF_ERROR(source.Read(slice.name, slice.begin, slice.count, slice.dtype, slice.data));
-    } else {
-      std::memset(slice.data, 0, static_cast<size_t>(slice.count * SizeOf(slice.dtype)));
-    }
+    absl::Status status;
+    ForEachRun(slice, [&](int64_t elem, char* data, int64_t count) {
+      if (slice.kind != StateKind::kWeight) {
+        std::memset(data, 0, static_cast<size_t>(count * SizeOf(slice.dtype)));
+      } else if (status.ok()) {
+        status = source.Read(slice.name, elem, count, slice.dtype, data);
+      }
+    });
+    CAROUSEL_RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
 }

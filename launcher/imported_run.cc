@@ -53,13 +53,8 @@ absl::Status ReadState(const WeightSource& source, const std::vector<Param>& par
         source.Read(param.name, 0, param.num_elems, dtype, state->weights.back().data()));
     for (const StateKind kind : {StateKind::kWeight, StateKind::kAdamM, StateKind::kAdamV}) {
       state->slices.push_back(
-          {.name = param.name,
-           .kind = kind,
-           .dtype = dtype,
-           .shape = param.shape,
-           .begin = 0,
-           .count = param.num_elems,
-           .data = kind == StateKind::kWeight ? state->weights.back().data() : state->zeros.data()});
+          WholeSlice(param.name, kind, dtype, param.shape,
+                     kind == StateKind::kWeight ? state->weights.back().data() : state->zeros.data()));
     }
   }
   return absl::OkStatus();

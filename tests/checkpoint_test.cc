@@ -147,7 +147,7 @@ TEST(Checkpoint, TensorsOfSeveralBlocksComeBack) {
     RankState expected(model, 3, c.rank(), 9);
     const auto read = state.Of(StateKind::kWeight), right = expected.Of(StateKind::kWeight);
     for (size_t i = 0; i < read.size(); ++i) {
-      EXPECT_EQ(std::memcmp(read[i].data, right[i].data, static_cast<size_t>(4 * read[i].count)), 0);
+      EXPECT_EQ(std::memcmp(read[i].data, right[i].data, static_cast<size_t>(4 * read[i].num_elems())), 0);
     }
   });
   int64_t calls = 0, last = 0, total = 0;
@@ -183,7 +183,7 @@ TEST(Checkpoint, WeightsAloneAreLoadedWithoutTheMoments) {
   RankState expected(SmallModel(), 1, 0, 42);
   for (size_t i = 0; i < state.Of(StateKind::kWeight).size(); ++i) {
     const StateSlice a = state.Of(StateKind::kWeight)[i], b = expected.Of(StateKind::kWeight)[i];
-    EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(a.count * SizeOf(a.dtype))), 0);
+    EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(a.num_elems() * SizeOf(a.dtype))), 0);
   }
 }
 
@@ -239,11 +239,11 @@ TEST(Checkpoint, SlicesThatDoNotTileAreRefusedOnEveryRankBeforeAnythingIsWritten
                        }),
                        "repeat"));
   EXPECT_TRUE(Contains(save([](int rank, auto* s) {
-                         if (rank == 1) s->back().count += 1;
+                         if (rank == 1) s->back().size.back() += 1;
                        }),
                        "which it has not"));
   EXPECT_TRUE(Contains(save([](int rank, auto* s) {
-                         if (rank == 1) s->front().begin = -1;
+                         if (rank == 1) s->front().offset[0] = -1;
                        }),
                        "which it has not"));
   EXPECT_TRUE(Contains(save([](int rank, auto* s) {
@@ -381,7 +381,7 @@ TEST(Checkpoint, RunsOfAnyRangeFindEachElementInAnyGridOfBoxes) {
   for (int64_t begin = 0; begin < 35; ++begin) {
     for (int64_t count = 1; begin + count <= 35; ++count) {
       std::vector<FileRun> runs;
-      AppendRuns(entry, begin, count, 17, &runs);
+      for (const Box& box : BoxesOfRange({5, 7}, begin, count)) AppendRuns(entry, box, 17, &runs);
       std::vector<int> seen(35, 0);
       for (const FileRun& run : runs) {
         EXPECT_EQ(run.tag, 17);
@@ -409,9 +409,9 @@ TEST(CheckpointTensors, ReadsWholeTensorsAndRanges) {
     ASSERT_NE(tensor, nullptr);
     EXPECT_EQ(tensor->shape, slice.shape);
     const int64_t elem = SizeOf(tensor->dtype);
-    for (const auto& [begin, count] : {std::pair{int64_t{0}, slice.count},
-                                       {slice.count / 3, slice.count / 2},
-                                       {slice.count - 1, int64_t{1}}}) {
+    for (const auto& [begin, count] : {std::pair{int64_t{0}, slice.num_elems()},
+                                       {slice.num_elems() / 3, slice.num_elems() / 2},
+                                       {slice.num_elems() - 1, int64_t{1}}}) {
       std::vector<char> bytes(static_cast<size_t>(count * elem));
       ASSERT_TRUE(tensors->Read(*tensor, begin, count, bytes.data()).ok());
       EXPECT_TRUE(

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoints/boxes.h"
 #include "checkpoints/checkpoint.h"
 #include "core/base/random.h"
 #include "core/train/state_visitor.h"
@@ -28,6 +29,18 @@ inline std::vector<TestTensor> SmallModel() {
       {"head.weight", {3, 7}, DType::kF64}};
 }
 
+// Fills a slice with bits that are a function of (seed, tensor, kind, element).
+inline void FillRandomBits(const StateSlice& slice, uint64_t seed) {
+  const uint64_t stream = StreamOf(slice.name) + static_cast<uint64_t>(slice.kind);
+  const size_t elem_bytes = static_cast<size_t>(SizeOf(slice.dtype));
+  ForEachRun(slice, [&](int64_t elem, char* data, int64_t count) {
+    for (int64_t j = 0; j < count; ++j, data += elem_bytes) {
+      const uint64_t bits = RandomUint64(seed, stream, static_cast<uint64_t>(elem + j));
+      std::memcpy(data, &bits, elem_bytes);
+    }
+  });
+}
+
 // One rank's part of the state: weights and both moments of every tensor. All tensors of a kind form one flat
 // buffer, which the ranks share like shards of an optimizer; a few cuts are uneven on purpose.
 class RankState {
@@ -41,7 +54,10 @@ class RankState {
       int64_t at = 0;  // of the tensor in the flat buffer
       for (const TestTensor& t : tensors) {
         const int64_t from = std::max(begin, at), to = std::min(end, at + t.num_elems());
-        if (from < to) Add(t, kind, from - at, to - from, seed);
+        const int64_t count = std::max(to - from, int64_t{0});
+        for (Box& box : BoxesOfRange(t.shape, count > 0 ? from - at : 0, count)) {
+          Add(t, kind, std::move(box), seed);
+        }
         at += t.num_elems();
       }
     }
@@ -73,17 +89,14 @@ class RankState {
     return (total * rank * rank) / (int64_t{world} * world);  // the first ranks have little
   }
   static std::vector<char> Bytes(const StateSlice& slice, uint64_t seed) {
-    const size_t elem = static_cast<size_t>(SizeOf(slice.dtype));
-    std::vector<char> bytes(static_cast<size_t>(slice.count) * elem);
-    const uint64_t stream = StreamOf(slice.name) + static_cast<uint64_t>(slice.kind);
-    for (int64_t j = 0; seed != 0 && j < slice.count; ++j) {
-      const uint64_t bits = RandomUint64(seed, stream, static_cast<uint64_t>(slice.begin + j));
-      std::memcpy(bytes.data() + static_cast<size_t>(j) * elem, &bits, elem);
-    }
+    std::vector<char> bytes(static_cast<size_t>(slice.num_elems() * SizeOf(slice.dtype)));
+    StateSlice copy = slice;
+    copy.data = bytes.data();
+    if (seed != 0) FillRandomBits(copy, seed);
     return bytes;
   }
-  void Add(const TestTensor& t, StateKind kind, int64_t begin, int64_t count, uint64_t seed) {
-    slices_.push_back({t.name, kind, t.dtype, t.shape, begin, count, nullptr});
+  void Add(const TestTensor& t, StateKind kind, Box box, uint64_t seed) {
+    slices_.push_back({t.name, kind, t.dtype, t.shape, std::move(box.offset), std::move(box.size)});
     storage_.push_back(Bytes(slices_.back(), seed));
   }
 

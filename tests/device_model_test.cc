@@ -100,7 +100,7 @@ std::map<std::string, std::vector<double>> Values(Trainer& trainer) {
                                                                : "v";
     std::vector<double>& out = values[kind + "/" + slice.name];
     DispatchFloat(slice.dtype, [&]<class W>() {
-      for (int64_t j = 0; j < slice.count; ++j) {
+      for (int64_t j = 0; j < slice.num_elems(); ++j) {
         out.push_back(static_cast<double>(static_cast<Wide<W>>(static_cast<const W*>(slice.data)[j])));
       }
     });
@@ -283,8 +283,8 @@ TEST(DeviceModel, StatesGoOnOnTheOtherDevice) {
       const auto found = std::find_if(from.begin(), from.end(), [&](const StateSlice& slice) {
         return slice.name == to.name && slice.kind == to.kind;
       });
-      ASSERT_TRUE(found != from.end() && found->count == to.count) << to.name;
-      std::memcpy(to.data, found->data, static_cast<size_t>(to.count * SizeOf(to.dtype)));
+      ASSERT_TRUE(found != from.end() && found->num_elems() == to.num_elems()) << to.name;
+      std::memcpy(to.data, found->data, static_cast<size_t>(to.num_elems() * SizeOf(to.dtype)));
     }
     b.LoadedStates();
     EXPECT_EQ(Values(a), Values(b));  // to the bit

@@ -4,8 +4,8 @@
 #include "core/model/generator.h"
 #include "core/train/no_sync.h"
 #include "core/train/trainer.h"
-#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
+#include "parallel/sharded_sync.h"
 #include "parallel/staged_communicator.h"
 #include "tests/communicator_contract.h"
 #include "tests/deferred_device.h"
@@ -67,7 +67,7 @@ Outcome OutcomeOf(Trainer& trainer, Device& device, RandomSource& source) {
   outcome.numbers.push_back(static_cast<double>(evaluation.num_correct));
   for (const StateSlice& slice : trainer.States()) {
     outcome.states.append(static_cast<const char*>(slice.data),
-                          static_cast<size_t>(slice.count * SizeOf(slice.dtype)));
+                          static_cast<size_t>(slice.num_elems() * SizeOf(slice.dtype)));
   }
   Generator generator(trainer.model(), device);
   outcome.text = generator.Generate({.prompt = {1, 2, 0, 3, 4, 5, 6, 7}, .max_new_tokens = 9, .reset_id = 0});

@@ -284,10 +284,12 @@ void ExpectRecordedCurve(DType compute, int64_t micro_batches_per_step) {
     if (slice.kind != StateKind::kWeight) continue;
     const std::vector<double> values = Values(file, "param." + slice.name);
     DispatchFloat(slice.dtype, [&]<class W>() {
-      for (int64_t j = 0; j < slice.count; ++j) {
-        static_cast<W*>(slice.data)[j] =
-            static_cast<W>(static_cast<Wide<W>>(values[static_cast<size_t>(slice.begin + j)]));
-      }
+      ForEachRun(slice, [&](int64_t elem, char* data, int64_t count) {
+        for (int64_t j = 0; j < count; ++j) {
+          reinterpret_cast<W*>(data)[j] =
+              static_cast<W>(static_cast<Wide<W>>(values[static_cast<size_t>(elem + j)]));
+        }
+      });
     });
   }
   trainer.LoadedStates();
@@ -306,12 +308,14 @@ void ExpectRecordedCurve(DType compute, int64_t micro_batches_per_step) {
   EXPECT_LE(num_norms_apart, 1);
   for (const StateSlice& slice : trainer.States()) {
     if (slice.kind != StateKind::kWeight) continue;
-    std::vector<double> values(static_cast<size_t>(slice.count));
+    std::vector<double> values(static_cast<size_t>(slice.num_elems()));
     DispatchFloat(slice.dtype, [&]<class W>() {
-      for (int64_t j = 0; j < slice.count; ++j) {
-        values[static_cast<size_t>(j)] =
-            static_cast<double>(static_cast<Wide<W>>(static_cast<const W*>(slice.data)[j]));
-      }
+      ForEachRun(slice, [&](int64_t elem, const char* data, int64_t count) {
+        for (int64_t j = 0; j < count; ++j) {
+          values[static_cast<size_t>(elem + j)] =
+              static_cast<double>(static_cast<Wide<W>>(reinterpret_cast<const W*>(data)[j]));
+        }
+      });
     });
     EXPECT_LT(RelativeL2(values, Values(file, "final." + slice.name)), 5e-3) << slice.name;
   }

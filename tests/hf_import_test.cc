@@ -182,11 +182,11 @@ TEST(FillWeights, FillsSlicesAndZeroesMoments) {
   std::vector<double> part(7, -1);
   std::vector<float> moment(3, -1);
   const std::vector<StateSlice> slices = {
-      {"lm_head.weight", StateKind::kWeight, DType::kF64, {320, 128}, 100, 7, part.data()},
-      {"lm_head.weight", StateKind::kAdamV, DType::kF32, {320, 128}, 0, 3, moment.data()}};
+      {"lm_head.weight", StateKind::kWeight, DType::kF64, {320, 128}, {1, 36}, {1, 7}, part.data()},
+      {"lm_head.weight", StateKind::kAdamV, DType::kF32, {320, 128}, {0, 0}, {1, 3}, moment.data()}};
   ASSERT_TRUE(FillWeights(weights, slices).ok());
   for (size_t i = 0; i < part.size(); ++i) {
-    EXPECT_EQ(part[i], ReadFloats(weights, "lm_head.weight", 320 * 128)[100 + i]);
+    EXPECT_EQ(part[i], ReadFloats(weights, "lm_head.weight", 320 * 128)[128 + 36 + i]);
   }
   EXPECT_EQ(moment, std::vector<float>(3, 0));
 }
@@ -195,8 +195,8 @@ TEST(FillWeights, NamesWhatDoesNotFitAndChangesNothing) {
   const MemoryWeights weights(ExportableSpec());
   std::vector<float> data(4, 5);
   const std::vector<StateSlice> slices = {
-      {"lm_head.weight", StateKind::kWeight, DType::kF32, {320, 64}, 0, 4, data.data()},
-      {"backbone.blocks.7.norm_ffn.weight", StateKind::kWeight, DType::kF32, {128}, 0, 4, data.data()}};
+      {"lm_head.weight", StateKind::kWeight, DType::kF32, {320, 64}, {0, 0}, {1, 4}, data.data()},
+      {"backbone.blocks.7.norm_ffn.weight", StateKind::kWeight, DType::kF32, {128}, {0}, {4}, data.data()}};
   const absl::Status status = FillWeights(weights, slices);
   EXPECT_TRUE(Contains(status, "\"lm_head.weight\" is (320, 128) there and (320, 64) in this run")) << status;
   EXPECT_TRUE(Contains(status, "\"backbone.blocks.7.norm_ffn.weight\"")) << status;

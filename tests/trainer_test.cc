@@ -4,8 +4,8 @@
 
 #include "core/train/no_sync.h"
 #include "parallel/counting_communicator.h"
-#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
+#include "parallel/sharded_sync.h"
 #include "tests/deferred_device.h"
 #include "tests/layer_testing.h"
 
@@ -42,7 +42,7 @@ std::vector<double> Weights(Trainer& trainer) {
   for (const StateSlice& slice : trainer.States()) {
     if (slice.kind != StateKind::kWeight) continue;
     DispatchFloat(slice.dtype, [&]<class W>() {
-      for (int64_t j = 0; j < slice.count; ++j) {
+      for (int64_t j = 0; j < slice.num_elems(); ++j) {
         values.push_back(static_cast<double>(static_cast<Wide<W>>(static_cast<const W*>(slice.data)[j])));
       }
     });
@@ -141,7 +141,7 @@ TEST(Trainer, ClippingOnlyShrinks) {
     for (const StateSlice& slice : trainer.States()) {
       if (slice.kind != StateKind::kAdamM) continue;
       const double* m = static_cast<const double*>(slice.data);
-      moments.back().insert(moments.back().end(), m, m + slice.count);
+      moments.back().insert(moments.back().end(), m, m + slice.num_elems());
     }
   }
   EXPECT_EQ(norms[0], norms[1]);  // the norm before clipping
@@ -387,9 +387,9 @@ void ExpectStatesCarryEverything(Device& device) {
   std::map<std::pair<std::string, StateKind>, int64_t> elems;
   for (size_t j = 0; j < from.size(); ++j) {
     EXPECT_EQ(from[j].name, to[j].name);
-    EXPECT_EQ(from[j].count, to[j].count);
-    std::memcpy(to[j].data, from[j].data, static_cast<size_t>(from[j].count * SizeOf(from[j].dtype)));
-    elems[{from[j].name, from[j].kind}] += from[j].count;
+    EXPECT_EQ(from[j].num_elems(), to[j].num_elems());
+    std::memcpy(to[j].data, from[j].data, static_cast<size_t>(from[j].num_elems() * SizeOf(from[j].dtype)));
+    elems[{from[j].name, from[j].kind}] += from[j].num_elems();
   }
   b.LoadedStates();
   for (int64_t step = 3; step < 5; ++step) {

@@ -256,13 +256,20 @@ std::vector<StateSlice> Trainer::States() {
         }
         for (const ParamStore::ShardPiece& piece : pieces) {
           const Param& param = t.params.param(piece.param);
-          slices.push_back({.name = param.name,
-                            .kind = kKinds[kind],
-                            .dtype = shard.dtype,
-                            .shape = param.shape,
-                            .begin = piece.param_begin,
-                            .count = piece.count,
-                            .data = shard.Rows(piece.shard_begin, piece.count).data});
+          const bool replica =
+              t.params.tensor_index() > 0 && param.tensor.kind == Placement::Kind::kReplicate;
+          for (ParamBox& box : BoxesOfLocalRange(param.part, piece.param_begin, piece.count)) {
+            const int64_t begin = piece.shard_begin + box.local_begin - piece.param_begin;
+            slices.push_back({.name = param.name,
+                              .kind = kKinds[kind],
+                              .dtype = shard.dtype,
+                              .shape = param.shape,
+                              .offset = std::move(box.offset),
+                              .size = std::move(box.size),
+                              .data = shard.Rows(begin, 1).data,
+                              .row_stride = box.local_stride,
+                              .replica = replica});
+          }
         }
       }
     }
