@@ -15,7 +15,6 @@ constexpr int64_t kSmallSumBytes = int64_t{16} << 10;
 // After being told to end.
 constexpr auto kTellAfter = std::chrono::milliseconds(500);
 constexpr auto kEndAfter = std::chrono::seconds(5);
-constexpr int kCommunicationExitCode = 1;
 constexpr int64_t kNumCallsShown = 4;
 
 std::byte* At(Tensor x, int64_t offset_bytes) { return static_cast<std::byte*>(x.data) + offset_bytes; }
@@ -38,10 +37,10 @@ std::string RankList(const std::vector<int>& ranks) {
   return text;
 }
 
-void PeerCommunicator::Fail(const std::string& problem) {
+void PeerCommunicator::Fail(const std::string& problem, int exit_code) {
   std::fprintf(stderr, "[rank %d] %s failed: %s\nthe last calls on this communicator:\n%s", rank(),
                DescribeCurrent().c_str(), problem.c_str(), recorder().Dump(kNumCallsShown).c_str());
-  EndJob(kCommunicationExitCode);
+  EndJob(exit_code);
   std::abort();  // not reached
 }
 

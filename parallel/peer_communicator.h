@@ -49,8 +49,8 @@ class PeerCommunicator : public Communicator {
   [[noreturn]] virtual void EndJob(int exit_code) = 0;
 
   // Prints "[rank 1] [step 12] AllReduceSum(...) on 'world' at ... failed: problem" with the calls before it,
-  // and ends the job with exit code 1.
-  [[noreturn]] void Fail(const std::string& problem);
+  // and ends the job.
+  [[noreturn]] void Fail(const std::string& problem, int exit_code = 1);
 
   // How long one Wait lasts.
   class WaitLimits {

@@ -18,6 +18,22 @@ TEST(LocalCommunicator, KeepsTheContractForEveryNumberOfRanks) {
   }
 }
 
+TEST(LocalCommunicator, SplitsIntoGroupsThatWorkSideBySide) {
+  for (const int P : {1, 2, 3, 5, 8}) {
+    RunLocalRanks(P, [](Communicator& c) {
+      for (int round = 0; round < 3; ++round) CheckSplits(c);
+    });
+  }
+}
+
+TEST(LocalCommunicator, KeepsTheContractWhenCallsAreVerified) {
+  RunLocalRanks(3, [](Communicator& c) {
+    c.set_verify_calls(true);
+    for (const int64_t n : {0, 1, 1025}) CheckCommunicatorContract(c, n);
+    CheckSplits(c);
+  });
+}
+
 TEST(LocalCommunicator, RepeatsItsBitsUnderAnySchedule) {
   // Many short collectives in a row: a rank that runs ahead must not disturb one that lags.
   RunLocalRanks(4, [](Communicator& c) {
@@ -52,6 +68,7 @@ TEST(SelfCommunicator, KeepsTheContract) {
   EXPECT_EQ(self->rank(), 0);
   EXPECT_EQ(self->size(), 1);
   for (const int64_t n : {0, 1, 100}) CheckCommunicatorContract(*self, n);
+  CheckSplits(*self);
 }
 
 TEST(SumInRankOrder, TakesTheOrderAndNothingElse) {

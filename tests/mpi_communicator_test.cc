@@ -41,6 +41,11 @@ TEST(MpiCommunicator, KeepsTheContractWhenCallsAreVerified) {
   const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({});
   c->set_verify_calls(true);
   for (const int64_t n : {0, 1, 1025}) CheckCommunicatorContract(*c, n);
+  CheckSplits(*c);
+}
+
+TEST(MpiCommunicator, SplitsIntoGroupsThatWorkSideBySide) {
+  for (int round = 0; round < 3; ++round) CheckSplits(World());
 }
 
 TEST(MpiCommunicator, LocalRanksAreAllOfThemOnOneMachine) {

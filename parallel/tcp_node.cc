@@ -1,0 +1,292 @@
+// TcpNode: connections and the end of the job. How the ranks meet is in tcp_node_meet.cc.
+#include "parallel/tcp_node.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "core/base/check.h"
+#include "parallel/tcp_frames.h"
+
+namespace carousel {
+namespace {
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr size_t kMaxCallers = 64;  // that have not proved themselves yet; beyond it the oldest must go
+constexpr auto kHandshakeTime = seconds(10);
+constexpr auto kTellTime = milliseconds(500);
+constexpr auto kReportTime = seconds(1);  // for the thread that communicates to say what it was doing
+
+void Ring(const Socket& event) {
+  const uint64_t one = 1;
+  static_cast<void>(!write(event.fd(), &one, sizeof one));  // cannot fail: nobody counts to 2^64
+}
+}  // namespace
+
+TcpNode::~TcpNode() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ends_ = true;
+  }
+  if (!thread_.joinable()) return;
+  Ring(wake_);
+  thread_.join();
+}
+
+// ---- the thread
+
+void TcpNode::Serve() {
+  std::vector<pollfd> polled;
+  while (true) {
+    bool watching = false;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (ends_) return;
+      watching = watching_;
+    }
+    // In this order: wake_, listener_, callers_, controls_.
+    polled.clear();
+    polled.push_back({.fd = wake_.fd(), .events = POLLIN, .revents = 0});
+    polled.push_back({.fd = listener_.fd(), .events = POLLIN, .revents = 0});
+    for (const Caller& caller : callers_) {
+      polled.push_back({.fd = caller.socket.fd(), .events = POLLIN, .revents = 0});
+    }
+    const size_t num_callers = callers_.size();
+    if (watching) {
+      for (const auto& [peer, control] : controls_) {
+        polled.push_back({.fd = control.gone ? -1 : control.socket.fd(), .events = POLLIN, .revents = 0});
+      }
+    }
+    poll(polled.data(), polled.size(), callers_.empty() ? 60000 : 200);
+    if (polled[0].revents != 0) {
+      uint64_t count = 0;
+      static_cast<void>(!read(wake_.fd(), &count, sizeof count));
+    }
+    const TcpClock::time_point now = TcpClock::now();
+    size_t place = 2;
+    for (auto caller = callers_.begin(); caller != callers_.end(); ++place) {
+      const bool stays =
+          (polled[place].revents == 0 || Talk(*caller)) && caller->socket.is_open() && now < caller->deadline;
+      caller = stays ? std::next(caller) : callers_.erase(caller);
+    }
+    place = 2 + num_callers;
+    if (watching) {
+      for (auto& [peer, control] : controls_) {
+        if (polled[place++].revents != 0) Listen(control, peer);
+      }
+    }
+    if (polled[1].revents != 0) AcceptCallers();
+  }
+}
+
+void TcpNode::AcceptCallers() {
+  while (true) {
+    absl::StatusOr<Socket> socket = Accept(listener_);
+    if (!socket.ok()) {  // too many open files: whoever has not proved itself gives way
+      if (callers_.empty()) {
+        std::this_thread::sleep_for(milliseconds(50));
+      } else {
+        callers_.pop_front();
+      }
+      return;
+    }
+    if (!socket->is_open()) return;
+    if (callers_.size() >= kMaxCallers) callers_.pop_front();
+    callers_.push_back({.socket = std::move(*socket),
+                        .handshake = std::make_unique<AcceptorHandshake>(
+                            options_.secret, RandomNonce(),
+                            [this](const Introduction& introduction) { return Judge(introduction); }),
+                        .deadline = TcpClock::now() + kHandshakeTime});
+  }
+}
+
+// Whether a rank that knows the secret may come in.
+std::string TcpNode::Judge(const Introduction& introduction) {
+  const int from = static_cast<int>(introduction.from);
+  if (introduction.world_size != static_cast<uint32_t>(size())) {
+    return absl::StrCat("this run has ", size(), " ranks there and ", introduction.world_size, " here");
+  }
+  if (introduction.to != static_cast<uint32_t>(rank()) || introduction.from >= introduction.world_size ||
+      from == rank()) {
+    return absl::StrCat("there is rank ", rank(), ", which does not expect a call of rank ", from,
+                        " for rank ", introduction.to, "; do two processes say that they are one rank?");
+  }
+  if (introduction.group == kControlGroup && rank() != 0) return "only rank 0 takes control connections";
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!known_.insert({introduction.group, from}).second) {
+    return absl::StrCat("rank ", from, " is there already; do two processes say that they are it?");
+  }
+  return "";
+}
+
+bool TcpNode::Talk(Caller& caller) {
+  char bytes[256];
+  AcceptorHandshake& handshake = *caller.handshake;
+  const absl::StatusOr<size_t> n =
+      ReceiveSome(caller.socket, bytes, std::min(sizeof bytes, handshake.wanted()));
+  if (!n.ok()) return false;
+  handshake.Feed({bytes, *n});
+  // These few bytes fit into the socket's buffer; whoever made it full is not one of us.
+  if (!SendAll(caller.socket, handshake.TakeOutput(), TcpClock::now()).ok()) return false;
+  if (handshake.state() == Handshake::State::kGoesOn) return true;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (handshake.state() == Handshake::State::kFailed) {
+    ++num_strangers_;
+    return false;
+  }
+  const Introduction& who = handshake.introduction();
+  arrived_[{who.group, static_cast<int>(who.from)}] = std::move(caller.socket);
+  changed_.notify_all();
+  return false;
+}
+
+// What comes on a control connection once all ranks have met.
+void TcpNode::Listen(Control& control, int peer) {
+  char bytes[1024];
+  const absl::StatusOr<size_t> n = ReceiveSome(control.socket, bytes, sizeof bytes);
+  if (!n.ok()) {
+    Mark(control, &Control::gone);
+    if (control.finished) return;
+    Fall({.text = absl::StrCat("rank ", peer, " has gone (", std::string(n.status().message()), ")")}, peer);
+    return;
+  }
+  control.inbox.append(bytes, *n);
+  while (!control.gone) {
+    const absl::StatusOr<std::optional<Frame>> frame = TakeFrame(&control.inbox, kMaxEndBytes);
+    if (frame.ok() && !frame->has_value()) return;
+    if (frame.ok() && (*frame)->type == FrameType::kFinished) {
+      Mark(control, &Control::finished);
+      continue;
+    }
+    Mark(control, &Control::gone);
+    const std::optional<EndFrame> end = frame.ok() ? ParseEnd(**frame) : std::nullopt;
+    Fall(end.has_value()
+             ? Failure{.text = end->text, .exit_code = end->exit_code}
+             : Failure{.text = absl::StrCat("rank ", peer, " sent what is no message of this program")},
+         peer);
+  }
+}
+
+void TcpNode::Mark(Control& control, bool Control::*what) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  control.*what = true;
+  changed_.notify_all();
+}
+
+// The job has failed: `told_by` knows already.
+void TcpNode::Fall(const Failure& failure, int told_by) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (finished_ || failure_.has_value()) return;
+  }
+  // Before this process can end: its end would look like the cause.
+  if (rank() == 0) TellOthers(failure, told_by);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!failure_.has_value()) failure_ = failure;
+    changed_.notify_all();
+  }
+  Ring(alarm_);
+  EndProcess();
+}
+
+// Leaves the last words to the thread that communicates, if it is there to say them.
+void TcpNode::EndProcess() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const Failure failure = *failure_;
+  if (changed_.wait_for(lock, kReportTime, [this] { return reporting_ || ends_; })) {
+    changed_.wait_for(lock, kReportTime, [this] { return ends_; });
+    if (ends_) return;
+  } else {
+    std::fprintf(stderr, "[rank %d] %sthe job ends: %s; this rank was not in a collective\n", rank(),
+                 ProcessStep() >= 0 ? absl::StrCat("[step ", ProcessStep(), "] ").c_str() : "",
+                 failure.text.c_str());
+  }
+  std::fflush(nullptr);
+  std::_Exit(failure.exit_code);
+}
+
+void TcpNode::TellOthers(const Failure& failure, int except) {
+  const std::string frame = MakeEnd({.exit_code = failure.exit_code, .text = failure.text});
+  const std::lock_guard<std::mutex> lock(send_mutex_);
+  for (const auto& [peer, control] : controls_) {
+    if (peer != except) {
+      static_cast<void>(SendAll(control.socket, frame, TcpClock::now() + kTellTime));
+    }
+  }
+}
+
+// ---- other threads
+
+std::optional<TcpNode::Failure> TcpNode::TakeFailure(TcpClock::duration wait) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait_for(lock, wait, [this] { return failure_.has_value(); });
+  if (failure_.has_value()) {
+    reporting_ = true;
+    changed_.notify_all();
+  }
+  return failure_;
+}
+
+TcpNode::Failure TcpNode::Blame(int peer, const std::string& why) {
+  // Who has gone may have done so because of another: the hub knows.
+  if (const std::optional<Failure> failure = TakeFailure(milliseconds(300))) return *failure;
+  const Failure failure = {.text = absl::StrCat("rank ", peer, " has gone (", why, ")")};
+  TellOthers(failure, peer);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!failure_.has_value()) failure_ = failure;
+  reporting_ = true;
+  changed_.notify_all();
+  return *failure_;
+}
+
+void TcpNode::EndJob(int exit_code) {
+  bool tell = false;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tell = !failure_.has_value();
+    reporting_ = true;
+    if (tell) {
+      failure_ = Failure{.text = absl::StrCat("rank ", rank(), " ended the job with exit code ", exit_code),
+                         .exit_code = exit_code};
+    }
+    changed_.notify_all();
+  }
+  if (tell) TellOthers(*failure_, -1);
+  std::fflush(nullptr);
+  std::_Exit(exit_code);
+}
+
+bool TcpNode::FinishTogether(TcpClock::duration limit) {
+  const auto tell = [this] {
+    const std::lock_guard<std::mutex> lock(send_mutex_);
+    for (const auto& [peer, control] : controls_) {
+      static_cast<void>(
+          SendAll(control.socket, MakeFrame(FrameType::kFinished, ""), TcpClock::now() + kTellTime));
+    }
+  };
+  if (rank() != 0) tell();
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto finished = [this] {
+      return std::all_of(controls_.begin(), controls_.end(),
+                         [](const auto& entry) { return entry.second.finished; });
+    };
+    if (limit == TcpClock::duration::max()) {
+      changed_.wait(lock, finished);
+    } else if (!changed_.wait_for(lock, limit, finished)) {
+      return false;
+    }
+    finished_ = true;
+  }
+  if (rank() == 0) tell();
+  return true;
+}
+}  // namespace carousel
