@@ -21,12 +21,19 @@ void CheckCuda(cudaError_t status, const char* what) {
   if (status != cudaSuccess) Die(status, what);
 }
 
-Context::Context(const DeviceInfo& info, cudaStream_t stream)
-    : info_(info), stream_(stream), matmul_(std::make_unique<MatmulEngine>(stream, info)) {}
+Context::Context(const DeviceInfo& info, cudaStream_t stream, int64_t* scratch_generation)
+    : info_(info), stream_(stream), scratch_generation_(*scratch_generation) {}
 
 Context::~Context() {
   matmul_.reset();
-  if (scratch_ != nullptr) cudaFree(scratch_);  // an error was or will be reported by the device
+  if (scratch_ == nullptr) return;
+  ++scratch_generation_;
+  cudaFree(scratch_);  // an error was or will be reported by the device
+}
+
+MatmulEngine& Context::matmul() {
+  if (matmul_ == nullptr) matmul_ = std::make_unique<MatmulEngine>(stream_, info_);
+  return *matmul_;
 }
 
 void Context::Check(cudaError_t status, const char* what) const {

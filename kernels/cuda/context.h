@@ -28,15 +28,16 @@ void CheckCuda(cudaError_t status, const char* what);
 
 class Context {
  public:
-  // Uses the calling thread's current device. The stream must outlive the context.
-  Context(const DeviceInfo& info, cudaStream_t stream);
+  // Uses the calling thread's current device. The stream must outlive the context, and so must
+  // *scratch_generation, which all contexts of a device share.
+  Context(const DeviceInfo& info, cudaStream_t stream, int64_t* scratch_generation);
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
   const DeviceInfo& info() const { return info_; }
   cudaStream_t stream() const { return stream_; }
-  MatmulEngine& matmul() { return *matmul_; }
+  MatmulEngine& matmul();  // made, with its workspace, at the first call
 
   // Enqueues a kernel on the stream. config.stream is set here; config.name appears in error messages and
   // must live as long as the program.
@@ -54,7 +55,8 @@ class Context {
   // then a size that no earlier call asked for is a programmer's error.
   void* Scratch(int64_t bytes);
   int64_t scratch_bytes() const { return scratch_bytes_; }
-  // Changes when the scratch memory moves: what was captured before is then of no use.
+  // Changes when scratch memory of any stream of the device moves: what was captured before is then of no
+  // use.
   int64_t scratch_generation() const { return scratch_generation_; }
 
   // Waits for the stream. An error of a kernel shows here or in any later call; the message names the kernels
@@ -73,7 +75,7 @@ class Context {
   std::unique_ptr<MatmulEngine> matmul_;
   void* scratch_ = nullptr;
   int64_t scratch_bytes_ = 0;
-  int64_t scratch_generation_ = 0;
+  int64_t& scratch_generation_;
   std::array<const char*, kNumRecent> recent_{};  // names of the last launches, a ring
   uint64_t num_launches_ = 0;
 };

@@ -167,18 +167,17 @@ std::unique_ptr<CudaDevice> CudaDevice::Open(int index, const DeviceInfo& info, 
 
 CudaDevice::CudaDevice(int index, const DeviceInfo& info, cudaStream_t stream)
     : index_(index),
-      stream_(stream),
-      context_(std::make_unique<Context>(info, stream)),
-      ring_(std::make_unique<PinnedRing>(context_.get())),
-      device_ops_(std::make_unique<DeviceOps>(context_.get())),
-      ops_(std::make_unique<RangedOps>(device_ops_.get())) {}
+      compute_(std::make_unique<CudaQueue>(info, stream, &scratch_generation_)),
+      ring_(std::make_unique<PinnedRing>(compute_->context.get())) {
+  context().matmul();  // takes the memory for its workspace now
+}
 
 CudaDevice::~CudaDevice() {
+  CAROUSEL_CHECK_MSG(others_.empty(), "a stream outlives its device");
   Synchronize();
-  for (const auto& [memory, bytes] : bytes_of_) context_->Check(cudaFree(memory), "cudaFree");
+  for (const auto& [memory, bytes] : bytes_of_) context().Check(cudaFree(memory), "cudaFree");
   ring_.reset();
-  context_.reset();
-  CheckCuda(cudaStreamDestroy(stream_), "cudaStreamDestroy");
+  compute_.reset();
 }
 
 std::string CudaDevice::name() const {
@@ -189,7 +188,7 @@ void CudaDevice::MakeCurrent() const { CheckCuda(cudaSetDevice(index_), "cudaSet
 
 Ops& CudaDevice::ops() {
   MakeCurrent();
-  return *ops_;
+  return *compute_->ops;
 }
 
 void* CudaDevice::Allocate(int64_t bytes) {
@@ -202,13 +201,15 @@ void* CudaDevice::Allocate(int64_t bytes) {
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // not an error of a later call
     const MemoryInfo info = this->memory();
-    allocation_error_ = "cudaMalloc of " + InMib(bytes) + " on '" + name() + "' (" + context_->info().name +
+    allocation_error_ = "cudaMalloc of " + InMib(bytes) + " on '" + name() + "' (" + context().info().name +
                         "): out of memory; " + InMib(info.free_bytes) + " of " + InMib(info.total_bytes) +
                         " are free";
     return nullptr;
   }
-  context_->Check(status, "cudaMalloc");
-  context_->Check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_), "setting memory to zero");
+  context().Check(status, "cudaMalloc");
+  context().Check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), compute_->stream),
+                  "setting memory to zero");
+  context().Synchronize();  // for all streams, not only this one
   bytes_of_[memory] = bytes;
   return memory;
 }
@@ -217,34 +218,98 @@ void CudaDevice::Free(void* memory) {
   if (memory == nullptr) return;
   CAROUSEL_CHECK_MSG(bytes_of_.erase(memory) == 1, "Free of memory that this device did not allocate");
   MakeCurrent();
-  context_->Check(cudaFree(memory), "cudaFree");
+  context().Check(cudaFree(memory), "cudaFree");
 }
 
 MemoryInfo CudaDevice::memory() const {
   MakeCurrent();
   size_t free_bytes = 0, total_bytes = 0;
-  context_->Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  context().Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
   return {.total_bytes = static_cast<int64_t>(total_bytes), .free_bytes = static_cast<int64_t>(free_bytes)};
 }
 
 void CudaDevice::CopyToDevice(void* device_destination, const void* host_source, int64_t bytes) {
   CAROUSEL_CHECK_GE(bytes, int64_t{0});
   MakeCurrent();
-  CAROUSEL_CHECK_MSG(!IsCapturing(*context_), "CopyToDevice among recorded ops");
+  CAROUSEL_CHECK_MSG(!IsCapturing(context()), "CopyToDevice among recorded ops");
   ring_->CopyToDevice(device_destination, host_source, bytes);
 }
 
 void CudaDevice::CopyToHost(void* host_destination, const void* device_source, int64_t bytes) {
   CAROUSEL_CHECK_GE(bytes, int64_t{0});
   MakeCurrent();
-  CAROUSEL_CHECK_MSG(!IsCapturing(*context_), "CopyToHost among recorded ops");
+  CAROUSEL_CHECK_MSG(!IsCapturing(context()), "CopyToHost among recorded ops");
   ring_->CopyToHost(host_destination, device_source, bytes);
 }
 
 void CudaDevice::Synchronize() {
   MakeCurrent();
-  context_->Synchronize();
+  context().Synchronize();
+  for (CudaQueue* other : others_) other->context->Synchronize();
 }
 
 std::unique_ptr<Recording> CudaDevice::MakeRecording() { return std::make_unique<GraphRecording>(this); }
+
+// ---- streams and events
+
+CudaQueue::CudaQueue(const DeviceInfo& info, cudaStream_t its_stream, int64_t* scratch_generation)
+    : stream(its_stream),
+      context(std::make_unique<Context>(info, stream, scratch_generation)),
+      device_ops(std::make_unique<DeviceOps>(context.get())),
+      ops(std::make_unique<RangedOps>(device_ops.get())) {}
+CudaQueue::~CudaQueue() {
+  context.reset();
+  CheckCuda(cudaStreamDestroy(stream), "cudaStreamDestroy");
+}
+
+std::unique_ptr<Stream> CudaDevice::ComputeStream() {
+  return std::make_unique<CudaStream>(this, compute_.get());
+}
+
+std::unique_ptr<Stream> CudaDevice::MakeStream() {
+  MakeCurrent();
+  // What runs beside the compute stream is what that will wait for: it goes first where both want to run.
+  int least = 0, greatest = 0;
+  context().Check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  cudaStream_t stream = nullptr;
+  context().Check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest), "cudaStreamCreate");
+  return std::make_unique<CudaStream>(this,
+                                      std::make_unique<CudaQueue>(info(), stream, &scratch_generation_));
+}
+
+std::unique_ptr<Event> CudaDevice::MakeEvent() { return std::make_unique<CudaEvent>(this); }
+
+CudaEvent::CudaEvent(CudaDevice* device) : device_(*device) {
+  device_.MakeCurrent();
+  device_.context().Check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+}
+CudaEvent::~CudaEvent() { device_.context().Check(cudaEventDestroy(event_), "cudaEventDestroy"); }
+
+CudaStream::CudaStream(CudaDevice* device, CudaQueue* queue)
+    : Stream(*queue->ops), device_(*device), queue_(*queue) {}
+CudaStream::CudaStream(CudaDevice* device, std::unique_ptr<CudaQueue> queue)
+    : Stream(*queue->ops), device_(*device), own_(std::move(queue)), queue_(*own_) {
+  device_.others_.push_back(own_.get());
+}
+CudaStream::~CudaStream() {
+  if (own_ == nullptr) return;
+  device_.MakeCurrent();
+  own_->context->Synchronize();
+  std::erase(device_.others_, own_.get());
+}
+
+Ops& CudaStream::ops() {
+  device_.MakeCurrent();
+  return *queue_.ops;
+}
+void CudaStream::Record(Event& event) {
+  device_.MakeCurrent();
+  queue_.context->Check(cudaEventRecord(static_cast<CudaEvent&>(event).native(), queue_.stream),
+                        "cudaEventRecord");
+}
+void CudaStream::Wait(const Event& event) {
+  device_.MakeCurrent();
+  queue_.context->Check(cudaStreamWaitEvent(queue_.stream, static_cast<const CudaEvent&>(event).native(), 0),
+                        "cudaStreamWaitEvent");
+}
 }  // namespace carousel::CAROUSEL_DEVICE_NS

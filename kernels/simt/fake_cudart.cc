@@ -232,6 +232,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->maxThreadsPerBlock = fake::kMaxThreadsPerBlock;
   properties->maxThreadsPerMultiProcessor = fake::kThreadsPerSm;
   properties->warpSize = 32;
+  const int gpu = o.first_gpu + device;  // of the machine
+  std::snprintf(properties->uuid.bytes, sizeof properties->uuid.bytes, "emulated %d", gpu);
+  properties->pciBusID = gpu + 1;
   return cudaSuccess;
 }
 

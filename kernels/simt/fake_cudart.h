@@ -28,6 +28,7 @@ struct Options {
   bool has_driver = true;
   int driver_version = CUDART_VERSION;  // 12040 is CUDA 12.4
   int num_devices = 1;                  // 0: a machine without a GPU
+  int first_gpu = 0;                    // which GPU of the machine device 0 is; processes may share one
   int compute_capability = 90;          // 90 is sm_90
   bool has_kernel_images = true;        // false: the program holds no kernels for this GPU
   int num_sms = 4;                      // few, so that persistent kernels have more work than blocks

@@ -229,13 +229,11 @@ bool Work::StepMessage() {
 }
 
 std::string Work::FindFailure() const {
-  const SharedArea& area = *communicator_->area;
-  if (area.aborted) return "another rank aborted the communicator";
-  for (int r = 0; r < communicator_->size; ++r) {
-    if (peer_to_peer() && r != peer_) continue;
-    if (area.rank[r].left) return "rank " + std::to_string(r) + " has destroyed its communicator";
-    if (communicator_->IsGone(r)) return "rank " + std::to_string(r) + " is gone";
+  if (!peer_to_peer()) return communicator_->FindGone();
+  if (communicator_->area->aborted) return "another rank aborted the communicator";
+  if (communicator_->area->rank[peer_].presence == Presence::kLeft) {
+    return "rank " + std::to_string(peer_) + " has destroyed its communicator";
   }
-  return "";
+  return communicator_->IsGone(peer_) ? "rank " + std::to_string(peer_) + " is gone" : "";
 }
 }  // namespace carousel::fake_nccl

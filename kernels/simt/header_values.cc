@@ -84,6 +84,8 @@ std::vector<std::pair<std::string, int64_t>> HeaderValues() {
   CAROUSEL_VALUE(ncclInvalidUsage)
   CAROUSEL_VALUE(ncclRemoteError)
   CAROUSEL_VALUE(ncclInProgress)
+  CAROUSEL_VALUE(NCCL_SPLIT_NOCOLOR)
+  CAROUSEL_VALUE(NCCL_CONFIG_UNDEF_INT)
   CAROUSEL_VALUE(ncclSum)
   CAROUSEL_VALUE(ncclProd)
   CAROUSEL_VALUE(ncclMax)

@@ -2,9 +2,12 @@
 // the stand-in of the emulation (fake_nccl.h) is all there is. Names and values are those of NCCL 2.28.
 #pragma once
 #include <cuda_runtime.h>
+#include <limits.h>
 
 #define NCCL_VERSION_CODE 22809
 #define NCCL_UNIQUE_ID_BYTES 128
+#define NCCL_SPLIT_NOCOLOR -1
+#define NCCL_CONFIG_UNDEF_INT INT_MIN
 
 using ncclComm_t = struct ncclComm*;
 struct ncclUniqueId {
@@ -21,6 +24,14 @@ enum ncclResult_t {
   ncclRemoteError = 6,
   ncclInProgress = 7
 };
+// NCCL's own has more fields, which are left as the initializer sets them.
+struct ncclConfig_t {
+  size_t size;
+  unsigned magic, version;
+  int blocking;
+};
+#define NCCL_CONFIG_INITIALIZER {sizeof(ncclConfig_t), 0xcafebeef, NCCL_VERSION_CODE, NCCL_CONFIG_UNDEF_INT}
+
 enum ncclRedOp_t { ncclSum = 0, ncclProd = 1, ncclMax = 2, ncclMin = 3, ncclAvg = 4 };
 enum ncclDataType_t {
   ncclInt8 = 0,
@@ -39,6 +50,11 @@ extern "C" {
 ncclResult_t ncclGetVersion(int* version);
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id);
 ncclResult_t ncclCommInitRank(ncclComm_t* communicator, int size, ncclUniqueId id, int rank);
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* communicator, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t* config);
+ncclResult_t ncclCommSplit(ncclComm_t communicator, int color, int key, ncclComm_t* part,
+                           ncclConfig_t* config);
+ncclResult_t ncclCommFinalize(ncclComm_t communicator);
 ncclResult_t ncclCommDestroy(ncclComm_t communicator);
 ncclResult_t ncclCommAbort(ncclComm_t communicator);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t communicator, ncclResult_t* error);
