@@ -12,18 +12,11 @@ class DeviceMlstmSummary : public ::testing::Test {
  protected:
   const std::unique_ptr<Device> device_ = testing::MakeTestDevice();
 };
-// What each split has that the others have not: many segments, short and empty ones, a border in a chunk.
-const std::vector<std::vector<int64_t>>& FewSplits() {
-  static const std::vector<std::vector<int64_t>>& splits =
-      *new std::vector<std::vector<int64_t>>{EqualSegments(60, 4), {1, 2, 59, 60}, {33, 33, 47, 60}};
-  return splits;
-}
-
 TEST_F(DeviceMlstmSummary, SegmentsInF64EqualTheWholeSequence) {
   for (const SegmentCase& c : SegmentCases()) {
     const Problem p = ProblemOf(c, DType::kF64);
     const Result whole = Specification(p);
-    for (const std::vector<int64_t>& ends : FewSplits()) {
+    for (const std::vector<int64_t>& ends : FewSplits60()) {
       SCOPED_TRACE(::testing::Message() << c << " segments " << ::testing::PrintToString(ends));
       const SegmentRun run = RunSegments<double>(*device_, p, ends);
       ExpectSegmentsClose(run.result, whole, 1e-13);
@@ -37,7 +30,7 @@ TEST_F(DeviceMlstmSummary, SegmentsInF32EqualTheWholeSequenceToRounding) {
   for (const SegmentCase& c : SegmentCases()) {
     const Problem p = ProblemOf(c, DType::kF32);
     const Result whole = Specification(p);
-    for (const std::vector<int64_t>& ends : FewSplits()) {
+    for (const std::vector<int64_t>& ends : FewSplits60()) {
       SCOPED_TRACE(::testing::Message() << c << " segments " << ::testing::PrintToString(ends));
       const SegmentRun run = RunSegments<float>(*device_, p, ends);
       ExpectSegmentsClose(run.result, whole, 1e-5);
@@ -56,6 +49,79 @@ TEST_F(DeviceMlstmSummary, GradientsOfInitialStatesAreThoseOfTheBackward) {
     ExpectStatesOfPrefixes<double>(*device_, p, ends, run, 1e-13);
     ExpectGradientsOfInitialStates<double>(*device_, p, ends, run, 1e-13);
   }
+}
+
+// Head sizes without a scan on tensor cores.
+TEST_F(DeviceMlstmSummary, SegmentsInBf16HaveTheErrorOfTheCell) {
+  for (const SegmentCase& c : SegmentCases()) {
+    SCOPED_TRACE(::testing::Message() << c);
+    const Problem p = ProblemOf(c, DType::kBF16);
+    const SegmentRun run = RunSegments<bfloat16>(*device_, p, EqualSegments(60, 4));
+    ExpectBf16Close(run.result, Specification(p));
+    ExpectFinite(run);
+  }
+}
+
+// Head sizes with one, where a row stride of a multiple of 16 bytes lets it run; other strides take the
+// other.
+TEST_F(DeviceMlstmSummary, SegmentsOnTensorCoresHaveTheErrorOfTheCell) {
+  using enum SegmentGates;
+  const std::vector<SegmentCase> cases = {
+      {1, 150, 2, 64, 64, 64, kExponential, {70}},     {2, 66, 1, 64, 128, 64, kSigmoid, {9, 66 + 33}},
+      {1, 66, 1, 128, 128, 64, kSigmoidNotNormalized}, {1, 99, 1, 128, 256, 64, kExponential, {}, -10, 4.5},
+      {1, 66, 1, 256, 512, 64, kExponential, {34}},
+  };
+  for (const SegmentCase& c : cases) {
+    SCOPED_TRACE(::testing::Message() << c);
+    const Problem p = ProblemOf(c, DType::kBF16);
+    const Result expected = Specification(p);
+    const std::vector<int64_t> ends = EqualSegments(c.T, 3);
+    const SegmentRun run = RunSegments<bfloat16>(*device_, p, ends, /*aligned=*/true);
+    ExpectBf16Close(run.result, expected);
+    ExpectLogForgets(p, ends, run, 1e-6);
+    ExpectFinite(run);
+    if (c.DHV <= 64) ExpectBf16Close(RunSegments<bfloat16>(*device_, p, ends).result, expected);
+  }
+}
+
+// Segments so long, of so few heads, that each is split over the blocks of the device.
+TEST_F(DeviceMlstmSummary, SegmentsThatADeviceSplitsHaveTheErrorOfTheCell) {
+  for (const std::vector<int64_t>& resets : {std::vector<int64_t>(), {700}}) {
+    const SegmentCase c = {1, 1200, 1, 64, 64, 64, SegmentGates::kExponential, resets, 0, 6};
+    const Problem p = ProblemOf(c, DType::kBF16);
+    const SegmentRun run = RunSegments<bfloat16>(*device_, p, EqualSegments(1200, 2), /*aligned=*/true);
+    ExpectBf16Close(run.result, Specification(p));
+  }
+}
+
+// A device forms the sums of the log gates of a chunk as differences of prefix sums, which reach 3e5 where
+// every token forgets everything: 1e-10 of f64.
+TEST_F(DeviceMlstmSummary, ExtremeGatesGiveTheSameAsTheWholeSequence) {
+  for (const Extreme& extreme : Extremes()) {
+    SCOPED_TRACE(extreme.name);
+    const Problem p = ProblemOf(extreme);
+    const Result whole = RunOn<double>(*device_, p, {.aligned = false});
+    const std::vector<int64_t> ends = {1, 2, 30, 60};
+    const SegmentRun run = RunSegments<double>(*device_, p, ends);
+    ExpectFinite(run);
+    ExpectExtremesClose(run.result, whole, 1e-10);
+    ExpectFinite(RunSegments<float>(*device_, p, ends));
+    ExpectFinite(RunSegments<bfloat16>(*device_, p, ends));
+  }
+}
+
+TEST_F(DeviceMlstmSummary, ASecondRunGivesTheSameBits) {
+  const Problem p =
+      ProblemOf(SegmentCase{2, 66, 1, 64, 64, 64, SegmentGates::kExponential, {40}}, DType::kBF16);
+  const auto expect_same = [](const SegmentRun& a, const SegmentRun& b) {
+    EXPECT_EQ(a.summaries, b.summaries);
+    EXPECT_EQ(a.dstates, b.dstates);
+    EXPECT_EQ(a.C, b.C);
+    EXPECT_EQ(a.dC_last, b.dC_last);
+  };
+  const std::vector<int64_t> ends = EqualSegments(66, 3);
+  expect_same(RunSegments<bfloat16>(*device_, p, ends, true), RunSegments<bfloat16>(*device_, p, ends, true));
+  expect_same(RunSegments<float>(*device_, p, ends), RunSegments<float>(*device_, p, ends));
 }
 }  // namespace
 }  // namespace carousel::mlstm_test

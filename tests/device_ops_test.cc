@@ -10,6 +10,7 @@
 #include "tests/op_cases_elementwise.h"
 #include "tests/op_cases_loss.h"
 #include "tests/op_cases_matmul.h"
+#include "tests/op_cases_mlstm.h"
 #include "tests/op_cases_norm.h"
 #include "tests/op_cases_parts.h"
 

@@ -67,6 +67,97 @@ inline const std::vector<std::vector<int64_t>>& Splits60() {
   return splits;
 }
 
+// Of these what each has that the others have not: many segments, short and empty ones, a border in a chunk.
+inline const std::vector<std::vector<int64_t>>& FewSplits60() {
+  static const std::vector<std::vector<int64_t>>& splits =
+      *new std::vector<std::vector<int64_t>>{EqualSegments(60, 4), {1, 2, 59, 60}, {33, 33, 47, 60}};
+  return splits;
+}
+
+// Tokens [begin, end) of a problem, without states.
+inline Problem Cut(const Problem& p, int64_t begin, int64_t end) {
+  Problem part;
+  part.shape = p.shape;
+  part.shape.T = end - begin;
+  part.normalizer_gradient = p.normalizer_gradient;
+  for (const auto& [to, from] : {std::pair(&part.q, &p.q),
+                                 {&part.k, &p.k},
+                                 {&part.v, &p.v},
+                                 {&part.i_pre, &p.i_pre},
+                                 {&part.f_pre, &p.f_pre},
+                                 {&part.dh, &p.dh}}) {
+    *to = TokensOf(*from, p.shape, begin, end);
+  }
+  for (int64_t b = 0; b < p.shape.B && !p.reset.empty(); ++b) {
+    part.reset.insert(part.reset.end(), p.reset.begin() + b * p.shape.T + begin,
+                      p.reset.begin() + b * p.shape.T + end);
+  }
+  return part;
+}
+
+// Gates at the ends of their range.
+struct Extreme {
+  std::string name;
+  double (*i)(int64_t t);
+  double (*f)(int64_t t);
+};
+inline const std::vector<Extreme>& Extremes() {
+  static const std::vector<Extreme>& all = *new std::vector<Extreme>{
+      {"input gates of 40 and -40", [](int64_t t) { return t % 3 == 2 ? -40.0 : 40.0; },
+       [](int64_t) { return 3.0; }},
+      {"one large input gate long ago", [](int64_t t) { return t == 2 ? 40.0 : -40.0; },
+       [](int64_t) { return 8.0; }},
+      {"every token forgets everything", [](int64_t) { return 0.0; }, [](int64_t) { return -1e30; }},
+      {"nothing is ever forgotten", [](int64_t t) { return t % 2 == 0 ? -1.0 : 1.0; },
+       [](int64_t) { return 1e30; }},
+      {"decays underflow", [](int64_t t) { return 0.1 * static_cast<double>(t % 5); },
+       [](int64_t) { return -50.0; }},
+      {"forget gates of 0 and 1", [](int64_t) { return 1.0; },
+       [](int64_t t) { return t % 7 == 3 ? -1e30 : 1e30; }},
+      {"forget gates of -infinity", [](int64_t) { return 1.0; },
+       [](int64_t t) { return t % 20 == 17 ? -std::numeric_limits<double>::infinity() : 2.0; }},
+      {"a segment of masked tokens",
+       [](int64_t t) { return t >= 14 && t < 31 ? -std::numeric_limits<double>::infinity() : 0.5; },
+       [](int64_t) { return 2.0; }},
+      {"masked tokens only", [](int64_t) { return -std::numeric_limits<double>::infinity(); },
+       [](int64_t) { return 2.0; }},
+  };
+  return all;
+}
+inline Problem ProblemOf(const Extreme& extreme) {
+  Problem p = ProblemOf(SegmentCase{1, 60, 2, 12, 16, 16}, DType::kBF16);
+  for (int64_t t = 0; t < 60; ++t) {
+    for (int64_t head = 0; head < 2; ++head)
+      p.i_pre[t * 2 + head] = extreme.i(t), p.f_pre[t * 2 + head] = extreme.f(t);
+  }
+  return p;
+}
+
+// Of extreme gates many gradients are 0 but for rounding: errors are counted in units of the terms of their
+// sums, which are of the size of q, k, v and dh, about 1.
+inline void ExpectExtremesClose(const Result& a, const Result& b, double tolerance) {
+  const auto x = AllOf(a), y = AllOf(b);
+  for (size_t e = 0; e < x.size(); ++e) {
+    double largest = 1;
+    for (const double value : *y[e].values) largest = std::max(largest, std::abs(value));
+    EXPECT_LE(LargestError(*x[e].values, *y[e].values), tolerance * largest) << x[e].name;
+  }
+}
+
+// Bounds of bf16, relative in the norm of each tensor. Gates, stabilisers and n never are bf16.
+inline void ExpectBf16Close(const Result& r, const Result& expected) {
+  EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
+  EXPECT_LE(RelativeError(r.dq, expected.dq), 1e-2);
+  EXPECT_LE(RelativeError(r.dk, expected.dk), 1e-2);
+  EXPECT_LE(RelativeError(r.dv, expected.dv), 1e-2);
+  EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 1e-2);
+  EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 2e-2);
+  EXPECT_LE(RelativeError(r.last_C, expected.last_C), 5e-3);
+  EXPECT_LE(RelativeError(r.last_n, expected.last_n), 1e-5);
+  EXPECT_LE(RelativeError(r.m, expected.m), 1e-6);
+  EXPECT_LE(RelativeError(r.denominator, expected.denominator), 4e-3);
+}
+
 // All results of the segments and of the whole agree, `tolerance` relative in the norm of each tensor; of m
 // absolutely, so that eps keeps its place.
 inline void ExpectSegmentsClose(const Result& segments, const Result& whole, double tolerance) {
@@ -86,20 +177,8 @@ void ExpectStatesOfPrefixes(Device& device, const Problem& p, const std::vector<
       }
       continue;
     }
-    Problem prefix;
-    prefix.shape = p.shape;
-    prefix.shape.T = ends[j - 1];
-    for (const auto& [to, from] : {std::pair(&prefix.q, &p.q),
-                                   {&prefix.k, &p.k},
-                                   {&prefix.v, &p.v},
-                                   {&prefix.i_pre, &p.i_pre},
-                                   {&prefix.f_pre, &p.f_pre}}) {
-      *to = TokensOf(*from, p.shape, 0, ends[j - 1]);
-    }
-    if (!p.reset.empty()) {
-      for (int64_t b = 0; b < p.shape.B; ++b)
-        for (int64_t t = 0; t < ends[j - 1]; ++t) prefix.reset.push_back(p.reset[b * p.shape.T + t]);
-    }
+    Problem prefix = Cut(p, 0, ends[j - 1]);
+    prefix.dh.clear();
     const Result r = RunOn<T>(device, prefix, {.aligned = false});
     EXPECT_LE(RelativeError(run.C[j], r.last_C), tolerance);
     EXPECT_LE(RelativeError(run.n[j], r.last_n), tolerance);
@@ -126,22 +205,7 @@ void ExpectGradientsOfInitialStates(Device& device, const Problem& p, const std:
   for (size_t j = 0; j < ends.size(); ++j) {
     SCOPED_TRACE(::testing::Message() << "segment " << j);
     const int64_t begin = j == 0 ? 0 : ends[j - 1], end = ends[j];
-    Problem part;
-    part.shape = p.shape;
-    part.shape.T = end - begin;
-    part.normalizer_gradient = p.normalizer_gradient;
-    for (const auto& [to, from] : {std::pair(&part.q, &p.q),
-                                   {&part.k, &p.k},
-                                   {&part.v, &p.v},
-                                   {&part.i_pre, &p.i_pre},
-                                   {&part.f_pre, &p.f_pre},
-                                   {&part.dh, &p.dh}}) {
-      *to = TokensOf(*from, p.shape, begin, end);
-    }
-    if (!p.reset.empty()) {
-      for (int64_t b = 0; b < p.shape.B; ++b)
-        for (int64_t t = begin; t < end; ++t) part.reset.push_back(p.reset[b * p.shape.T + t]);
-    }
+    Problem part = Cut(p, begin, end);
     part.initial_C = run.C[j], part.initial_n = run.n[j], part.initial_m = run.m[j];
     Values expected(run.dstates[j].size(), 0.0);
     if (begin < end) {

@@ -13,6 +13,7 @@ namespace carousel::mlstm_test {
 
 // Tokens [begin, end) of every sequence of a tensor (B * T, width).
 inline Values TokensOf(const Values& x, const MlstmShape& s, int64_t begin, int64_t end) {
+  if (x.empty()) return {};
   const int64_t width = static_cast<int64_t>(x.size()) / (s.B * s.T);
   Values y;
   for (int64_t b = 0; b < s.B; ++b)

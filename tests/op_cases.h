@@ -91,6 +91,7 @@ void AppendLossCases(std::vector<OpCase>& cases);         // op_cases_loss.h
 void AppendMatmulCases(std::vector<OpCase>& cases);       // op_cases_matmul.h
 void AppendConvCases(std::vector<OpCase>& cases);         // op_cases_conv.h
 void AppendBlockLinearCases(std::vector<OpCase>& cases);  // op_cases_block_linear.h
+void AppendMlstmCases(std::vector<OpCase>& cases);        // op_cases_mlstm.h
 void AppendPartsCases(std::vector<OpCase>& cases);        // op_cases_parts.h
 
 inline std::vector<OpCase> AllOpCases() {
@@ -101,6 +102,7 @@ inline std::vector<OpCase> AllOpCases() {
   AppendMatmulCases(cases);
   AppendConvCases(cases);
   AppendBlockLinearCases(cases);
+  AppendMlstmCases(cases);
   AppendPartsCases(cases);
   return cases;
 }
