@@ -74,7 +74,8 @@ unsigned LoopGrid(int64_t elems) { return GridExtent(CeilDiv(elems, kConvLoopThr
 template <class T>
 void Forward(Context& context, const CausalConvForwardArgs& a) {
   const auto [B, T_, C, K] = a.shape;
-  ConvForwardRows<T> rows = {.in = InputsOf<T>(a), .y = a.y.as<T>(), .y_stride = a.y.row_stride, .run = 1};
+  ConvForwardRows<T> rows = {
+      .in = InputsOf<T>(a), .y = DataOrNull<T>(a.y), .y_stride = a.y.row_stride, .run = 1};
   const auto launch = [&](auto kernel, int V) {
     const ConvLayout layout = PickLayout(a.shape, V, kConvForwardThreads, context.info().num_sms);
     rows.run = layout.run;
@@ -84,14 +85,13 @@ void Forward(Context& context, const CausalConvForwardArgs& a) {
                     .name = "CausalConvForward"},
                    rows);
   };
-  bool done = false;
+  bool done = !a.y.defined();
   if constexpr (!std::is_same_v<T, double>) {
     constexpr int V = kVecElems<T>;
-    done = K == kFastTaps;
-    if (done && Vectorised(V, a.weight, a.y, a.x, a.bias, a.initial)) {
-      launch(ConvForwardKernel<T, V, kFastTaps>, V);
-    } else if (done) {
-      launch(ConvForwardKernel<T, 1, kFastTaps>, 1);
+    if (!done && K == kFastTaps) {
+      Vectorised(V, a.weight, a.y, a.x, a.bias, a.initial) ? launch(ConvForwardKernel<T, V, kFastTaps>, V)
+                                                           : launch(ConvForwardKernel<T, 1, kFastTaps>, 1);
+      done = true;
     }
   }
   if (!done) {
@@ -112,7 +112,7 @@ template <class T>
 ConvBackwardRows<T> BackwardRowsOf(const CausalConvBackwardArgs& a) {
   using W = Wide<T>;
   return {.in = InputsOf<T>(a),
-          .dx = a.dx.as<T>(),
+          .dx = DataOrNull<T>(a.dx),
           .dinitial = DataOrNull<W>(a.dinitial),
           .dy = a.dy.as<T>(),
           .dlast = DataOrNull<W>(a.dlast),
@@ -137,10 +137,22 @@ Wide<T>* PlacePartials(Context& context, const CausalConvBackwardArgs& a, int64_
 }
 
 template <class T>
+void InitialGradient(Context& context, const CausalConvBackwardArgs& a, const ConvBackwardRows<T>& rows) {
+  const auto [B, T_, C, K] = a.shape;
+  if (K == 1) return;
+  context.Launch(ConvInitialGradientLoopKernel<T>,
+                 {.grid = dim3(LoopGrid(B * (K - 1) * C)),
+                  .block = dim3(kConvLoopThreads),
+                  .name = "CausalConvBackward (state)"},
+                 rows);
+}
+
+template <class T>
 void Backward(Context& context, const CausalConvBackwardArgs& a) {
   using W = Wide<T>;
   const auto [B, T_, C, K] = a.shape;
   ConvBackwardRows<T> rows = BackwardRowsOf<T>(a);
+  if (!a.dx.defined()) return InitialGradient(context, a, rows);
   int64_t partials = 0;
   // The sums of a thread take 3 kFastTaps V registers: 8 bytes of bf16 at a time.
   constexpr int V = 4;
@@ -181,9 +193,7 @@ void Backward(Context& context, const CausalConvBackwardArgs& a) {
                     .name = "CausalConvBackward (weights)"},
                    rows, dp);
     launch_loop(ConvInputGradientLoopKernel<T>, B * T_ * C, "CausalConvBackward (inputs)");
-    if (a.dinitial.defined() && K > 1) {
-      launch_loop(ConvInitialGradientLoopKernel<T>, B * (K - 1) * C, "CausalConvBackward (state)");
-    }
+    if (a.dinitial.defined()) InitialGradient(context, a, rows);
   }
   AddPartials(context, a.dweight.as<W>(), rows.dweight, partials, C * K);
   if (a.dbias.defined()) AddPartials(context, a.dbias.as<W>(), rows.dbias, partials, C);
@@ -194,8 +204,12 @@ void DeviceOps::CausalConvForward(const CausalConvForwardArgs& a) {
   const DType compute = a.x.dtype;
   CheckArgs(a, compute);
   const auto [B, T_, C, K] = a.shape;
-  CAROUSEL_CHECK_STRIDED(a.y, compute, {B * T_, C});
   CAROUSEL_CHECK_OPTIONAL(a.last, WideOf(compute), {B, K - 1, C});
+  if (a.y.defined()) {
+    CAROUSEL_CHECK_STRIDED(a.y, compute, {B * T_, C});
+  } else {
+    CAROUSEL_CHECK(a.last.defined());
+  }
   if (B == 0) return;
   DispatchFloat(compute, [&]<class T>() { Forward<T>(context_, a); });
 }
@@ -204,8 +218,12 @@ void DeviceOps::CausalConvBackward(const CausalConvBackwardArgs& a) {
   const DType compute = a.x.dtype, wide = WideOf(compute);
   CheckArgs(a, compute);
   const auto [B, T_, C, K] = a.shape;
-  CAROUSEL_CHECK_STRIDED(a.dx, compute, {B * T_, C});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {C, K});
+  if (a.dx.defined()) {
+    CAROUSEL_CHECK_STRIDED(a.dx, compute, {B * T_, C});
+    CAROUSEL_CHECK_TENSOR(a.dweight, wide, {C, K});
+  } else {
+    CAROUSEL_CHECK(a.dinitial.defined() && !a.dweight.defined() && !a.dbias.defined());
+  }
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {C});
   CAROUSEL_CHECK_OPTIONAL(a.dinitial, wide, {B, K - 1, C});
   CAROUSEL_CHECK_STRIDED(a.dy, compute, {B * T_, C});

@@ -82,25 +82,30 @@ __global__ void __launch_bounds__(kConvLoopThreads) ConvLastKernel(ConvInputs<T>
   }
 }
 
+// The gradient of the pre-activation of token t of sequence b.
+template <class T>
+__device__ inline Wide<T> ConvPreGradient(const ConvBackwardRows<T>& a, int64_t b, int64_t t, int64_t c) {
+  using W = Wide<T>;
+  W gradient = gpu::convert<W>(a.dy[(b * a.in.T_ + t) * a.dy_stride + c]);
+  if (a.in.silu) {
+    const W p = ConvSequence<T>(a.in, b, c).PreActivation(t);
+    gradient *= SiluSlope<T>(p, Sigmoid<T>(p));
+  }
+  return gradient;
+}
 template <class T>
 __global__ void __launch_bounds__(kConvLoopThreads)
     ConvGradientLoopKernel(ConvBackwardRows<T> a, Wide<T>* dp) {
-  using W = Wide<T>;
   int64_t n, c;
   if (!ConvElement(a.in.B * a.in.T_, a.in.C, n, c)) return;
-  W gradient = gpu::convert<W>(a.dy[n * a.dy_stride + c]);
-  if (a.in.silu) {
-    const int64_t b = n / a.in.T_;
-    const W p = ConvSequence<T>(a.in, b, c).PreActivation(n - b * a.in.T_);
-    gradient *= SiluSlope<T>(p, Sigmoid<T>(p));
-  }
-  dp[n * a.in.C + c] = gradient;
+  const int64_t b = n / a.in.T_;
+  dp[n * a.in.C + c] = ConvPreGradient(a, b, n - b * a.in.T_, c);
 }
 
 // Sum over the tokens that read `position` of the channel, and the gradient of the state after the last
-// token.
-template <class T>
-__device__ inline Wide<T> ConvPositionGradient(const ConvBackwardRows<T>& a, const Wide<T>* dp, int64_t b,
+// token. dp(t): the gradient of token t's pre-activation.
+template <class T, class Dp>
+__device__ inline Wide<T> ConvPositionGradient(const ConvBackwardRows<T>& a, const Dp& dp, int64_t b,
                                                int64_t position, int64_t c) {
   const ConvInputs<T>& in = a.in;
   const ConvSequence<T> sequence(in, b, c);
@@ -108,7 +113,7 @@ __device__ inline Wide<T> ConvPositionGradient(const ConvBackwardRows<T>& a, con
   int64_t t = position < 0 ? 0 : position;
   for (; t < in.T_ && t - position <= in.K - 1; ++t) {
     if (t != position && sequence.Resets(t)) return sum;
-    sum += sequence.Weight(t - position) * dp[(b * in.T_ + t) * in.C + c];
+    sum += sequence.Weight(t - position) * dp(t);
   }
   // Here no document begins up to t; `last` holds the position if it is one of the newest K-1.
   const int64_t entry = position - (in.T_ - (in.K - 1));
@@ -123,16 +128,18 @@ __global__ void __launch_bounds__(kConvLoopThreads)
   if (!ConvElement(a.in.B * a.in.T_, a.in.C, n, c)) return;
   const int64_t b = n / a.in.T_;
   T& to = a.dx[n * a.dx_stride + c];
-  const W sum = ConvPositionGradient(a, dp, b, n - b * a.in.T_, c);
+  const auto dp_of = [&](int64_t t) { return dp[(b * a.in.T_ + t) * a.in.C + c]; };
+  const W sum = ConvPositionGradient(a, dp_of, b, n - b * a.in.T_, c);
   to = gpu::convert<T>(sum + (a.accumulate_dx ? gpu::convert<W>(to) : W{0}));
 }
+// Needs nothing of the other kernels: at most K - 1 tokens' pre-activations, computed again.
 template <class T>
-__global__ void __launch_bounds__(kConvLoopThreads)
-    ConvInitialGradientLoopKernel(ConvBackwardRows<T> a, const Wide<T>* dp) {
+__global__ void __launch_bounds__(kConvLoopThreads) ConvInitialGradientLoopKernel(ConvBackwardRows<T> a) {
   int64_t row, c;
   const int64_t entries = a.in.K - 1;
   if (!ConvElement(a.in.B * entries, a.in.C, row, c)) return;
   const int64_t b = row / entries, position = row - b * entries - entries;
+  const auto dp = [&](int64_t t) { return ConvPreGradient(a, b, t, c); };
   a.dinitial[row * a.in.C + c] = ConvPositionGradient(a, dp, b, position, c);
 }
 

@@ -78,8 +78,12 @@ __global__ void __launch_bounds__(kThreads) CrossEntropyKernel(Rows<T, W> a) {
       sum *= gpu::exp_fast(max - largest);
       max = largest;
     }
-    // with nothing but -inf so far there is nothing to add, and -inf - -inf is no number
-    if (max == -INFINITY) continue;
+    // With nothing but -inf so far there is nothing to add, and -inf - -inf is no number; a NaN stays one.
+    if (max == -INFINITY) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum += z[i] == z[i] ? W{0} : z[i];
+      continue;
+    }
 #pragma unroll
     for (int i = 0; i < V; ++i) sum += gpu::exp_fast(z[i] - max);
   }

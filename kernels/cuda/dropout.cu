@@ -1,8 +1,8 @@
-// y = x / (1 - rate) where an element is kept, 0 where not. Element e = row * W + column draws word e % 4 of
-// Philox4x32-10 with counter e / 4 and the call's key, and is kept if that word is at least rate * 2^32: the
-// bits of core/base/random.h, so every backend drops the same elements. Srivastava et al. 2014.
-// Grid, block: element_grid.h, 8 bf16 or 4 f32 or f64 per thread, one draw per 4 elements. Shared: none.
-// Reads and writes every element once; no mask in memory.
+// y = x / (1 - rate) where an element is kept, 0 where not. Element e = row * W + column of the whole
+// activation draws word e % 4 of Philox4x32-10 with counter e / 4 and the call's key, and is kept if that
+// word is at least rate * 2^32: the bits of core/base/random.h, so every backend drops the same elements.
+// Srivastava et al. 2014. Grid, block: element_grid.h, 8 bf16 or 4 f32 or f64 per thread, one draw per 4
+// elements. Shared: none. Reads and writes every element once; no mask in memory.
 #include "kernels/cuda/device_ops.h"
 #include "kernels/cuda/element_grid.h"
 #include "kernels/cuda/op_check.h"
@@ -18,7 +18,7 @@ struct DropoutOp {
   static constexpr int kVec = sizeof(T) == 2 ? 8 : 4;
   template <int V>
   __device__ void operator()(int64_t row, int64_t column) const {
-    const uint64_t element = static_cast<uint64_t>(row * width + column);
+    const uint64_t element = static_cast<uint64_t>(first + places.WholeRow(row) * width + column);
     W values[V];
     Load(values, x + row * x_stride + column);
     uint32_t words[4];
@@ -40,7 +40,11 @@ struct DropoutOp {
   T* y;
   const T* x;
   int64_t y_stride, x_stride;
-  int64_t width;  // elements per row of the op's tensors; a multiple of kVec where rows have gaps
+  // Element (r, c) of the grid is element first + places.WholeRow(r) * width + c of the whole activation:
+  // kVec of them begin at a multiple of 4.
+  int64_t first;
+  int64_t width;
+  ElementPlaces places;
   uint64_t key;
   uint32_t threshold;
   W scale;
@@ -52,20 +56,36 @@ void DeviceOps::Dropout(const DropoutArgs& a) {
   CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
   CAROUSEL_CHECK_STRIDED(a.y, a.x.dtype, {a.x.dim[0], a.x.dim[1]});
   CAROUSEL_CHECK(a.rate >= 0 && a.rate < 1);
+  CAROUSEL_CHECK(a.places.num_columns == 0 ? a.places.first_column == 0
+                                           : a.places.first_column + a.x.dim[1] <= a.places.num_columns);
   if (a.rate == 0) {
     if (a.y.data != a.x.data) Cast({.y = a.y, .x = a.x});
     return;
   }
+  const int64_t N = a.x.dim[0], columns = a.places.num_columns > 0 ? a.places.num_columns : a.x.dim[1];
   DispatchFloat(a.x.dtype, [&]<class T>() {
+    constexpr int kVec = DropoutOp<T>::kVec;
+    // Rows without gaps, here and in the whole activation, are one row.
+    ElementGrid grid = {.rows = N, .width = a.x.dim[1], .vectorised = AllVectorisable(kVec, a.y, a.x)};
+    int64_t first = a.places.first_column;
+    ElementPlaces places = a.places;
+    if (a.places.Gapless(a.x.dim[1])) {
+      grid = ElementGridOf(kVec, a.y, a.x);
+      first = a.places.first_row * columns;
+      places.first_row = 0;
+    }
+    grid.vectorised &= first % 4 == 0 && (grid.rows == 1 || columns % 4 == 0);
     const DropoutOp<T> op = {.y = a.y.as<T>(),
                              .x = a.x.as<T>(),
                              .y_stride = a.y.row_stride,
                              .x_stride = a.x.row_stride,
-                             .width = a.x.dim[1],
+                             .first = first,
+                             .width = columns,
+                             .places = places,
                              .key = a.key,
                              .threshold = static_cast<uint32_t>(a.rate * 0x1p32),
                              .scale = static_cast<Wide<T>>(1 / (1 - a.rate))};
-    LaunchElements(context_, "Dropout", ElementGridOf(op.kVec, a.y, a.x), op);
+    LaunchElements(context_, "Dropout", grid, op);
   });
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

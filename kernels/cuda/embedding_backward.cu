@@ -1,4 +1,5 @@
-// EmbeddingBackward: dweight[ids[n]] += dy[n].
+// EmbeddingBackward: dweight[ids[n]] += dy[n]. Of a part of the table (first_id), ids of other rows become
+// the row behind the last one, which is sorted to the end and left out.
 //
 // Positions are sorted by their id (stable), so that the rows of one id stand together, in ascending n. Then:
 //   PartKernel     kPartRows sorted positions per block adds up runs of equal ids. A run that lies inside the
@@ -29,18 +30,24 @@ constexpr int kPartRows = 64;
 constexpr int kRowsAtOnce = 4;  // rows of dy that a thread has in flight
 static_assert(kPartRows % kRowsAtOnce == 0 && kPartRows <= kThreads);
 
-__global__ void __launch_bounds__(kThreads) PositionsKernel(int32_t* positions, int64_t N) {
+// positions[n] = n; rows[n] = the row of the table, or `vocabulary` if it is elsewhere.
+__global__ void __launch_bounds__(kThreads)
+    PositionsKernel(int32_t* positions, int32_t* rows, const int32_t* ids, int64_t first_id,
+                    int64_t vocabulary, int64_t N) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (n < N) positions[n] = static_cast<int32_t>(n);
+  if (n >= N) return;
+  positions[n] = static_cast<int32_t>(n);
+  const int64_t row = ids[n] - first_id;
+  rows[n] = static_cast<int32_t>(row >= 0 && row < vocabulary ? row : vocabulary);
 }
 
 template <class W>
 struct Sorted {
-  const int32_t* ids;        // (N) ascending
+  const int32_t* ids;        // (N) ascending; `vocabulary`: of another part
   const int32_t* positions;  // (N)
   W* heads;                  // (parts, D)
   W* tails;                  // (parts, D)
-  int64_t N, D;
+  int64_t N, D, vocabulary;
 };
 
 template <class W, int V>
@@ -66,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();  // ids and positions: their writes, then everybody's reads
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + thread) * V;
-  if (column >= D) return;
+  if (column >= D || ids[0] == sorted.vocabulary) return;
   bool run_began_before = begin > 0 && sorted.ids[begin - 1] == ids[0];
   const bool last_run_goes_on = begin + rows < sorted.N && sorted.ids[begin + rows] == ids[rows - 1];
   W sum[V] = {};
@@ -85,6 +92,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < V; ++j) sum[j] += value[i][j];
       const bool last = row + 1 == rows;
       if (!last && ids[row + 1] == ids[row]) continue;
+      if (ids[row] == sorted.vocabulary) return;
       // the run ends here, or goes on in the next part
       if (run_began_before) {
         Store(sorted.heads + part * D + column, sum);
@@ -122,8 +130,8 @@ __global__ void __launch_bounds__(kThreads) EmbeddingBackwardJoinKernel(W* dweig
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * V;
   if (end >= N || column >= D) return;
   const int32_t id = sorted.ids[end - 1];
-  if (sorted.ids[end] != id) return;                     // no run leaves this part
-  if (begin > 0 && sorted.ids[begin - 1] == id) return;  // it began in an earlier one
+  if (sorted.ids[end] != id || id == sorted.vocabulary) return;  // no run leaves this part
+  if (begin > 0 && sorted.ids[begin - 1] == id) return;          // it began in an earlier one
   const int64_t last_part = (EndOfRun(sorted.ids, end, N) - 1) / kPartRows;
   W sum[V];
   Load(sum, sorted.tails + part * D + column);
@@ -142,6 +150,7 @@ struct Scratch {
   Scratch(int64_t N, int64_t D, int64_t wide_bytes, int num_bits) {
     const int64_t num_parts = CeilDiv(N, int64_t{kPartRows});
     positions = Add(N * 4);
+    rows = Add(N * 4);
     sorted_ids = Add(N * 4);
     sorted_positions = Add(N * 4);
     sort = Add(SortPairsWorkspaceBytes(N, num_bits));
@@ -154,13 +163,13 @@ struct Scratch {
     return begin;
   }
   int64_t bytes = 0;
-  int64_t positions, sorted_ids, sorted_positions, sort, heads, tails;
+  int64_t positions, rows, sorted_ids, sorted_positions, sort, heads, tails;
 };
 
 template <class W, int V>
 void Launch(Context& context, const EmbeddingBackwardArgs& a) {
   const int64_t N = a.ids.dim[0], D = a.dweight.dim[1], vocabulary = a.dweight.dim[0];
-  const int num_bits = std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(vocabulary - 1))));
+  const int num_bits = std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(vocabulary))));
   const Scratch at(N, D, sizeof(W), num_bits);
   char* scratch = static_cast<char*>(context.Scratch(at.bytes));
   const auto ints = [&](int64_t offset) { return reinterpret_cast<int32_t*>(scratch + offset); };
@@ -169,15 +178,17 @@ void Launch(Context& context, const EmbeddingBackwardArgs& a) {
                             .heads = reinterpret_cast<W*>(scratch + at.heads),
                             .tails = reinterpret_cast<W*>(scratch + at.tails),
                             .N = N,
-                            .D = D};
+                            .D = D,
+                            .vocabulary = vocabulary};
   context.Launch(PositionsKernel,
                  {.grid = dim3(GridExtent(CeilDiv(N, kThreads))),
                   .block = kThreads,
                   .name = "EmbeddingBackward PositionsKernel"},
-                 ints(at.positions), N);
+                 ints(at.positions), ints(at.rows), a.ids.as<int32_t>(), std::max<int64_t>(a.first_id, 0),
+                 vocabulary, N);
   SortPairs({.keys_out = ints(at.sorted_ids),
              .values_out = ints(at.sorted_positions),
-             .keys = a.ids.as<int32_t>(),
+             .keys = ints(at.rows),
              .values = ints(at.positions),
              .n = N,
              .num_bits = num_bits,
@@ -201,7 +212,7 @@ void DeviceOps::EmbeddingBackward(const EmbeddingBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.dweight, wide, {V, D});
   CAROUSEL_CHECK_TENSOR(a.dy, wide, {N, D});
   CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
-  CheckIds(context_, a.ids.as<int32_t>(), N, V, IdKind::kToken);
+  if (a.first_id < 0) CheckIds(context_, a.ids.as<int32_t>(), N, V, IdKind::kToken);
   if (N == 0 || D == 0) return;
   const auto launch = [&]<class W>() {
     constexpr int kVec = kVecElems<W>;
