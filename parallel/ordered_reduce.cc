@@ -56,23 +56,68 @@ RankReducePlan PlanRank(int64_t num_leaves, int64_t num_ranks, int64_t rank) {
   return plan;
 }
 
-OwnerReducePlan PlanOwner(int64_t num_leaves, int64_t num_ranks) {
-  OwnerReducePlan plan;
-  TreeStack stack(num_leaves);
-  std::vector<OwnerReducePlan::Source> sources;  // where each entry of the stack has its value
-  for (int64_t rank = 0; rank < num_ranks; ++rank) {
-    const std::vector<TreeNode> nodes = PlanRank(num_leaves, num_ranks, rank).nodes;
-    plan.num_rounds = std::max(plan.num_rounds, static_cast<int64_t>(nodes.size()));
-    for (size_t round = 0; round < nodes.size(); ++round) {
-      sources.push_back({rank, static_cast<int64_t>(round)});
-      for (int64_t merges = stack.Push(nodes[round]); merges > 0; --merges) {
-        const OwnerReducePlan::Source from = sources.back();
-        sources.pop_back();
-        plan.additions.push_back({.into = sources.back(), .from = from});
+TurnReducePlan PlanTurns(int64_t num_leaves, int64_t num_ranks, int64_t rank, int64_t turn_size) {
+  const RankReducePlan whole = PlanRank(num_leaves, num_ranks, rank);
+  CAROUSEL_CHECK_MSG(turn_size >= 1 && whole.num_leaves % turn_size == 0,
+                     std::to_string(turn_size) + " ranks cannot take turns in " +
+                         std::to_string(whole.num_leaves) + " micro-batches evenly");
+  using Step = TurnReducePlan::Step;
+  TurnReducePlan plan;
+  TreeStack stack(num_leaves, whole.first_leaf);
+  std::vector<TurnReducePlan::Operand> values;  // of the stack's entries
+  for (int64_t turn = 0; turn < whole.num_leaves / turn_size; ++turn) {
+    std::vector<Step> steps;
+    for (int64_t i = 0; i < turn_size; ++i) {
+      values.push_back({.received = true, .index = i});
+      for (int64_t merges = stack.PushLeaf(); merges > 0; --merges) {
+        const TurnReducePlan::Operand right = values.back();
+        values.pop_back();
+        steps.push_back({.into = values.back(), .left = values.back(), .right = right});
       }
     }
+    // What would be left in the turn's memory goes to buffers: by the step that makes it, if there is one.
+    for (size_t j = 0; j < values.size(); ++j) {
+      if (!values[j].received) continue;
+      const TurnReducePlan::Operand buffer = {.received = false, .index = static_cast<int64_t>(j)};
+      const auto makes_it = [&](const Step& step) {
+        return step.into.received && step.into.index == values[j].index;
+      };
+      const auto last = std::find_if(steps.rbegin(), steps.rend(), makes_it);
+      if (last != steps.rend()) {
+        last->into = buffer;
+      } else {
+        steps.push_back({.into = buffer, .left = values[j], .right = {}, .copy = true});
+      }
+      values[j] = buffer;
+    }
+    plan.num_buffers = std::max(plan.num_buffers, stack.depth());
+    plan.turns.push_back(std::move(steps));
   }
-  CAROUSEL_CHECK_EQ(stack.depth(), 1);
+  plan.nodes = stack.nodes();
+  return plan;
+}
+
+OwnerReducePlan PlanOwner(int64_t num_leaves, int64_t num_ranks, int64_t num_parts) {
+  CAROUSEL_CHECK_GE(num_parts, int64_t{1});
+  OwnerReducePlan plan;
+  for (int64_t part = 0; part < num_parts; ++part) {
+    TreeStack stack(num_leaves);
+    std::vector<OwnerReducePlan::Source> sources;  // where each entry of the stack has its value
+    for (int64_t rank = 0; rank < num_ranks; ++rank) {
+      const std::vector<TreeNode> nodes = PlanRank(num_leaves, num_ranks, rank).nodes;
+      plan.num_rounds = std::max(plan.num_rounds, static_cast<int64_t>(nodes.size()));
+      for (size_t round = 0; round < nodes.size(); ++round) {
+        sources.push_back({rank * num_parts + part, static_cast<int64_t>(round)});
+        for (int64_t merges = stack.Push(nodes[round]); merges > 0; --merges) {
+          const OwnerReducePlan::Source from = sources.back();
+          sources.pop_back();
+          plan.additions.push_back({.into = sources.back(), .from = from});
+        }
+      }
+    }
+    CAROUSEL_CHECK_EQ(stack.depth(), 1);
+    if (part > 0) plan.additions.push_back({.into = {.rank = 0, .round = 0}, .from = sources[0]});
+  }
   return plan;
 }
 }  // namespace carousel

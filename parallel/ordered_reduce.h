@@ -9,6 +9,11 @@
 // complete siblings, and what remains is a short stack of nodes (one node where M/P is a power of two, and
 // never more than 2 log2(M/P) + 1). The ranks' stacks in rank order are again leaves in order, with gaps
 // filled: the owner of a shard receives them all and finishes the same tree.
+//
+// Ranks that take turns in a rank's leaves (the shard axis: F consecutive leaves per turn) each own a part of
+// the elements: the owner receives the F leaves of a turn and pushes them in order, on the same stack. Ranks
+// that share every leaf (the sequence axis) each have a tree of their own over their parts of the leaves; the
+// values of the S roots are then added in order.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -48,7 +53,25 @@ struct RankReducePlan {
   std::vector<TreeNode> nodes;  // what remains; node j is in buffer j
 };
 
-// The part between the ranks, the same on all of them.
+// The same where the leaves arrive in turns of `turn_size`, in memory of their own: value i of a turn is leaf
+// i of it, until it is overwritten. Only what a turn leaves behind needs a buffer.
+struct TurnReducePlan {
+  struct Operand {
+    bool received = false;  // value `index` of the turn, or buffer `index`
+    int64_t index = 0;
+  };
+  // into = left + right, or a copy of left
+  struct Step {
+    Operand into, left, right;
+    bool copy = false;
+  };
+  std::vector<std::vector<Step>> turns;
+  int64_t num_buffers = 0;
+  std::vector<TreeNode> nodes;  // what remains; node j is in buffer j
+};
+
+// The part between the ranks, the same on all of them. Rank r * num_parts + s has part s of the leaves of
+// range r.
 struct OwnerReducePlan {
   // Where an operand comes from: node `round` of rank `rank`.
   struct Source {
@@ -62,7 +85,8 @@ struct OwnerReducePlan {
   std::vector<Addition> additions;
 };
 
-// REQUIRES: num_ranks divides num_leaves, 0 <= rank < num_ranks.
+// REQUIRES: num_ranks divides num_leaves, 0 <= rank < num_ranks; num_ranks * turn_size divides num_leaves.
 RankReducePlan PlanRank(int64_t num_leaves, int64_t num_ranks, int64_t rank);
-OwnerReducePlan PlanOwner(int64_t num_leaves, int64_t num_ranks);
+TurnReducePlan PlanTurns(int64_t num_leaves, int64_t num_ranks, int64_t rank, int64_t turn_size);
+OwnerReducePlan PlanOwner(int64_t num_leaves, int64_t num_ranks, int64_t num_parts = 1);
 }  // namespace carousel

@@ -1,20 +1,34 @@
-// Data parallelism with replicated weights and a sharded optimizer (ZeRO-1, Rajbhandari et al. 2020,
-// arXiv:1910.02054): each rank computes some of the micro-batches of a step, sums gradients with all others,
-// updates its shard and gathers the weights.
+// ShardedSync: the ParamSync of every mesh. Each rank computes some of the micro-batches of a step, sums
+// gradients with all others, updates its shard of the optimizer's state and gathers weights.
 //
-// The sum over micro-batches follows the fixed tree of ordered_reduce.h, so gradients have the same bits for
-// every number of ranks that divides micro_batches_per_step. Wire volume per rank and step, P ranks: (P-1)/P
-// of the gradients (times the number of nodes a rank is left with: 1 if M/P is a power of two) plus (P-1)/P
-// of the weights, the same as a reduce-scatter and an all-gather.
+// Two axes spread a group of parameters (Rajbhandari et al. 2020, arXiv:1910.02054): over the F ranks of
+// `shard` its weights and the sums of its gradients lie in parts (ZeRO-3), gathered for each use and reduced
+// after each micro-batch; the n ranks of `replicas` (replicate x sequence) have the same weights and share
+// the optimizer's work on them (ZeRO-1). Both together are the hybrid.
+//
+// What one rank sends in a step: M micro-batches, of which each rank computes `a` (M / (R F)); G bytes of
+// gradients of all its segments and W bytes of weights, both with the segments' padding; shard and replicas
+// of F and n ranks; AllToAll, ReduceScatterSum and AllGather send (P-1)/P of the whole:
+//   gradients, shard axis    a G (F-1)/F          at every GradReady                            none if F ==
+//   1 gradients, replicas      k (G/F) (n-1)/n      at the last GradReady of a group              none if n
+//   == 1 weights, replicas        (W/F) (n-1)/n        at WeightsUpdated                             none if
+//   n == 1 weights, shard axis      (F-1)/F of what weight_gather.h says: at most (2 a W)              none
+//   if F == 1 gradients, tensor axis   2 (t-1)/t of the shard's gradients of parameters that need it: one
+//   AllReduceSum
+// k is the number of nodes of the summation tree that a rank may be left with: 1 if M / R is a power of two,
+// and without order. bf16 on the wire halves both lines of gradients.
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/comm/mesh.h"
 #include "core/comm/param_sync.h"
 #include "core/train/trainer.h"
+#include "parallel/comm_lane.h"
 #include "parallel/counting_communicator.h"
-#include "parallel/ordered_reduce.h"
+#include "parallel/gradient_sum.h"
+#include "parallel/weight_gather.h"
 
 namespace carousel {
 
@@ -22,14 +36,13 @@ constexpr int64_t kDefaultStagingBytes = int64_t{64} << 20;
 
 struct SyncOptions {
   enum class Reduction : uint8_t {
-    kOrdered,    // over the fixed tree: the same bits for every number of ranks that see different
-                 // micro-batches
+    kOrdered,    // over the fixed tree of ordered_reduce.h: the same bits for every replicate x shard
     kUnordered,  // micro-batches add up in one buffer, then ranks in their order: the same mesh gives the
                  // same bits, with the least memory
   };
   enum class Wire : uint8_t {
     kWide,  // gradients cross ranks as they are, f32 (f64)
-    kBF16,  // rounded to bf16, summed in f32: half the bytes. kUnordered only
+    kBF16,  // rounded to bf16 once per exchange, summed in f32: half the bytes. kUnordered only, not f64
   };
   Reduction reduction = Reduction::kOrdered;
   Wire wire = Wire::kWide;
@@ -42,53 +55,52 @@ struct SyncOptions {
 
 class ShardedSync : public ParamSync {
  public:
-  // params: all parameters registered, num_shards == data.size, shard_index == data.index. ops may be null if
-  // no memory is ever bound (counting). staging_bytes: the exchange goes in pieces, so that send and receive
-  // buffers together take about so much; their size changes no bit of the result.
-  ShardedSync(ParamStore& params, Ops* ops, const Axis& data, int64_t micro_batches_per_step,
-              int64_t staging_bytes);
+  // params: all parameters registered, partitioned as PartitionOf(mesh). device: null if no memory is ever
+  // bound (counting). mesh.data_size() divides micro_batches_per_step. All must outlive the sync.
+  ShardedSync(ParamStore& params, Device* device, const Mesh& mesh, int64_t micro_batches_per_step,
+              const SyncOptions& options);
 
-  // Gradient buffers: category "gradients", num_buffers per segment (1 + about log2 of the micro-batches of
-  // this rank). Staging: category "comm", none for one rank. The store must have been bound before.
+  // Categories "gradients", "gathered weights" (F > 1) and "comm": what crosses ranks. The store must have
+  // been bound before.
   void Bind(Arena& arena);
 
-  void BeginMicroBatch(int64_t leaf) override;
-  void Prefetch(int) override {}  // weights are always readable
-  void Acquire(int) override {}
-  void Release(int) override {}
-  void BeginGradients(int) override {}
-  void GradReady(int group) override;
+  void Prefetch(int group) override;
+  void Acquire(int group) override;
+  void Release(int group) override;
+  void BeginMicroBatch(int64_t leaf) override { gradients_.BeginMicroBatch(leaf); }
+  void BeginGradients(int group) override { gradients_.BeginGradients(group); }
+  void GradReady(int group) override { gradients_.GradReady(group); }
   void FinishStep() override;
   void WeightsUpdated(int group) override;
-  bool allows_recording(int64_t) const override { return true; }
+  // Only where nothing crosses ranks within the passes.
+  bool allows_recording(int64_t leaf) const override;
 
-  int64_t num_buffers() const { return plan_.num_buffers; }
-  int64_t piece_elems() const { return piece_elems_; }  // per block of one peer
+  int64_t num_buffers() const { return gradients_.num_buffers(); }
+  int64_t piece_elems() const { return gradients_.piece_elems(); }
+  // Gathers that an Acquire had to begin itself (weight_gather.h).
+  int64_t num_late_gathers() const { return gather_.has_value() ? gather_->num_late() : 0; }
 
  private:
-  struct SegmentBuffers {
+  struct TensorRun {
     int group = 0, segment = 0;
-    std::vector<Tensor>
-        buffers;  // num_buffers x (padded_size) wide; entry j of the tree's stack is in buffer j
+    int64_t begin = 0, count = 0;  // of the shard
   };
-  void ReduceAcrossRanks(const SegmentBuffers& s);
-  void Add(Tensor sum, Tensor left, Tensor right);
-  void CheckGroupsReady() const;
+  std::vector<TensorRun> TensorRuns() const;
+  void SumOverTensor();
 
   ParamStore& params_;
   Ops* ops_;
-  Axis data_;
-  int64_t num_leaves_, staging_bytes_;
-  RankReducePlan plan_;
-  OwnerReducePlan owner_plan_;
-  int64_t piece_elems_ = 0;
-  std::vector<SegmentBuffers> segments_;  // those that are not empty
-  Tensor send_;                           // (P * piece) wide; undefined if whole shards are sent
-  Tensor receive_;                        // (num_rounds * P * piece) wide
-  // The micro-batch in progress: its leaf's buffer, and how many merges follow it.
-  TreeStack stack_;
-  size_t leaf_buffer_ = 0, num_merges_ = 0;
-  std::vector<char> group_ready_;
+  const Mesh mesh_;
+  CommLane lane_;
+  GradientSum gradients_;
+  std::optional<WeightGather> gather_;  // F > 1
+  // F == 1: groups whose weights are on their way from the replicas.
+  struct Update {
+    CommLane::Mark gathered;
+    bool waited_for = true;
+  };
+  std::vector<Update> updates_;
+  Tensor packed_;  // wide: gradients that are summed over the tensor axis, side by side
 };
 
 class ShardedSyncFactory : public ParamSyncFactory {
@@ -102,10 +114,10 @@ class ShardedSyncFactory : public ParamSyncFactory {
   SyncOptions options_;
 };
 
-// What one rank of `world` sends in one step, tags "gradients" and "weights"; no memory is touched. (The
-// trainer's own reductions of the loss and the norm, a few hundred bytes, come on top.)
-// The gradient buffers of `params` are set to tensors without data: give it a store of its own.
-// REQUIRES: params.num_shards() == world; bound to a counting arena; world divides micro_batches.
+// What one rank of `world` ranks that only replicate the model sends in one step, tags "gradients" and
+// "weights"; no memory is touched. (The trainer's own reductions of the loss and the norm, a few hundred
+// bytes, come on top.) The gradient buffers of `params` are set to tensors without data: give it a store of
+// its own. REQUIRES: params.num_shards() == world; bound to a counting arena; world divides micro_batches.
 CommTotals CountStepCommunication(ParamStore& params, int64_t world, int64_t micro_batches,
                                   int64_t staging_bytes = kDefaultStagingBytes);
 }  // namespace carousel

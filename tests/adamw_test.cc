@@ -153,5 +153,66 @@ TEST(AddSquaredNorm, HasTheSameBitsForEveryNumberOfShards) {
     EXPECT_EQ(total.ToDouble(), norm);
   }
 }
+
+TEST(AddSquaredNorm, CountsWhatEveryTensorRankHasOnce) {
+  const auto device = CpuDevice();
+  // Runs of parameters that are split and of whole ones, which end within blocks and shards.
+  const auto add_all = [](ParamStore& store) {
+    const Placement placements[] = {Sharded(0), Replicated(), Sharded(1), Sharded(0), Replicated()};
+    for (int i = 0; i < 5; ++i) {
+      store.Register({.name = std::string(1, static_cast<char>('a' + i)),
+                      .shape = {70 + 20 * i, 50},
+                      .decay = i == 2,
+                      .group = 0,
+                      .tensor = placements[i]});
+    }
+  };
+  ExactSum expected, of_second[3];
+  {
+    ParamStore whole(DType::kF32, 1, 0);
+    add_all(whole);
+    for (const Param& p : whole.params()) {
+      for (int64_t j = 0; j < p.num_elems; ++j) {
+        const double g = static_cast<float>(GradientOf(p, j));
+        expected.Add(g * g);
+      }
+    }
+  }
+  const int64_t shard_counts[] = {1, 2, 3};
+  for (size_t k = 0; k < 3; ++k) {
+    const int64_t num_shards = shard_counts[k];
+    ExactSum total;
+    for (int64_t tensor = 0; tensor < 2; ++tensor) {
+      for (int64_t index = 0; index < num_shards; ++index) {
+        ParamStore store(
+            DType::kF32,
+            {.num_shards = num_shards, .shard_index = index, .tensor_size = 2, .tensor_index = tensor});
+        add_all(store);
+        Tensor sum;
+        DeviceMemory memory(*device, [&](Arena& arena) {
+          store.Bind(arena, true);
+          const int64_t shard = store.segment(0, 0).shard_size(num_shards);
+          store.SetShardGrad(0, 0, arena.Persistent("gradients", DType::kF32, {shard}));
+          store.SetShardGrad(0, 1, Tensor(nullptr, DType::kF32, {0}));
+          sum = arena.Persistent("sum", DType::kI64, {kExactSumElems});
+        });
+        for (const ParamStore::ShardPiece& piece : store.ShardPieces(0, 0)) {
+          const Param& p = store.param(piece.param);
+          float* grad = store.ShardGrad(0, 0).as<float>() + piece.shard_begin - piece.param_begin;
+          ForEachLocalRun(p.part, piece.param_begin, piece.count,
+                          [&](int64_t elem, int64_t local, int64_t n) {
+                            for (int64_t j = 0; j < n; ++j)
+                              grad[local + j] = static_cast<float>(GradientOf(p, elem + j));
+                          });
+        }
+        AddSquaredNorm(store, device->ops(), sum);
+        total.Add(*reinterpret_cast<const ExactSum*>(sum.data));
+        if (tensor == 1) of_second[k].Add(*reinterpret_cast<const ExactSum*>(sum.data));
+      }
+    }
+    EXPECT_NEAR(total.ToDouble() / expected.ToDouble(), 1, 1e-13) << num_shards;
+    EXPECT_EQ(of_second[k].ToDouble(), of_second[0].ToDouble()) << num_shards;
+  }
+}
 }  // namespace
 }  // namespace carousel

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "core/base/random.h"
@@ -69,6 +70,93 @@ TEST(OrderedReduce, EveryNumberOfRanksGivesTheBitsOfTheTree) {
       const Simulated simulated = Simulate(M, P);
       EXPECT_TRUE(simulated.within_buffers) << "M " << M << " P " << P;
       EXPECT_EQ(simulated.sum, expected) << "M " << M << " P " << P;
+    }
+  }
+}
+
+// F ranks that take turns in each of R ranges, as the owner of one part sees it.
+Simulated SimulateTurns(int64_t num_leaves, int64_t R, int64_t F) {
+  const OwnerReducePlan owner = PlanOwner(num_leaves, R);
+  std::vector<std::vector<float>> kept;
+  Simulated result;
+  for (int64_t rank = 0; rank < R; ++rank) {
+    const TurnReducePlan plan = PlanTurns(num_leaves, R, rank, F);
+    EXPECT_EQ(plan.nodes, PlanRank(num_leaves, R, rank).nodes);
+    std::vector<float> buffers(static_cast<size_t>(plan.num_buffers), NAN), received(static_cast<size_t>(F));
+    int64_t leaf = rank * (num_leaves / R);
+    for (const auto& steps : plan.turns) {
+      for (float& value : received) value = Leaf(leaf++);
+      const auto at = [&](TurnReducePlan::Operand x) -> float& {
+        return (x.received ? received : buffers).at(static_cast<size_t>(x.index));
+      };
+      for (const auto& step : steps)
+        at(step.into) = step.copy ? at(step.left) : at(step.left) + at(step.right);
+      std::fill(received.begin(), received.end(), NAN);  // nothing stays there
+    }
+    buffers.resize(plan.nodes.size());
+    kept.push_back(buffers);
+  }
+  const auto value = [&](OwnerReducePlan::Source s) -> float& {
+    return kept.at(static_cast<size_t>(s.rank)).at(static_cast<size_t>(s.round));
+  };
+  for (const OwnerReducePlan::Addition& a : owner.additions) value(a.into) += value(a.from);
+  result.sum = value(owner.additions.empty() ? OwnerReducePlan::Source{} : owner.additions.back().into);
+  return result;
+}
+
+TEST(OrderedReduce, TakingTurnsGivesTheBitsOfTheTree) {
+  for (int64_t M = 1; M <= 48; ++M) {
+    const float expected = EvaluateRoot(M);
+    for (int64_t R = 1; R <= M; ++R) {
+      for (int64_t F = 1; R * F <= M; ++F) {
+        if (M % (R * F) != 0) continue;
+        EXPECT_EQ(SimulateTurns(M, R, F).sum, expected) << "M " << M << " R " << R << " F " << F;
+      }
+    }
+  }
+}
+
+TEST(OrderedReduce, TurnsOfAPowerOfTwoNeedBuffersForWholeTurnsOnly) {
+  // Eight leaves add up before they are kept: log2(turns) buffers, at least one.
+  for (int64_t log = 0; log <= 4; ++log) {
+    EXPECT_EQ(PlanTurns(int64_t{8} << log, 1, 0, 8).num_buffers, std::max<int64_t>(1, log)) << log;
+  }
+}
+
+TEST(OrderedReduce, PartsOfLeavesAreAddedInOrderAfterTheirTrees) {
+  for (const int64_t S : {2, 3}) {
+    for (const int64_t R : {1, 2, 3}) {
+      const int64_t M = 6;
+      const auto leaf = [S](int64_t l, int64_t s) { return Leaf(100 + l * S + s); };
+      // Ranks as PlanOwner numbers them: each adds what lies in its range.
+      std::vector<std::vector<float>> kept(static_cast<size_t>(R * S));
+      for (int64_t r = 0; r < R; ++r) {
+        const RankReducePlan plan = PlanRank(M, R, r);
+        for (int64_t s = 0; s < S; ++s) {
+          std::vector<float> buffers(static_cast<size_t>(plan.num_buffers));
+          TreeStack stack(M, plan.first_leaf);
+          for (int64_t l = plan.first_leaf; l < plan.first_leaf + plan.num_leaves; ++l) {
+            size_t top = static_cast<size_t>(stack.depth());
+            buffers.at(top) = leaf(l, s);
+            for (int64_t merges = stack.PushLeaf(); merges > 0; --merges, --top)
+              buffers[top - 1] += buffers[top];
+          }
+          buffers.resize(plan.nodes.size());
+          kept[static_cast<size_t>(r * S + s)] = buffers;
+        }
+      }
+      const OwnerReducePlan owner = PlanOwner(M, R, S);
+      const auto value = [&](OwnerReducePlan::Source s) -> float& {
+        return kept.at(static_cast<size_t>(s.rank)).at(static_cast<size_t>(s.round));
+      };
+      for (const OwnerReducePlan::Addition& a : owner.additions) value(a.into) += value(a.from);
+      float expected = 0;
+      for (int64_t s = 0; s < S; ++s) {
+        const float tree =
+            ((leaf(0, s) + leaf(1, s)) + (leaf(2, s) + leaf(3, s))) + (leaf(4, s) + leaf(5, s));
+        expected = s == 0 ? tree : expected + tree;
+      }
+      EXPECT_EQ(value(owner.additions.back().into), expected) << "R " << R << " S " << S;
     }
   }
 }
@@ -147,6 +235,7 @@ TEST(OrderedReduce, KnownTreeOfSixOverTwoRanks) {
 
 TEST(OrderedReduceDeathTest, RanksThatDoNotDivideTheLeavesAreRefused) {
   EXPECT_DEATH(PlanRank(6, 4, 0), "4 ranks cannot share 6 micro-batches evenly");
+  EXPECT_DEATH(PlanTurns(6, 2, 0, 2), "2 ranks cannot take turns in 3 micro-batches evenly");
 }
 }  // namespace
 }  // namespace carousel

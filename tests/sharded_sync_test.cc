@@ -1,311 +1,303 @@
+// ShardedSync: the bits of the gradients and the weights on every mesh, and misuse. What it sends and when is
+// in sharded_sync_volume_test.cc and sharded_sync_overlap_test.cc.
 #include "parallel/sharded_sync.h"
 
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <cstdlib>
-#include <memory>
-#include <string>
-#include <vector>
-
-#include "core/base/random.h"
-#include "kernels/make_device.h"
-#include "parallel/local_communicator.h"
+#include "tests/sync_testing.h"
 
 namespace carousel {
 namespace {
-constexpr int64_t kBigStaging = int64_t{1} << 30;
+using testing::LeafGradient;
+using testing::RankOptions;
+using testing::SyncRank;
 
-// Gradient of element `element` of parameter `param` of micro-batch `leaf` in step `step`: magnitudes over
-// six decades, so that sums depend on their order.
-double LeafGradient(int64_t step, int64_t leaf, int64_t param, int64_t element) {
-  const uint64_t stream = static_cast<uint64_t>((step * 64 + leaf) * 16 + param);
-  const uint64_t index = static_cast<uint64_t>(element);
-  return RandomNormal(3, stream, index) * std::pow(10.0, 6.0 * RandomUniform(4, stream, index) - 3.0);
+std::string NameOf(const MeshSizes& sizes, int64_t M) {
+  const auto text = [](const char* name, int64_t n) { return name + std::to_string(n) + " "; };
+  return text("replicate ", sizes.replicate) + text("shard ", sizes.shard) +
+         text("sequence ", sizes.sequence) + text("tensor ", sizes.tensor) + text("M ", M);
 }
 
-// The value of the tree's root by its definition.
+// Two steps: gradients have the bits of the tree, weights are those that the owners of the shards made.
 template <class T>
-T TreeSum(int64_t num_leaves, int64_t level, int64_t index, const std::vector<T>& leaves) {
-  if (level == 0) return leaves[static_cast<size_t>(index)];
-  const T left = TreeSum(num_leaves, level - 1, 2 * index, leaves);
-  if (((2 * index + 1) << (level - 1)) >= num_leaves) return left;
-  return left + TreeSum(num_leaves, level - 1, 2 * index + 1, leaves);
-}
-template <class T>
-T ExpectedGradient(int64_t step, int64_t num_leaves, int64_t param, int64_t element) {
-  std::vector<T> leaves;
-  for (int64_t leaf = 0; leaf < num_leaves; ++leaf) {
-    leaves.push_back(static_cast<T>(LeafGradient(step, leaf, param, element)));
-  }
-  int64_t level = 0;
-  while ((int64_t{1} << level) < num_leaves) ++level;
-  return TreeSum(num_leaves, level, 0, leaves);
-}
-
-// Three groups; the first has no vectors, the last no matrices.
-void RegisterParams(ParamStore& store) {
-  const auto add = [&](const std::string& name, std::vector<int64_t> shape, int group) {
-    store.Register({.name = name, .shape = std::move(shape), .group = group});
-  };
-  add("embedding", {70, 40}, 0);
-  add("block.a", {30, 20}, 1);
-  add("block.norm", {20}, 1);
-  add("block.b", {50, 20}, 1);
-  add("out_norm", {2100}, 2);
-}
-
-// One rank with its own device, store and memory.
-struct TestRank {
-  TestRank(DType compute, const Axis& data, int64_t micro_batches, int64_t staging_bytes)
-      : store(compute, data.size, data.index), factory({.staging_bytes = staging_bytes}) {
-    std::string error;
-    device = MakeDevice("cpu", 1, &error);
-    CAROUSEL_CHECK_MSG(device != nullptr, error);
-    RegisterParams(store);
-    sync = factory.Make(store, *device, ReplicateMesh(data), micro_batches);
-    store.Bind(counting, true);
-    factory.Bind(*sync, counting);
-    memory = device->Allocate(counting.total_bytes());
-    arena = Arena(memory, counting);
-    store.Bind(arena, true);
-    factory.Bind(*sync, arena);
-  }
-
-  // One micro-batch: gradients must read zero, then get the leaf's values, group by group from the last.
-  template <class T>
-  void MicroBatch(int64_t step, int64_t leaf) {
-    sync->BeginMicroBatch(leaf);
-    for (int group = store.num_groups() - 1; group >= 0; --group) {
-      for (int p = 0; p < static_cast<int>(store.params().size()); ++p) {
-        if (store.param(p).group != group) continue;
-        const Tensor grad = store.Grad(p);
-        for (int64_t i = 0; i < grad.num_elems(); ++i) {
-          ASSERT_EQ(grad.as<T>()[i], T(0)) << store.param(p).name << " element " << i << " leaf " << leaf;
-          grad.as<T>()[i] += static_cast<T>(LeafGradient(step, leaf, p, i));
-        }
-      }
-      sync->GradReady(group);
-    }
-  }
-
-  // This rank's shard holds the bits of the tree, and zero in the padding.
-  template <class T>
-  void CheckShards(int64_t step, int64_t micro_batches, const std::string& where) {
-    int64_t num_checked = 0;
-    for (int group = 0; group < store.num_groups(); ++group) {
-      for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
-        const Tensor shard = store.ShardGrad(group, segment);
-        std::vector<T> expected(static_cast<size_t>(shard.num_elems()), T(0));
-        for (const ParamStore::ShardPiece& piece : store.ShardPieces(group, segment)) {
-          for (int64_t j = 0; j < piece.count; ++j) {
-            expected[static_cast<size_t>(piece.shard_begin + j)] =
-                ExpectedGradient<T>(step, micro_batches, piece.param, piece.param_begin + j);
-          }
-          num_checked += piece.count;
-        }
-        for (int64_t i = 0; i < shard.num_elems(); ++i) {
-          ASSERT_EQ(shard.as<T>()[i], expected[static_cast<size_t>(i)])
-              << where << " group " << group << " segment " << segment << " element " << i;
-        }
-      }
-    }
-    num_elems_checked = num_checked;
-  }
-
-  ParamStore store;
-  ShardedSyncFactory factory;
-  std::unique_ptr<Device> device;
-  std::unique_ptr<ParamSync> sync;
-  Arena counting, arena;
-  void* memory = nullptr;
-  int64_t num_elems_checked = 0;
-};
-
-// Two steps of M micro-batches on P ranks.
-template <class T>
-void CheckSteps(DType compute, int64_t M, int64_t P, int64_t staging_bytes) {
+void CheckSteps(const MeshSizes& sizes, const RankOptions& options) {
   const std::string where =
-      "M " + std::to_string(M) + " P " + std::to_string(P) + " staging " + std::to_string(staging_bytes);
-  RunLocalRanks(static_cast<int>(P), [&](Communicator& c) {
-    const Axis axis = {.size = P, .index = c.rank(), .communicator = P > 1 ? &c : nullptr};
-    TestRank rank(compute, axis, M, staging_bytes);
+      NameOf(sizes, options.micro_batches) + "staging " + std::to_string(options.sync.staging_bytes);
+  RunLocalMesh(sizes, [&](const Mesh& mesh) {
+    SyncRank rank(mesh, options);
     for (int64_t step = 0; step < 2; ++step) {
-      for (int64_t leaf = c.rank() * M / P; leaf < (c.rank() + 1) * M / P; ++leaf) {
-        rank.MicroBatch<T>(step, leaf);
-      }
-      rank.sync->FinishStep();
-      rank.CheckShards<T>(step, M, where + " step " + std::to_string(step));
+      rank.Step<T>(step);
+      int64_t total = rank.CheckShards<T>(step, where + " step " + std::to_string(step));
+      rank.Update(step);
+      if (mesh.world.size > 1) mesh.world.communicator->AllReduceSum(Tensor(&total, DType::kI64, {1}));
+      // Shards tile what the ranks of each tensor index have.
+      int64_t local = 0;
+      for (const Param& p : rank.store.params()) local += p.local_elems;
+      EXPECT_EQ(total, local * sizes.tensor) << where;
     }
-    int64_t total = rank.num_elems_checked;
-    c.AllReduceSum(Tensor(&total, DType::kI64, {1}));
-    EXPECT_EQ(total, rank.store.num_parameters()) << where;
+    rank.MicroBatch<T>(2, rank.leaves().first);  // the last update's weights
+    EXPECT_GT(rank.num_weights_checked(), 0);
+    EXPECT_EQ(rank.sync().num_late_gathers(), 0) << where;
   });
 }
 
-TEST(ShardedSync, EveryNumberOfRanksGivesTheBitsOfTheTree) {
-  for (const int64_t M : {1, 2, 3, 4, 6, 8}) {
-    for (int64_t P = 1; P <= M; ++P) {
-      if (M % P == 0) CheckSteps<float>(DType::kF32, M, P, kBigStaging);
+TEST(ShardedSync, EveryFactorizationGivesTheBitsOfTheTree) {
+  for (const int64_t P : {1, 2, 4, 8}) {
+    for (int64_t F = 1; F <= P; F *= 2) {
+      for (const int64_t accumulation : {1, 2, 3, 4}) {
+        if (P == 8 && accumulation == 4) continue;  // time
+        CheckSteps<float>({.replicate = P / F, .shard = F}, {.micro_batches = P * accumulation});
+      }
     }
+  }
+}
+
+TEST(ShardedSync, RanksNeedNotBeAPowerOfTwo) {
+  for (const MeshSizes& sizes :
+       {MeshSizes{.replicate = 3}, MeshSizes{.shard = 3}, MeshSizes{.replicate = 3, .shard = 2},
+        MeshSizes{.replicate = 2, .shard = 3}, MeshSizes{.replicate = 5}, MeshSizes{.shard = 5}}) {
+    for (const int64_t accumulation : {1, 2, 3}) {
+      CheckSteps<float>(sizes, {.micro_batches = sizes.replicate * sizes.shard * accumulation});
+    }
+  }
+}
+
+TEST(ShardedSync, PartsOfSequencesAreAddedInOrderAfterTheTree) {
+  for (const MeshSizes& sizes :
+       {MeshSizes{.sequence = 2}, MeshSizes{.replicate = 2, .sequence = 2},
+        MeshSizes{.shard = 2, .sequence = 2}, MeshSizes{.replicate = 2, .shard = 2, .sequence = 2},
+        MeshSizes{.sequence = 3}, MeshSizes{.replicate = 3, .sequence = 2}}) {
+    for (const int64_t M : {6, 12}) {
+      if (M % (sizes.replicate * sizes.shard) == 0) CheckSteps<float>(sizes, {.micro_batches = M});
+    }
+  }
+}
+
+TEST(ShardedSync, TensorRanksSumWhatTheyHaveWholeAndPartial) {
+  for (const MeshSizes& sizes :
+       {MeshSizes{.tensor = 2}, MeshSizes{.replicate = 2, .tensor = 2}, MeshSizes{.shard = 2, .tensor = 2},
+        MeshSizes{.sequence = 2, .tensor = 2}, MeshSizes{.shard = 2, .sequence = 2, .tensor = 2}}) {
+    CheckSteps<float>(sizes, {.micro_batches = 4});
   }
 }
 
 TEST(ShardedSync, TheSizeOfThePiecesChangesNoBit) {
-  // 1 byte: the smallest piece, 1024 elements of each shard at a time.
-  for (const int64_t P : {2, 3}) CheckSteps<float>(DType::kF32, 6, P, 1);
+  // 1 byte: the smallest piece, 1024 elements of each block at a time.
+  for (const MeshSizes& sizes : {MeshSizes{.replicate = 2}, MeshSizes{.replicate = 3}, MeshSizes{.shard = 2},
+                                 MeshSizes{.replicate = 2, .shard = 2}, MeshSizes{.sequence = 2}}) {
+    for (const int64_t staging_bytes : {1, 30000}) {
+      CheckSteps<float>(sizes, {.micro_batches = 12, .sync = {.staging_bytes = staging_bytes}});
+    }
+  }
 }
 
 TEST(ShardedSync, GradientsOfBf16AreF32AndOfF64AreF64) {
-  CheckSteps<float>(DType::kBF16, 4, 2, kBigStaging);
-  CheckSteps<double>(DType::kF64, 4, 2, kBigStaging);
+  for (const MeshSizes& sizes : {MeshSizes{.replicate = 2}, MeshSizes{.shard = 2, .tensor = 2}}) {
+    CheckSteps<float>(sizes, {.compute = DType::kBF16, .micro_batches = 4});
+    CheckSteps<double>(sizes, {.compute = DType::kF64, .micro_batches = 4});
+  }
 }
 
-TEST(ShardedSync, GathersTheWeightsOfAllShards) {
-  RunLocalRanks(3, [](Communicator& c) {
-    TestRank rank(DType::kF32, {.size = 3, .index = c.rank(), .communicator = &c}, 3, kBigStaging);
-    const auto value = [](int group, int segment, int64_t shard, int64_t i) {
-      return static_cast<float>(group * 1000003 + segment * 10007 + shard * 101 + i % 97);
-    };
-    for (int group = 0; group < rank.store.num_groups(); ++group) {
-      for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
-        const Tensor shard = rank.store.WeightShard(group, segment);
-        for (int64_t i = 0; i < shard.num_elems(); ++i) {
-          shard.as<float>()[i] = value(group, segment, c.rank(), i);
-        }
+TEST(ShardedSync, TiedEmbeddingsAndLongerPrefetchChangeNothing) {
+  for (const bool tied : {false, true}) {
+    for (const int distance : {1, 2, 3, 7}) {
+      CheckSteps<float>({.replicate = 2, .shard = 2},
+                        {.micro_batches = 8, .sync = {.prefetch_distance = distance}, .tied = tied});
+    }
+  }
+}
+
+// ---- placements
+
+TEST(ShardedSync, AReductionThatIsMissingShowsInThatParameterAlone) {
+  const MeshSizes meshes[] = {{.replicate = 2},
+                              {.shard = 2},
+                              {.sequence = 2},
+                              {.tensor = 2},
+                              {.replicate = 2, .shard = 2, .sequence = 2},
+                              {.replicate = 3, .sequence = 2}};
+  constexpr MeshAxis kAxes[] = {MeshAxis::kReplicate, MeshAxis::kShard, MeshAxis::kSequence,
+                                MeshAxis::kTensor};
+  for (const MeshSizes& sizes : meshes) {
+    for (const MeshAxis axis : kAxes) {
+      if (sizes.of(axis) == 1) continue;
+      // Of each kind one: rows, norm, columns, one whose gradient is whole on every tensor rank.
+      for (int broken = 4; broken <= 7; ++broken) {
+        RunLocalMesh(sizes, [&](const Mesh& mesh) {
+          bool reduces = false;
+          const auto drop = [&](ParamStore& store) {
+            reduces = store.param(broken).reduces_over(axis);
+            store.set_reduce_axes(broken, store.param(broken).reduce_axes & ~(1u << static_cast<int>(axis)));
+          };
+          const int64_t M = 2 * sizes.replicate * sizes.shard;
+          SyncRank rank(mesh, {.micro_batches = M}, nullptr, nullptr, drop);
+          rank.Step<float>(0);
+          const auto derived = [&](int param, MeshAxis a) { return param != broken || a != axis; };
+          int64_t num_wrong = 0, num_of_broken = 0;
+          rank.ForEachShardElement([&](int param, int64_t element, int64_t at, Tensor shard) {
+            // Of every other parameter that is the full sum.
+            EXPECT_EQ(shard.as<float>()[at], rank.Expected<float>(0, param, element, derived))
+                << rank.store.param(param).name;
+            if (param != broken) return;
+            ++num_of_broken;
+            num_wrong += shard.as<float>()[at] != rank.Expected<float>(0, param, element, SyncRank::All);
+          });
+          // Parameters that do not need the sum are right without it.
+          EXPECT_GE(num_wrong, reduces ? num_of_broken * 9 / 10 : 0) << rank.store.param(broken).name;
+          EXPECT_LE(num_wrong, reduces ? num_of_broken : 0) << rank.store.param(broken).name;
+        });
       }
     }
-    for (int g = 0; g < rank.store.num_groups(); ++g) rank.sync->WeightsUpdated(g);
-    for (int group = 0; group < rank.store.num_groups(); ++group) {
-      for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
-        const Tensor weights = rank.store.segment(group, segment).weights;
-        const int64_t shard_size = weights.num_elems() / 3;
-        for (int64_t i = 0; i < weights.num_elems(); ++i) {
-          ASSERT_EQ(weights.as<float>()[i], value(group, segment, i / shard_size, i % shard_size));
+  }
+}
+
+// ---- unordered sums and bf16 on the wire
+
+// Runs one step and gives the largest error relative to the sum of the magnitudes, over all ranks.
+double LargestError(const MeshSizes& sizes, const RankOptions& options, std::vector<float>* rank0 = nullptr) {
+  std::vector<double> errors(static_cast<size_t>(sizes.world()));
+  RunLocalMesh(sizes, [&](const Mesh& mesh) {
+    SyncRank rank(mesh, options);
+    rank.Step<float>(0);
+    rank.Update(0);
+    rank.Step<float>(1);
+    double& worst = errors[static_cast<size_t>(mesh.world.index)];
+    rank.ForEachShardElement([&](int param, int64_t element, int64_t at, Tensor shard) {
+      double magnitude = 0;
+      const Param& p = rank.store.param(param);
+      int64_t whole = -1;
+      ForEachLocalRun(p.part, element, 1, [&](int64_t elem, int64_t, int64_t) { whole = elem; });
+      const int64_t tensor_parts = testing::PartialOnTensor(p) ? sizes.tensor : 1;
+      for (int64_t leaf = 0; leaf < options.micro_batches; ++leaf) {
+        for (int64_t s = 0; s < sizes.sequence; ++s) {
+          for (int64_t t = 0; t < tensor_parts; ++t) {
+            magnitude += std::abs(LeafGradient(1, leaf, testing::PartOf(p, s, t), param, whole));
+          }
         }
       }
-    }
+      const double exact = rank.Expected<double>(1, param, element, SyncRank::All);
+      worst = std::max(worst, std::abs(shard.as<float>()[at] - exact) / magnitude);
+      if (rank0 != nullptr && mesh.world.index == 0) rank0->push_back(shard.as<float>()[at]);
+    });
   });
+  return *std::max_element(errors.begin(), errors.end());
+}
+
+constexpr MeshSizes kUnorderedMeshes[] = {{.replicate = 1},
+                                          {.replicate = 4},
+                                          {.shard = 4},
+                                          {.replicate = 2, .shard = 2},
+                                          {.replicate = 2, .sequence = 2},
+                                          {.shard = 2, .sequence = 2, .tensor = 2}};
+
+TEST(ShardedSync, UnorderedSumsAreRightAndRepeatTheirBits) {
+  for (const MeshSizes& sizes : kUnorderedMeshes) {
+    const RankOptions options = {.micro_batches = 8,
+                                 .sync = {.reduction = SyncOptions::Reduction::kUnordered}};
+    std::vector<float> first, second;
+    // 16 or fewer terms in f32: each addition adds at most 2^-24 of the magnitudes.
+    EXPECT_LE(LargestError(sizes, options, &first), 16 * std::ldexp(1, -24)) << NameOf(sizes, 8);
+    LargestError(sizes, options, &second);
+    EXPECT_EQ(first, second);
+  }
+}
+
+TEST(ShardedSync, Bf16OnTheWireRoundsOnceForEachExchange) {
+  for (const MeshSizes& sizes : kUnorderedMeshes) {
+    for (const int64_t staging_bytes : {int64_t{1}, kDefaultStagingBytes}) {
+      const RankOptions options = {.micro_batches = 8,
+                                   .sync = {.reduction = SyncOptions::Reduction::kUnordered,
+                                            .wire = SyncOptions::Wire::kBF16,
+                                            .staging_bytes = staging_bytes}};
+      // Rounding to bf16's 8 bits changes a value by at most 2^-8 of it; the hybrid has two exchanges.
+      const int num_exchanges = (sizes.shard > 1) + (sizes.replicate * sizes.sequence > 1);
+      const double bound = num_exchanges * std::ldexp(1, -8) * (1 + std::ldexp(1, -8)) + std::ldexp(1, -19);
+      const double error = LargestError(sizes, options);
+      EXPECT_LE(error, bound) << NameOf(sizes, 8);
+      EXPECT_GE(error, num_exchanges > 0 ? std::ldexp(1, -10) : 0) << NameOf(sizes, 8) << "was it rounded?";
+    }
+  }
+}
+
+// ---- memory
+
+int64_t PaddedBytes(const ParamStore& store) {
+  int64_t bytes = 0;
+  for (int group = 0; group < store.num_groups(); ++group) {
+    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+      bytes += store.segment(group, s).padded_size * SizeOf(store.wide());
+    }
+  }
+  return bytes;
 }
 
 TEST(ShardedSync, OneRankWithOneMicroBatchKeepsOneGradientAndNoStaging) {
-  TestRank rank(DType::kF32, {}, 1, kBigStaging);
-  int64_t padded_bytes = 0;
-  for (int group = 0; group < rank.store.num_groups(); ++group) {
-    for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
-      padded_bytes += rank.store.segment(group, segment).padded_size * SizeOf(DType::kF32);
-    }
-  }
-  EXPECT_EQ(rank.counting.bytes_by_category().at("gradients"), padded_bytes);
-  EXPECT_EQ(rank.counting.bytes_by_category().count("comm"), 0u);
-  rank.MicroBatch<float>(0, 0);
-  rank.sync->FinishStep();
+  SyncRank rank(Mesh{}, {});
+  EXPECT_EQ(rank.arena().bytes_by_category().at("gradients"), PaddedBytes(rank.store));
+  EXPECT_EQ(rank.arena().bytes_by_category().count("comm"), 0u);
+  EXPECT_EQ(rank.arena().bytes_by_category().count("gathered weights"), 0u);
+  rank.Step<float>(0);
   // In place: the shard is the buffer that the micro-batch wrote.
   EXPECT_EQ(rank.store.ShardGrad(0, 0).data, rank.store.segment(0, 0).grads.data);
 }
 
+TEST(ShardedSync, UnorderedSumsNeedOneBufferAndNoStaging) {
+  RunLocalMesh({.replicate = 2}, [](const Mesh& mesh) {
+    SyncRank rank(mesh, {.micro_batches = 16, .sync = {.reduction = SyncOptions::Reduction::kUnordered}});
+    EXPECT_EQ(rank.arena().bytes_by_category().at("gradients"), PaddedBytes(rank.store));
+    EXPECT_EQ(rank.arena().bytes_by_category().count("comm"), 0u);
+  });
+}
+
+TEST(ShardedSync, ShardedWeightsAreWholeOnlyWhereTheyAreUsed) {
+  RunLocalMesh({.shard = 4}, [](const Mesh& mesh) {
+    SyncRank rank(mesh, {.micro_batches = 4});
+    int64_t largest[2] = {}, embedding = 0;
+    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+      embedding += rank.store.segment(0, s).padded_size;
+      for (int g = 1; g < rank.store.num_groups(); ++g) {
+        largest[s] = std::max(largest[s], rank.store.segment(g, s).padded_size);
+      }
+    }
+    const int64_t whole = (embedding + 2 * (largest[0] + largest[1])) * SizeOf(DType::kF32);
+    EXPECT_EQ(rank.arena().bytes_by_category().at("gathered weights"), whole);
+    EXPECT_EQ(rank.arena().bytes_by_category().at("gradients"), whole + PaddedBytes(rank.store) / 4);
+    EXPECT_FALSE(rank.store.segment(1, 0).weights.defined());
+    rank.Step<float>(0);
+    for (int g = 0; g < rank.store.num_groups(); ++g)
+      EXPECT_FALSE(rank.store.segment(g, 0).weights.defined());
+  });
+}
+
 TEST(ShardedSync, StagingMemoryStaysWithinItsBudget) {
-  CountingCommunicator c(0, 4);
-  for (const int64_t staging_bytes : {40000, 100000, 1 << 30}) {
-    ParamStore store(DType::kF32, 4, 0);
-    RegisterParams(store);
-    Arena counting;
-    store.Bind(counting, true);
-    ShardedSync sync(store, nullptr, {.size = 4, .index = 0, .communicator = &c}, 4, staging_bytes);
-    sync.Bind(counting);
-    EXPECT_LE(counting.bytes_by_category().at("comm"), staging_bytes);
-    EXPECT_GT(counting.bytes_by_category().at("comm"), 0);
-  }
-}
-
-// ---- what a step sends
-
-struct CountedStore {
-  CountedStore(DType compute, int64_t world) : store(compute, world, 0) {
-    RegisterParams(store);
-    Arena counting;
-    store.Bind(counting, true);
-    for (int group = 0; group < store.num_groups(); ++group) {
-      for (int segment = 0; segment < ParamStore::kNumSegments; ++segment) {
-        const ParamStore::Segment& s = store.segment(group, segment);
-        gradient_bytes += s.padded_size * SizeOf(store.wide());
-        weight_bytes += s.weights.num_bytes();
-      }
-    }
-  }
-  ParamStore store;
-  int64_t gradient_bytes = 0, weight_bytes = 0;
-};
-
-TEST(CountStepCommunication, EqualsTheVolumeOfAReduceScatterAndAnAllGather) {
-  for (const DType compute : {DType::kF32, DType::kBF16}) {
-    for (const int64_t P : {2, 4, 8, 64}) {
-      CountedStore counted(compute, P);
-      for (const int64_t staging_bytes : {int64_t{1}, kBigStaging}) {
-        const CommTotals totals = CountStepCommunication(counted.store, P, 4 * P, staging_bytes);
-        EXPECT_EQ(totals.by_tag.at("gradients").wire_bytes, counted.gradient_bytes / P * (P - 1));
-        EXPECT_EQ(totals.by_tag.at("weights").wire_bytes, counted.weight_bytes / P * (P - 1));
-        EXPECT_EQ(totals.by_op.at("AllToAll").wire_bytes, totals.by_tag.at("gradients").wire_bytes);
-        EXPECT_EQ(totals.by_op.at("AllGather").wire_bytes, totals.by_tag.at("weights").wire_bytes);
-        EXPECT_EQ(totals.by_op.at("AllGather").num_calls, 4);  // segments that are not empty
+  for (const MeshSizes& sizes :
+       {MeshSizes{.replicate = 4}, MeshSizes{.shard = 4}, MeshSizes{.shard = 2, .sequence = 2}}) {
+    for (const bool bf16 : {false, true}) {
+      for (const int64_t staging_bytes : {60000, 100000, 1 << 30}) {
+        RunLocalMesh(sizes, [&](const Mesh& mesh) {
+          SyncOptions sync = {.staging_bytes = staging_bytes};
+          if (bf16) sync.reduction = SyncOptions::Reduction::kUnordered, sync.wire = SyncOptions::Wire::kBF16;
+          SyncRank rank(mesh, {.micro_batches = 4, .sync = sync});
+          EXPECT_LE(rank.arena().bytes_by_category().at("comm"), staging_bytes);
+          EXPECT_GT(rank.arena().bytes_by_category().at("comm"), 0);
+        });
       }
     }
   }
 }
 
-TEST(CountStepCommunication, SendsEveryNodeThatARankIsLeftWith) {
-  // Six micro-batches on two ranks: (0+1), 2 | 3, (4+5): two rounds.
-  CountedStore counted(DType::kF32, 2);
-  const CommTotals totals = CountStepCommunication(counted.store, 2, 6);
-  EXPECT_EQ(totals.by_tag.at("gradients").wire_bytes, 2 * counted.gradient_bytes / 2);
-}
+// ---- recording
 
-TEST(CountStepCommunication, OneRankSendsNothing) {
-  CountedStore counted(DType::kF32, 1);
-  EXPECT_EQ(CountStepCommunication(counted.store, 1, 8).total.num_calls, 0);
-}
-
-TEST(CountStepCommunication, CountsTheCallsThatARealStepMakes) {
-  // The same list of calls, recorded around real ranks, for whole shards and for pieces.
-  class Recorder final : public Communicator {
-   public:
-    Recorder(Communicator& real) : real_(real), counting_(real.rank(), real.size()) {}
-    int rank() const override { return real_.rank(); }
-    int size() const override { return real_.size(); }
-    void DoAllReduceSum(Tensor x) override { counting_.AllReduceSum(x), real_.AllReduceSum(x); }
-    void DoAllGather(Tensor all, Tensor mine) override {
-      counting_.AllGather(all, mine), real_.AllGather(all, mine);
-    }
-    void DoReduceScatterSum(Tensor mine, Tensor all) override {
-      counting_.ReduceScatterSum(mine, all), real_.ReduceScatterSum(mine, all);
-    }
-    void DoAllToAll(Tensor out, Tensor in) override { counting_.AllToAll(out, in), real_.AllToAll(out, in); }
-    void DoBroadcast(Tensor x, int root) override { counting_.Broadcast(x, root), real_.Broadcast(x, root); }
-    void DoSend(Tensor x, int to) override { counting_.Send(x, to), real_.Send(x, to); }
-    void DoRecv(Tensor x, int from) override { counting_.Recv(x, from), real_.Recv(x, from); }
-    void DoBarrier() override { counting_.Barrier(), real_.Barrier(); }
-    [[noreturn]] void Abort(int) override { std::abort(); }
-    CommTotals Totals() const { return counting_.Totals(); }
-
-   private:
-    Communicator& real_;
-    CountingCommunicator counting_;
-  };
-  for (const int64_t staging_bytes : {int64_t{1}, kBigStaging}) {
-    CountedStore counted(DType::kF32, 2);
-    const CommTotals planned = CountStepCommunication(counted.store, 2, 6, staging_bytes);
-    RunLocalRanks(2, [&](Communicator& c) {
-      Recorder recorder(c);
-      TestRank rank(DType::kF32, {.size = 2, .index = c.rank(), .communicator = &recorder}, 6, staging_bytes);
-      for (int64_t leaf = 3 * c.rank(); leaf < 3 * c.rank() + 3; ++leaf) rank.MicroBatch<float>(0, leaf);
-      rank.sync->FinishStep();
-      for (int g = 0; g < rank.store.num_groups(); ++g) rank.sync->WeightsUpdated(g);
-      const CommTotals real = recorder.Totals();
-      for (const char* op : {"AllToAll", "AllGather"}) {
-        EXPECT_EQ(real.by_op.at(op).num_calls, planned.by_op.at(op).num_calls) << op;
-        EXPECT_EQ(real.by_op.at(op).wire_bytes, planned.by_op.at(op).wire_bytes) << op;
-      }
-      EXPECT_EQ(real.total.num_calls, planned.total.num_calls);
+TEST(ShardedSync, PassesAreRecordedOnlyWhereNothingCrossesRanksInThem) {
+  SyncRank alone(Mesh{}, {.micro_batches = 2});
+  EXPECT_TRUE(alone.sync().allows_recording(0) && alone.sync().allows_recording(1));
+  RunLocalMesh({.replicate = 2}, [](const Mesh& mesh) {
+    SyncRank rank(mesh, {.micro_batches = 4});
+    EXPECT_TRUE(rank.sync().allows_recording(rank.leaves().at(0)));
+    EXPECT_FALSE(rank.sync().allows_recording(rank.leaves().at(1)));
+  });
+  for (const MeshSizes& sizes : {MeshSizes{.shard = 2}, MeshSizes{.sequence = 2}, MeshSizes{.tensor = 2}}) {
+    RunLocalMesh(sizes, [](const Mesh& mesh) {
+      SyncRank rank(mesh, {.micro_batches = 4});
+      for (int64_t leaf = 0; leaf < 4; ++leaf) EXPECT_FALSE(rank.sync().allows_recording(leaf));
     });
   }
 }
@@ -314,23 +306,121 @@ TEST(CountStepCommunication, CountsTheCallsThatARealStepMakes) {
 
 class ShardedSyncDeathTest : public ::testing::Test {
  protected:
-  ShardedSyncDeathTest() : rank(DType::kF32, {}, 2, kBigStaging) {}
-  TestRank rank;
+  ShardedSyncDeathTest() : rank(Mesh{}, {.micro_batches = 2}) {}
+  SyncRank rank;
 };
 
 TEST_F(ShardedSyncDeathTest, MicroBatchesOutOfOrderAreRefused) {
-  EXPECT_DEATH(rank.sync->BeginMicroBatch(1), "micro-batch 1 out of order");
+  EXPECT_DEATH(rank.sync().BeginMicroBatch(1), "micro-batch 1 out of order; this rank's next is 0");
   rank.MicroBatch<float>(0, 0);
-  EXPECT_DEATH(rank.sync->BeginMicroBatch(0), "micro-batch 0 out of order");
-  EXPECT_DEATH(rank.sync->FinishStep(), "before the last micro-batch");
+  EXPECT_DEATH(rank.sync().BeginMicroBatch(0), "micro-batch 0 out of order");
+  EXPECT_DEATH(rank.sync().FinishStep(), "before the last micro-batch");
+  rank.MicroBatch<float>(0, 1);
+  EXPECT_DEATH(rank.sync().BeginMicroBatch(2), "has had its last one of the step");
 }
 
-TEST_F(ShardedSyncDeathTest, AGroupIsReadyOnceInEachMicroBatch) {
-  rank.sync->BeginMicroBatch(0);
-  rank.sync->GradReady(2);
-  EXPECT_DEATH(rank.sync->GradReady(2), "GradReady twice for group 2");
-  rank.sync->GradReady(0);
-  EXPECT_DEATH(rank.sync->BeginMicroBatch(1), "no GradReady for group 1");
+TEST_F(ShardedSyncDeathTest, AGroupBeginsAndIsReadyOnceInEachMicroBatch) {
+  EXPECT_DEATH(rank.sync().BeginGradients(1), "outside of one");
+  rank.sync().BeginMicroBatch(0);
+  EXPECT_DEATH(rank.sync().GradReady(2), "GradReady without BeginGradients for group 2");
+  rank.sync().BeginGradients(2);
+  EXPECT_DEATH(rank.sync().BeginGradients(2), "twice in one micro-batch");
+  rank.sync().GradReady(2);
+  EXPECT_DEATH(rank.sync().GradReady(2), "GradReady twice for group 2");
+  EXPECT_DEATH(rank.sync().BeginMicroBatch(1), "no GradReady for group 0");
+}
+
+TEST_F(ShardedSyncDeathTest, Bf16OnTheWireNeedsUnorderedSumsOfF32) {
+  EXPECT_DEATH(SyncRank(Mesh{}, {.sync = {.wire = SyncOptions::Wire::kBF16}}), "only if they are f32");
+  EXPECT_DEATH(SyncRank(Mesh{}, {.compute = DType::kF64,
+                                 .sync = {.reduction = SyncOptions::Reduction::kUnordered,
+                                          .wire = SyncOptions::Wire::kBF16}}),
+               "only if they are f32");
+}
+
+TEST_F(ShardedSyncDeathTest, AStoreCutForAnotherMeshIsRefused) {
+  ParamStore store(DType::kF32, 2, 0);
+  testing::RegisterSyncParams(store);
+  EXPECT_DEATH(ShardedSync(store, nullptr, Mesh{}, 1, {}), "num_shards");
+}
+
+// A rank of a shard axis alone, whose collectives move nothing.
+struct LoneShard {
+  LoneShard() : communicator(0, 2), store(DType::kF32, PartitionOf(mesh())) {
+    testing::RegisterSyncParams(store);
+    sync = std::make_unique<ShardedSync>(store, nullptr, mesh(), 2, SyncOptions{});
+    Arena counting;
+    store.Bind(counting, true);
+    sync->Bind(counting);
+  }
+  Mesh mesh() {
+    Mesh mesh;
+    mesh.shard = mesh.world = {.size = 2, .index = 0, .communicator = &communicator};
+    return mesh;
+  }
+  CountingCommunicator communicator;
+  ParamStore store;
+  std::unique_ptr<ShardedSync> sync;
+};
+
+TEST_F(ShardedSyncDeathTest, WeightsThatAreNotAcquiredCannotBeReleasedAndUsedOnesNotUpdated) {
+  LoneShard lone;
+  EXPECT_DEATH(lone.sync->Release(1), "Release of group 1, which is not acquired");
+  lone.sync->Prefetch(1);
+  lone.sync->Acquire(1);
+  EXPECT_DEATH(lone.sync->WeightsUpdated(1), "updated while in use");
+  lone.sync->Prefetch(2);
+  lone.sync->Acquire(2);
+  EXPECT_DEATH(lone.sync->Acquire(3), "group 3 is acquired while too many other groups are");
+}
+
+TEST_F(ShardedSyncDeathTest, GradientsOfThreeBlocksAtATimeAreRefused) {
+  LoneShard lone;
+  lone.sync->BeginMicroBatch(0);
+  for (const int group : {0, 1, 2}) lone.sync->BeginGradients(group);
+  EXPECT_DEATH(lone.sync->BeginGradients(3), "begin while those of two others are not ready");
+}
+
+TEST(ShardedSync, AnAcquireWithoutAPrefetchGathersAndIsCounted) {
+  LoneShard lone;
+  lone.sync->Acquire(1);
+  EXPECT_EQ(lone.sync->num_late_gathers(), 1);
+  EXPECT_EQ(lone.communicator.calls().size(), 2u);  // its two segments
+  EXPECT_TRUE(lone.store.segment(1, 0).weights.defined());
+  lone.sync->Release(1);
+  EXPECT_FALSE(lone.store.segment(1, 0).weights.defined());
+  lone.sync->Acquire(1);  // still there
+  EXPECT_EQ(lone.sync->num_late_gathers(), 1);
+  EXPECT_EQ(lone.communicator.calls().size(), 2u);
+  lone.sync->Release(1);
+  // More groups ahead than there are places: the third waits for one, and none is gathered twice.
+  for (const int group : {2, 3, 4}) lone.sync->Prefetch(group);
+  EXPECT_EQ(lone.communicator.calls().size(), 6u);
+  for (const int group : {2, 3, 4}) {
+    lone.sync->Acquire(group);
+    lone.sync->Release(group);
+  }
+  EXPECT_EQ(lone.communicator.calls().size(), 7u);  // group 4 has one segment
+  EXPECT_EQ(lone.sync->num_late_gathers(), 1);
+}
+
+TEST(ShardedSync, NewInitialWeightsReplaceGatheredOnes) {
+  RunLocalMesh({.shard = 2}, [](const Mesh& mesh) {
+    SyncRank rank(mesh, {.micro_batches = 2});
+    const auto first_weight = [&] {
+      rank.sync().Prefetch(1);
+      rank.sync().Acquire(1);
+      const float value = rank.store.Weight(1).Flatten().as<float>()[0];
+      rank.sync().Release(1);
+      return value;
+    };
+    const float before = first_weight();
+    rank.store.Initialize(*rank.device, 77);
+    double expected = 0;
+    InitialValues(rank.store.param(1), 77, 0, 1, &expected);
+    EXPECT_EQ(first_weight(), static_cast<float>(expected));
+    EXPECT_NE(first_weight(), before);
+  });
 }
 }  // namespace
 }  // namespace carousel

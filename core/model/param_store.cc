@@ -198,6 +198,7 @@ void CopyConverted(Device& device, Tensor to, const std::vector<double>& values,
 
 void ParamStore::Initialize(Device& device, uint64_t seed) {
   constexpr int64_t kChunk = 1 << 18;  // elements in flight on the host
+  ++weights_version_;
   for (int g = 0; g < num_groups(); ++g) {
     for (int s = 0; s < kNumSegments; ++s) {
       const Segment& segment = this->segment(g, s);

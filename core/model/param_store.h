@@ -150,6 +150,8 @@ class ParamStore {
   // Sets master (this rank's shard) and weights (all that are kept) to the initial values: f(seed, name,
   // element) only. m and v are zeroed.
   void Initialize(Device& device, uint64_t seed);
+  // How often Initialize has set the weights. Who keeps copies of others' parts compares it.
+  int64_t weights_version() const { return weights_version_; }
   // Weights of this rank's shard := master cast (after a load); the caller gathers the others' shards.
   void CastMasterToWeights(Ops& ops);
   // Tensor of the weights that belong to this rank's shard.
@@ -170,6 +172,7 @@ class ParamStore {
   std::vector<Param> params_;
   std::unordered_map<std::string, int> index_of_name_;
   std::vector<Group> groups_;
+  int64_t weights_version_ = 0;
 };
 
 // Element values of a parameter's initialisation: out[j] = value of element begin + j. Same for every mesh

@@ -11,7 +11,9 @@ struct AdamWSpec {
   double clip_norm = 1.0;  // <= 0: no clipping. scale = clip / max(clip, norm)
 };
 
-// sum += squared norm of this rank's gradient shards, exactly (sum: (kExactSumElems) i64 on the device).
+// sum += squared norm of this rank's gradient shards, exactly (sum: (kExactSumElems) i64 on the device). Over
+// all ranks of a mesh every parameter counts once: those that each rank of the tensor axis has whole are left
+// to its first rank.
 void AddSquaredNorm(ParamStore& params, Ops& ops, Tensor sum);
 // One update of this rank's shards of the group's master, m, v and weights. step counts from 1.
 void UpdateShards(ParamStore& params, Ops& ops, int group, const AdamWSpec& spec, double lr,
