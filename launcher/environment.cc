@@ -14,7 +14,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "core/base/status_macros.h"
+#include "launcher/signals.h"
 #include "parallel/local_communicator.h"
+#include "parallel/mpi_communicator.h"
+#include "parallel/tcp_communicator.h"
 
 namespace carousel {
 namespace {
@@ -141,6 +145,43 @@ LaunchInfo DetectLaunch(const GetEnv& get_env) {
   return info;
 }
 
+absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_env) {
+  const std::vector<std::string> names = {"CAROUSEL_RENDEZVOUS", "CAROUSEL_RANK", "CAROUSEL_WORLD_SIZE",
+                                          "CAROUSEL_RUN_SECRET"};
+  std::vector<std::string> given, missing, values;
+  for (const std::string& name : names) {
+    const char* value = get_env(name.c_str());
+    values.push_back(value == nullptr ? "" : value);
+    (value == nullptr ? missing : given).push_back(name);
+  }
+  if (given.empty()) return std::optional<TcpNodeOptions>();
+  if (!missing.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(absl::StrJoin(given, ", "), given.size() == 1 ? " is" : " are", " set, but not ",
+                     absl::StrJoin(missing, ", "),
+                     ": ranks that meet over TCP need all four; unset them to run alone or with mpirun"));
+  }
+  TcpNodeOptions options{.rendezvous = values[0], .secret = values[3]};
+  if (const absl::Status status = ParseRendezvous(values[0]).status(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("CAROUSEL_RENDEZVOUS=", std::string(status.message())));
+  }
+  if (!absl::SimpleAtoi(values[2], &options.size) || options.size < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("CAROUSEL_WORLD_SIZE='", values[2], "' is no number of ranks"));
+  }
+  if (!absl::SimpleAtoi(values[1], &options.rank) || options.rank < 0 || options.rank >= options.size) {
+    return absl::InvalidArgumentError(absl::StrCat("CAROUSEL_RANK='", values[1],
+                                                   "' is no rank of CAROUSEL_WORLD_SIZE=", options.size,
+                                                   "; give 0 to ", options.size - 1));
+  }
+  if (options.secret.size() < kMinSecretBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("CAROUSEL_RUN_SECRET has ", options.secret.size(), " characters; give at least ",
+                     kMinSecretBytes, " random ones, the same on all ranks (openssl rand -hex 32)"));
+  }
+  return std::optional<TcpNodeOptions>(options);
+}
+
 absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has_mpi,
                          const std::string& library) {
   // A launcher that does not say how many it started can only be believed.
@@ -160,7 +201,7 @@ absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has
     return absl::FailedPreconditionError(
         absl::StrCat(started,
                      " without connecting them through MPI; use srun --mpi=pmix (srun --mpi=list shows "
-                     "what this site offers) or mpirun inside sbatch"));
+                     "what this site offers), mpirun inside sbatch, or TCP (CAROUSEL_RENDEZVOUS)"));
   }
   return absl::FailedPreconditionError(
       absl::StrCat(started, ", but MPI sees ", actual_size, actual_size == 1 ? " process" : " processes",
@@ -208,37 +249,49 @@ std::string Environment::Variable(const std::string& name) {
 
 absl::StatusOr<std::unique_ptr<Environment>> Environment::Start() {
   std::unique_ptr<Environment> environment(new Environment());
-  environment->launch_ = DetectLaunch([](const char* name) { return std::getenv(name); });
+  const GetEnv get_env = [](const char* name) { return std::getenv(name); };
+  CAROUSEL_ASSIGN_OR_RETURN(const std::optional<TcpNodeOptions> tcp, DetectTcpLaunch(get_env));
+  environment->launch_ = DetectLaunch(get_env);
   environment->host_ = HostName();
-  const LaunchInfo& launch = environment->launch_;
-
-  // One process needs no MPI, and gains its start-up time.
-  if (launch.announced_size != 1 && (!HasMpi() || launch.kind == LaunchInfo::Kind::kSlurmWithoutMpi)) {
-    return CheckLaunch(launch, 1, HasMpi(), "");
-  }
-  if (launch.announced_size == 1) {
+  if (tcp.has_value()) {
+    CAROUSEL_RETURN_IF_ERROR(environment->StartTcp(*tcp));
+  } else if (environment->launch_.announced_size == 1) {
+    // One process needs no MPI, and gains its start-up time.
     environment->self_ = MakeSelfCommunicator();
     environment->world_ = environment->self_.get();
     environment->ShareMachine(*environment->self_);
     return environment;
-  }
-
-  if (launch.kind == LaunchInfo::Kind::kOpenMpi && !MayReadProcessMemory()) {
-    setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);
-  }
-  absl::StatusOr<std::unique_ptr<MpiSession>> session = MpiSession::Start();
-  if (!session.ok()) return session.status();
-  environment->session_ = std::move(session).value();
-  environment->world_ = &environment->session_->world();
-  const absl::Status agreed =
-      CheckLaunch(launch, environment->world_->size(), true, environment->session_->library());
-  if (!agreed.ok()) {
-    environment->Finish(1);
-    return agreed;
+  } else {
+    CAROUSEL_RETURN_IF_ERROR(environment->StartMpi());
   }
   environment->ShareMachine(environment->session_->local());
   if (environment->size() > 1) SetProcessRank(environment->rank());
   return environment;
+}
+
+absl::Status Environment::StartTcp(const TcpNodeOptions& options) {
+  launch_ = {.kind = LaunchInfo::Kind::kTcp,
+             .launcher = "hand (CAROUSEL_RENDEZVOUS)",
+             .announced_rank = options.rank,
+             .announced_size = options.size};
+  CAROUSEL_ASSIGN_OR_RETURN(session_,
+                            StartTcpSession({.node = options, .peer = {.interrupted = EndRequested}}));
+  world_ = &session_->world();
+  return absl::OkStatus();
+}
+
+absl::Status Environment::StartMpi() {
+  if (!HasMpi() || launch_.kind == LaunchInfo::Kind::kSlurmWithoutMpi) {
+    return CheckLaunch(launch_, 1, HasMpi(), "");
+  }
+  if (launch_.kind == LaunchInfo::Kind::kOpenMpi && !MayReadProcessMemory()) {
+    setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(session_, MpiSession::Start({.peer = {.interrupted = EndRequested}}));
+  world_ = &session_->world();
+  const absl::Status agreed = CheckLaunch(launch_, world_->size(), true, session_->library());
+  if (!agreed.ok()) Finish(1);
+  return agreed;
 }
 
 void Environment::ShareMachine(Communicator& local) {
@@ -273,6 +326,6 @@ int Environment::Finish(int exit_code) {
 }
 
 Environment::~Environment() {
-  if (!finished_) Finish(1);
+  if (!finished_ && session_ != nullptr) Finish(1);
 }
 }  // namespace carousel

@@ -1,20 +1,23 @@
 // Where this process runs: alone or as one rank of a job, on which cores. The only place that reads
-// environment variables, and the owner of MPI. Everything else asks the Environment it is given.
+// environment variables, and the owner of MPI or of the connections that stand in for it. Everything else
+// asks the Environment it is given.
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/comm/communicator.h"
-#include "parallel/mpi_communicator.h"
+#include "parallel/session.h"
+#include "parallel/tcp_node.h"
 
 namespace carousel {
 
 // What the environment variables of a launcher (mpirun, mpiexec, srun) say, before any MPI call.
 struct LaunchInfo {
-  enum class Kind : uint8_t { kSingle, kOpenMpi, kPmi, kSlurmWithoutMpi };
+  enum class Kind : uint8_t { kSingle, kOpenMpi, kPmi, kSlurmWithoutMpi, kTcp };
   Kind kind = Kind::kSingle;
   std::string launcher = "none";                   // for messages: "mpirun (Open MPI)", "srun", ...
   int64_t announced_rank = 0, announced_size = 1;  // size 0: a launcher that does not say
@@ -22,6 +25,15 @@ struct LaunchInfo {
 };
 using GetEnv = std::function<const char*(const char* name)>;
 LaunchInfo DetectLaunch(const GetEnv& get_env);
+
+// A run whose ranks talk over TCP, which these four variables of every rank's environment describe:
+//   CAROUSEL_RENDEZVOUS  tcp://HOST:PORT of rank 0, or file:/DIRECTORY that all ranks see
+//   CAROUSEL_RANK        0 ... size - 1
+//   CAROUSEL_WORLD_SIZE  how many ranks there are
+//   CAROUSEL_RUN_SECRET  the same on all ranks, unknown to others: openssl rand -hex 32
+// Nothing if none of them is set; InvalidArgument if only some are, or one is wrong. They win over what a
+// launcher says, which then only starts the processes.
+absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_env);
 
 // Why a job must not go on: a launcher announced announced_size ranks, but MPI (or its absence) gives
 // actual_size. OK if they agree.
@@ -44,8 +56,9 @@ int64_t ParseCpuMax(const std::string& cpu_max);
 
 class Environment {
  public:
-  // Starts MPI if a launcher started this process (a process started alone never touches it), and sets the
-  // rank that log lines and failed checks print. Errors name the launcher and the fix.
+  // Starts MPI if a launcher started this process, or meets the other ranks over TCP if its variables say so
+  // (a process started alone does neither), and sets the rank that log lines and failed checks print. Errors
+  // name the launcher and the fix.
   static absl::StatusOr<std::unique_ptr<Environment>> Start();
   // Finish(1), if it was not called: right only where every rank is about to do the same.
   ~Environment();
@@ -73,13 +86,15 @@ class Environment {
 
  private:
   Environment() = default;
+  absl::Status StartTcp(const TcpNodeOptions& options);
+  absl::Status StartMpi();
   // Finds the cores of this rank among the ranks of its machine.
   void ShareMachine(Communicator& local);
 
   LaunchInfo launch_;
-  std::unique_ptr<MpiSession> session_;  // null for a process alone
-  std::unique_ptr<Communicator> self_;   // not null for a process alone
-  Communicator* world_ = nullptr;        // one of the two
+  std::unique_ptr<Session> session_;    // null for a process alone
+  std::unique_ptr<Communicator> self_;  // not null for a process alone
+  Communicator* world_ = nullptr;       // one of the two
   int local_rank_ = 0, local_size_ = 1;
   std::string host_;
   int64_t default_threads_ = 1;

@@ -2,17 +2,20 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <csignal>
 #include <ctime>
 #include <initializer_list>
 
 namespace carousel {
 namespace {
-// A signal handler has no argument to reach an object through, so this flag is the one global of the program.
-volatile std::sig_atomic_t stop_requested = 0;
+// A signal handler has no argument to reach an object through, so these flags are the globals of the program.
+std::atomic<bool> stop_requested = false, end_requested = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
 
 extern "C" void HandleStopSignal(int signal) {
-  stop_requested = 1;
+  stop_requested = true;
+  if (signal == SIGTERM) end_requested = true;
   // The next Ctrl-C is the default action: the process ends.
   if (signal == SIGINT) std::signal(SIGINT, SIG_DFL);
 }
@@ -37,8 +40,9 @@ void InstallStopSignals() {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
-bool StopRequested() {
-  // What nobody took waits here.
+namespace {
+// What nobody took waits here.
+void TakeSignals() {
   const sigset_t signals = StopSignals();
   const timespec at_once{};
   for (int signal = sigtimedwait(&signals, nullptr, &at_once); signal > 0;
@@ -48,6 +52,16 @@ bool StopRequested() {
     const sigset_t interrupt = SetOf({SIGINT});
     pthread_sigmask(SIG_UNBLOCK, &interrupt, nullptr);
   }
-  return stop_requested != 0;
+}
+}  // namespace
+
+bool StopRequested() {
+  TakeSignals();
+  return stop_requested;
+}
+
+bool EndRequested() {
+  TakeSignals();
+  return end_requested;
 }
 }  // namespace carousel

@@ -12,6 +12,8 @@ namespace carousel {
 // kernels left the heap corrupted in about a third of all runs; they seem to keep data below the stack
 // pointer, where a handler's frame goes.
 void InstallStopSignals();
-// True once one of them has arrived. Asked by the thread that called InstallStopSignals.
+// True once one of them has arrived. Asked by threads that do not take the signals.
 bool StopRequested();
+// True once SIGTERM was among them: what launchers send to all ranks when one has died. Asked alike.
+bool EndRequested();
 }  // namespace carousel

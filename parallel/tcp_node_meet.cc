@@ -1,10 +1,12 @@
 // TcpNode: how the ranks find and connect to each other.
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -95,8 +97,13 @@ absl::Status TcpNode::Meet() {
   return absl::OkStatus();
 }
 
+// Signals are for the threads of whoever uses this.
 void TcpNode::StartThread() {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
   thread_ = std::thread([this] { Serve(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 absl::Status TcpNode::MeetAsHub(const Rendezvous& rendezvous, TcpClock::time_point deadline) {
