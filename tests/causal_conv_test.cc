@@ -216,6 +216,45 @@ TEST(CausalConv, PackedDocumentsEqualSeparateDocuments) {
   });
 }
 
+// What a rank of the sequence axis needs before and after its own work: only the ends of the sequences.
+TEST(CausalConv, TheStateOrItsGradientAloneEqualsThatOfTheWholeCall) {
+  ForEveryPath([](DType compute, Ops& ops, int64_t K) {
+    for (const int64_t T : {1, 2, 3, 29}) {
+      for (const std::vector<int64_t>& resets :
+           {std::vector<int64_t>{}, {0}, {1, 2}, {T - 1, 2 * T}, {T + 2, 3 * T - 2}}) {
+        Conv whole(compute, 3, T, 37, K), alone(compute, 3, T, 37, K);
+        for (const int64_t row : resets) {
+          if (row >= 0 && row < 3 * T) whole.reset[row] = alone.reset[row] = 1;
+        }
+        whole.Forward(ops);
+        ops.CausalConvForward({.y = {},
+                               .last = alone.State(alone.last),
+                               .x = alone.x.t(),
+                               .weight = alone.weight.t(),
+                               .bias = alone.bias.As({37}),
+                               .reset = alone.Resets(),
+                               .initial = alone.State(alone.initial),
+                               .shape = alone.shape});
+        EXPECT_EQ(alone.last, whole.last) << "T " << T;
+        whole.Backward(ops);
+        ops.CausalConvBackward({.dx = {},
+                                .dweight = {},
+                                .dinitial = alone.State(alone.dinitial),
+                                .dy = alone.dy.t(),
+                                .dlast = alone.State(alone.dlast),
+                                .x = alone.x.t(),
+                                .weight = alone.weight.t(),
+                                .bias = alone.bias.As({37}),
+                                .reset = alone.Resets(),
+                                .initial = alone.State(alone.initial),
+                                .shape = alone.shape});
+        ASSERT_NO_FATAL_FAILURE(ExpectNear(alone.dinitial, 0, whole.dinitial, 0, 3 * (K - 1), 16,
+                                           "dinitial, T " + std::to_string(T)));
+      }
+    }
+  });
+}
+
 TEST(CausalConv, TheInitialStateIsNotReadPastAReset) {
   ForEveryPath([](DType compute, Ops& ops, int64_t K) {
     // a document begins at token `start`: from there on, a state of NaN changes no bit

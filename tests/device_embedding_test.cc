@@ -2,6 +2,7 @@
 // that are no tokens.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -25,9 +26,10 @@ std::vector<W> Integers(uint64_t stream, int64_t count) {
 }
 
 // dweight after the gradient of these ids was added to integers: sums of integers are exact in any order.
+// With `first_id` the table has the rows of ids [first_id, first_id + V) alone.
 template <class W>
 void ExpectExactGradient(Device& device, const std::vector<int32_t>& ids, int64_t V, int64_t D,
-                         const std::string& what) {
+                         const std::string& what, int64_t first_id = -1) {
   SCOPED_TRACE(what + ", " + NameOf(DTypeOf<W>::value) + ", V " + std::to_string(V) + ", D " +
                std::to_string(D));
   const int64_t N = static_cast<int64_t>(ids.size());
@@ -35,10 +37,13 @@ void ExpectExactGradient(Device& device, const std::vector<int32_t>& ids, int64_
   std::vector<W> want = Integers<W>(2, V * D);
   const DeviceCopy<int32_t> ids_device(device, ids);
   const DeviceCopy<W> dy_device(device, dy), dweight_device(device, want);
-  device.ops().EmbeddingBackward(
-      {.dweight = dweight_device.t({V, D}), .dy = dy_device.t({N, D}), .ids = ids_device.t()});
+  device.ops().EmbeddingBackward({.dweight = dweight_device.t({V, D}),
+                                  .dy = dy_device.t({N, D}),
+                                  .ids = ids_device.t(),
+                                  .first_id = first_id});
   for (int64_t n = 0; n < N; ++n) {
-    for (int64_t c = 0; c < D; ++c) want[ids[n] * D + c] += dy[n * D + c];
+    const int64_t row = ids[n] - std::max<int64_t>(first_id, 0);
+    for (int64_t c = 0; c < D && row >= 0 && row < V; ++c) want[row * D + c] += dy[n * D + c];
   }
   const std::vector<W> got = dweight_device.Get();
   for (int64_t e = 0; e < V * D; ++e) ASSERT_EQ(got[e], want[e]) << "id " << e / D << " column " << e % D;
@@ -80,6 +85,30 @@ TEST(DeviceEmbeddingGradient, AddsEveryRowOnceHoweverIdsRepeat) {
   }
   // wider than a block of threads
   ExpectExactGradient<float>(*device, Ids(100, [](int64_t n) { return n / 70; }), 2, 700, "wide rows");
+}
+
+TEST(DeviceEmbeddingGradient, OfAPartLeavesOutTheIdsOfOtherParts) {
+  const auto device = MakeTestDevice();
+  const struct {
+    const char* name;
+    int64_t N, V, first;
+    std::function<int64_t(int64_t)> id;
+  } cases[] = {
+      {"none is here", 300, 8, 16, [](int64_t n) { return n % 16; }},
+      {"all are here", 300, 8, 16, [](int64_t n) { return 16 + n % 8; }},
+      {"one is here", 300, 8, 16, [](int64_t n) { return n == 170 ? 23 : 24 + n; }},
+      {"the first part of some", 300, 8, 0, [](int64_t n) { return n % 11; }},
+      {"the last row meets what is elsewhere", 192, 8, 16, [](int64_t n) { return n < 100 ? 23 : 24; }},
+      {"long runs here and elsewhere", 400, 2, 3, [](int64_t n) { return n / 70; }},
+      {"ids that are none", 200, 8, 4, [](int64_t n) { return n % 3 == 0 ? -1 - n : n % 20; }},
+      {"a vocabulary of a power of two", 260, 64, 64, [](int64_t n) { return Draw(n) % 192; }},
+  };
+  for (const auto& c : cases) {
+    const std::vector<int32_t> ids = Ids(c.N, c.id);
+    ExpectExactGradient<float>(*device, ids, c.V, 4, c.name, c.first);
+    ExpectExactGradient<float>(*device, ids, c.V, 5, c.name, c.first);
+    ExpectExactGradient<double>(*device, ids, c.V, 6, c.name, c.first);
+  }
 }
 
 TEST(DeviceEmbeddingGradient, HasTheSameBitsEveryTime) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -114,6 +115,58 @@ TEST(Dropout, DifferentKeysDropDifferentElements) {
     for (size_t i = 0; i < mask.size(); ++i) equal += mask[i] == other[i];
     EXPECT_NEAR(equal, 5000, 5 * 50) << key;  // 5 standard deviations of 10,000 coins
   }
+}
+
+// A rank's part of an activation: the elements that `places` says of the whole.
+void ExpectPartOfTheMask(int64_t rows, int64_t columns, int64_t N, int64_t W, const ElementPlaces& places,
+                         const std::function<int64_t(int64_t)>& whole_row) {
+  constexpr uint64_t kKey = 4711;
+  for (const OpPath& path : AllOpPaths()) {
+    SCOPED_TRACE(path.name);
+    CpuDevice device(path.options);
+    Matrix x(path.compute, rows, columns), y(path.compute, rows, columns);
+    x.FillRandom(1);
+    device.ops().Dropout({.y = y.t(), .x = x.t(), .rate = 0.3, .key = kKey});
+    for (const int64_t gap : {0, 5}) {
+      Matrix part(path.compute, N, W, gap);
+      for (int64_t i = 0; i < N * W; ++i) {
+        part.Set(i / W, i % W, x.Get(whole_row(i / W), places.first_column + i % W));
+      }
+      device.ops().Dropout({.y = part.t(), .x = part.t(), .rate = 0.3, .key = kKey, .places = places});
+      for (int64_t i = 0; i < N * W; ++i) {
+        ASSERT_EQ(part.Get(i / W, i % W), y.Get(whole_row(i / W), places.first_column + i % W))
+            << "gap " << gap << " row " << i / W << " column " << i % W;
+      }
+    }
+  }
+}
+
+TEST(Dropout, OfRowsOrColumnsIsTheWholeMasksPart) {
+  for (const int64_t W : {16, 23}) {
+    // rows of a rank of the tensor axis
+    for (const int64_t first : {0, 8, 24}) {
+      ExpectPartOfTheMask(32, W, 8, W, {.first_row = first}, [&](int64_t n) { return first + n; });
+    }
+    // every rank of a sequence axis of 4: 5 of the 20 tokens of each of 3 sequences
+    for (int64_t s = 0; s < 4; ++s) {
+      ExpectPartOfTheMask(60, W, 15, W, {.segment = 5, .segment_stride = 20, .segment_begin = 5 * s},
+                          [&](int64_t n) { return n / 5 * 20 + 5 * s + n % 5; });
+      // and of those rows the later ones, from the middle of a sequence on
+      ExpectPartOfTheMask(60, W, 8, W,
+                          {.first_row = 7, .segment = 5, .segment_stride = 20, .segment_begin = 5 * s},
+                          [&](int64_t n) { return (7 + n) / 5 * 20 + 5 * s + (7 + n) % 5; });
+    }
+    // columns of a rank of the tensor axis
+    for (const int64_t first : {0, 16, 48, 3}) {
+      ExpectPartOfTheMask(9, 64, 9, W < 17 ? 16 : 13, {.first_column = first, .num_columns = 64},
+                          [](int64_t n) { return n; });
+    }
+  }
+  // columns and tokens at once
+  ExpectPartOfTheMask(
+      24, 30, 8, 10,
+      {.segment = 4, .segment_stride = 12, .segment_begin = 8, .first_column = 20, .num_columns = 30},
+      [](int64_t n) { return n / 4 * 12 + 8 + n % 4; });
 }
 
 TEST(Dropout, BackwardOnGradientsUsesTheMaskOfTheForwardPass) {
