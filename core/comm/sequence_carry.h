@@ -27,14 +27,14 @@ class SequenceCarry {
   // shape: of one segment, with the largest B. Nothing with one rank. train: also what only Backward needs.
   Memory Bind(Arena& arena, DType wide, const MlstmShape& shape, bool train) const;
 
-  // The state before this rank's segment, in memory.initial: for MlstmForward. `args` without `summary`; B
+  // The state before this rank's segment, in memory.initial: for MlstmForward. args.summary is set here; B
   // may be smaller than what was bound, T is any.
   MlstmState Forward(Ops& ops, const Memory& memory, MlstmSummaryArgs args,
                      CallSite site = CallSite::Here()) const;
   // That state again, until the next Forward: for the backward ops.
   MlstmState Initial(const Memory& memory, const MlstmShape& shape) const;
   // The gradient of the state after this rank's segment, in memory.dlast (its m is undefined): for
-  // MlstmBackward. `args` without `dstate` and `initial`.
+  // MlstmBackward. args.dstate and args.initial are set here.
   MlstmState Backward(Ops& ops, const Memory& memory, MlstmSummaryBackwardArgs args,
                       CallSite site = CallSite::Here()) const;
 

@@ -15,8 +15,14 @@ class TensorBoundary {
   int64_t size() const { return axis_.size; }
   int64_t index() const { return axis_.index; }
 
-  // With one rank nothing is copied: `all` must be `mine` itself.
-  // all (N, W) = the rows of all ranks; mine (N / size, W), may be its place in `all`. Contiguous, any dtype.
+  // Where the rows of all ranks lie: with one rank `mine` itself, so that nothing is copied (`scratch` may be
+  // undefined), otherwise the first size() * (rows of mine) rows of `scratch`.
+  Tensor AllRows(Tensor scratch, Tensor mine) const;
+  // This rank's rows of `all`.
+  Tensor MyRows(Tensor all) const;
+
+  // all (N, W) = the rows of all ranks; mine (N / size, W), may be MyRows(all). Contiguous, any dtype. With
+  // one rank `all` must be `mine`, here and in SumTokens.
   void GatherTokens(Tensor all, Tensor mine, CallSite site = CallSite::Here()) const;
   // mine (N / size, W) = this rank's rows of the sum over ranks of `all` (N, W). Contiguous.
   void SumTokens(Tensor mine, Tensor all, CallSite site = CallSite::Here()) const;

@@ -23,7 +23,7 @@ Block::Block(const ModelSpec& spec, ParamStore& params, const std::string& prefi
 
 Block::Memory Block::Bind(Arena& arena, const Ops& ops, const PassShape& shape, Mode mode) const {
   const DType wide = WideOf(compute_);
-  const int64_t N = shape.N();
+  const int64_t N = shape.stream_rows();
   const bool train = mode != Mode::kInference;
   Memory memory;
   Saved& s = memory.saved;
@@ -44,7 +44,7 @@ Block::Memory Block::Bind(Arena& arena, const Ops& ops, const PassShape& shape, 
   if (train && compute_ != wide) memory.scratch.dy = arena.Scratch(compute_, {N, D_});
   std::visit([&](const auto& mixer) { memory.mixer = mixer.Bind(arena, ops, compute_, shape, train); },
              mixer_);
-  if (ffn_) memory.ffn = ffn_->Bind(arena, N, train);
+  if (ffn_) memory.ffn = ffn_->Bind(arena, shape.N(), train);
   if (mode != Mode::kSave) arena.EndSharedSaved();
   return memory;
 }
@@ -73,7 +73,7 @@ void Block::MixerBackward(const LayerContext& ctx, const Memory& memory, Tensor 
 }
 
 void Block::Forward(const LayerContext& ctx, const Memory& memory, const ForwardArgs& a) const {
-  const int64_t N = ctx.N();
+  const int64_t N = ctx.stream_rows();
   const Saved& s = memory.saved;
   const Tensor x1 = s.x1.Rows(0, N), u1 = s.u1.Rows(0, N), delta = memory.scratch.delta.Rows(0, N);
   CAROUSEL_CHECK_MSG(a.delta_in.defined() || a.x.data == x1.data, "the stream must be in x1 already");
@@ -96,7 +96,7 @@ void Block::Forward(const LayerContext& ctx, const Memory& memory, const Forward
 
 void Block::Backward(const LayerContext& ctx, const Memory& memory, Mode mode, Tensor dx) const {
   CAROUSEL_CHECK_MSG(mode != Mode::kInference, "bound for inference");
-  const int64_t N = ctx.N();
+  const int64_t N = ctx.stream_rows();
   const Saved& s = memory.saved;
   const Tensor x1 = s.x1.Rows(0, N);
   if (mode == Mode::kRecompute) Forward(ctx, memory, {.delta_out = {}, .x = x1});

@@ -3,7 +3,8 @@
 // this block.
 //
 // The residual stream is wide. Its additions happen inside the norms: a block hands on the pair (stream,
-// delta) with output = stream + delta, and the next norm adds the two.
+// delta) with output = stream + delta, and the next norm adds the two. N is the number of the stream's rows
+// on this rank; the layers in it gather the rows of the others where they need them.
 #pragma once
 #include <optional>
 #include <string>
@@ -55,7 +56,7 @@ class Block {
   };
   // After it, output = Stream(memory) + delta_out.
   void Forward(const LayerContext&, const Memory&, const ForwardArgs&) const;
-  // The stream after Forward, without delta_out: (bound N, D) wide.
+  // The stream after Forward, without delta_out: (bound rows, D) wide.
   Tensor Stream(const Memory& memory) const { return ffn_ ? memory.saved.x2 : memory.saved.x1; }
   // dx (N, D) wide: the gradient of the output comes in, the gradient of the block input goes out. Once per
   // Forward. kRecompute: runs Forward from x1 first.

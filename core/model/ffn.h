@@ -1,6 +1,10 @@
 // Gated feed-forward: y = dropout((act(x W_gate^T) * (x W_up^T)) W_down^T), each map with a bias if
-// has_ffn_bias(). act is SiLU in the large family and GELU in the paper family. Column-split (gate, up), then
-// row-split (down).
+// has_ffn_bias(). act is SiLU in the large family and GELU in the paper family.
+//
+// Gate and up are split by columns over the tensor axis, down by rows: a rank has F = ffn_dim / t features of
+// all N tokens in between, and gathers and sums rows of the stream at the two ends (core/comm/
+// tensor_boundary.h). x, y and their gradients are the stream's n = N / t rows. Crossings: forward a gather
+// of x and a sum of y; backward a gather of dy, one of x again, and a sum of dx.
 #pragma once
 #include <string>
 
@@ -19,8 +23,9 @@ class Ffn {
     Tensor act;      // (N, F) compute: silu(gate) * up
   };
   struct Scratch {
+    Tensor rows;     // (N, D) compute: rows of all ranks; undefined with one rank
     Tensor dact;     // (N, F) compute
-    Tensor dropped;  // (N, D) compute: gradient after dropout; undefined without dropout
+    Tensor dropped;  // (N, D) compute: gradient after dropout; undefined without dropout, with several ranks
   };
   struct Memory {
     Saved saved;
@@ -28,20 +33,24 @@ class Ffn {
   };
   Memory Bind(Arena& arena, int64_t num_tokens, bool train) const;
 
-  // y (N, D) compute out, x (N, D) compute. An undefined y leaves the down projection out: all that Backward
+  // y (n, D) compute out, x (n, D) compute. An undefined y leaves the down projection out: all that Backward
   // needs is then in `memory` (recomputation).
   void Forward(const LayerContext&, const Memory&, Tensor y, Tensor x) const;
   // Once per Forward.
   struct BackwardArgs {
-    Tensor dx;  // (N, D) compute out
-    Tensor dy;  // (N, D) compute
-    Tensor x;   // (N, D) compute: as forward
+    Tensor dx;  // (n, D) compute out
+    Tensor dy;  // (n, D) compute
+    Tensor x;   // (n, D) compute: as forward
   };
   void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
 
  private:
+  bool drops(const LayerContext& ctx) const { return dropout_ > 0 && ctx.dropout_key.has_value(); }
+  void Drop(const LayerContext&, Tensor y, Tensor x) const;
+
   DType compute_;
-  int64_t D_, F_, block_;
+  int64_t D_, F_, block_;  // F_: of this rank
+  int64_t tensor_size_;
   GluActivation activation_;
   double dropout_;
   int gate_up_ = -1, gate_up_bias_ = -1;  // first of proj_up_gate, proj_up

@@ -19,23 +19,22 @@ class MlstmCell {
   // num_heads: of this rank of the tensor axis.
   MlstmCell(const ModelSpec& spec, int64_t num_heads);
 
-  // Rows of q, k, v, h in the layout that the op runs on: kHeads: (S*N, width/S); else (N, width).
   struct Memory {
     SequenceMode mode = SequenceMode::kAuto;  // kAuto: one rank
-    Tensor denominator, m;                    // saved: (N, NH) or (S*N, NH/S) wide
+    Tensor denominator, m;                    // saved: (N, NH) wide; kHeads: (S*N, NH/S)
     Tensor workspace;                         // scratch: u8, of the op
     SequenceCarry::Memory carry;              // kState
-    struct {                                  // kHeads, saved: what backward reads
-      Tensor qkv;    // (N * (2*NH*DHQK + NH*DHV)) compute: q, k, v one after the other
-      Tensor h;      // (S*N, NH*DHV/S) compute
-      Tensor gates;  // (2 * N*NH) wide: i_pre, f_pre one after the other
+    // kHeads: all tokens of a part of the heads, (S*N, width/S), one tensor after the other.
+    struct Heads {
+      Tensor qkv;           // saved: (N * (2*NH*DHQK + NH*DHV)) compute: q, k, v
+      Tensor gates;         // saved: (2*N*NH) wide: i_pre, f_pre
+      Tensor h;             // saved: (N * NH*DHV) compute
+      Tensor exchange;      // scratch: u8, of the exchange
+      Tensor dqkv, dgates;  // scratch of Backward: as qkv and gates
+      Tensor dh;            // scratch of Backward: as h
     } heads;
-    struct {                           // kHeads, scratch
-      Tensor exchange, exchange_wide;  // of the exchange
-      Tensor dh, dqkv, dgates;         // as h, qkv, gates; only with `train`
-    } scratch;
-    // Whether Backward reads q, k, v and the gates again from the caller: not in kHeads.
-    bool reads_inputs_again() const { return mode != SequenceMode::kHeads; }
+    // Whether Backward reads q, k, v, h and the gates of BackwardArgs: not in kHeads.
+    bool reads_inputs() const { return mode != SequenceMode::kHeads; }
   };
   // The mode that Bind will choose: kAuto with one rank.
   SequenceMode ModeFor(const PassShape& shape, DType compute) const;
@@ -53,18 +52,19 @@ class MlstmCell {
   };
   void Forward(const LayerContext&, const Memory&, const ForwardArgs&) const;
 
+  // Sequences are taken to start from the zero state and nothing is known of a gradient of the last state.
   struct BackwardArgs {
-    Tensor dq, dk, dv;                  // compute out, strided
-    Tensor di_pre, df_pre;              // wide out, strided
-    Tensor dh;                          // (N, NH*DHV) compute, strided
-    Tensor q, k, v, i_pre, f_pre = {};  // as forward; not read unless Memory::reads_inputs_again()
-    Tensor h;                           // as forward; likewise
+    Tensor dq, dk, dv;                      // compute out, strided
+    Tensor di_pre, df_pre;                  // wide out, strided
+    Tensor dh;                              // (N, NH*DHV) compute, strided
+    Tensor q = {}, k = {}, v = {}, h = {};  // as forward; may be undefined if not reads_inputs()
+    Tensor i_pre = {}, f_pre = {};          // likewise
   };
   void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
 
  private:
-  // Of T tokens of this rank's heads, and of one rank's part of them in kHeads.
-  MlstmShape Shape(int64_t B, int64_t T, int64_t head_parts = 1) const;
+  MlstmShape Shape(int64_t B, int64_t T, int64_t heads) const;
+  MlstmShape PassShapeOf(const LayerContext&, const Memory&) const;  // what the op runs on
 
   ModelSpec spec_;
   int64_t NH_;

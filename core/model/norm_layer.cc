@@ -13,13 +13,13 @@ NormLayer::NormLayer(const ModelSpec& spec, ParamStore& params, const std::strin
   }
 }
 
-NormLayer::Saved NormLayer::Bind(Arena& arena, int64_t num_tokens) const {
-  return {.mean = layer_norm_ ? arena.Saved(wide_, {num_tokens}) : Tensor(),
-          .rstd = arena.Saved(wide_, {num_tokens})};
+NormLayer::Saved NormLayer::Bind(Arena& arena, int64_t num_rows) const {
+  return {.mean = layer_norm_ ? arena.Saved(wide_, {num_rows}) : Tensor(),
+          .rstd = arena.Saved(wide_, {num_rows})};
 }
 
 void NormLayer::Forward(const LayerContext& ctx, const Saved& saved, const ForwardArgs& a) const {
-  const int64_t N = ctx.N();
+  const int64_t N = ctx.stream_rows();
   const Tensor weight = ctx.params.Weight(weight_);
   if (layer_norm_) {
     ctx.ops.LayerNormForward({.y = a.y,
@@ -44,7 +44,7 @@ void NormLayer::Forward(const LayerContext& ctx, const Saved& saved, const Forwa
 }
 
 void NormLayer::Backward(const LayerContext& ctx, const Saved& saved, const BackwardArgs& a) const {
-  const int64_t N = ctx.N();
+  const int64_t N = ctx.stream_rows();
   const Tensor weight = ctx.params.Weight(weight_), dweight = ctx.params.Grad(weight_);
   if (layer_norm_) {
     ctx.ops.LayerNormBackward({.dx = a.dx,

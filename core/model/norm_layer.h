@@ -1,5 +1,7 @@
 // NormLayer: the norm before a mixer, a feed-forward or the head: RMS norm (large family) or layer norm whose
-// stored weight is the scale minus 1 (paper family), with the residual addition before it.
+// stored weight is the scale minus 1 (paper family), with the residual addition before it. It works on the N
+// rows of the stream: with a tensor axis each rank has a part of them, and has seen a part of the gradient of
+// the weights, of which every rank has all.
 #pragma once
 #include <string>
 
@@ -17,7 +19,7 @@ class NormLayer {
     Tensor mean;  // (N) wide; layer norm only
     Tensor rstd;  // (N) wide
   };
-  Saved Bind(Arena& arena, int64_t num_tokens) const;
+  Saved Bind(Arena& arena, int64_t num_rows) const;
 
   struct ForwardArgs {
     Tensor y;           // (N, D) compute out
