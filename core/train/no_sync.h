@@ -1,6 +1,7 @@
 // NoSync: the ParamSync of a single rank without communication. One gradient buffer per segment, in which the
-// micro-batches of a step accumulate in order. For tests and tools: a training run uses the data-parallel
-// sync of parallel/ also on one rank, whose summation tree gives the same bits for every number of ranks.
+// micro-batches of a step accumulate in order. For tests and tools: a training run uses
+// parallel/sharded_sync.h also on one rank, whose summation tree gives the same bits for every number of
+// ranks.
 #pragma once
 #include <memory>
 #include <vector>
