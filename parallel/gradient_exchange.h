@@ -17,8 +17,7 @@ class GradientExchange {
   // Sizes the pieces for blocks of at most `largest_block` elements: whole blocks if staging_bytes hold the
   // received ones, otherwise pieces that are packed before they are sent.
   void Plan(int64_t largest_block, int64_t staging_bytes);
-  int64_t piece_elems() const { return piece_; }  // of one block
-  int64_t staging_elems() const;                  // of the wire's dtype
+  int64_t staging_elems() const;  // of the wire's dtype
   // staging: (at least staging_elems()) in the wire's dtype. Exchanges of one lane may share it.
   void SetStaging(Tensor staging) { staging_ = staging; }
 

@@ -48,9 +48,6 @@ class GradientSum {
   void Finish();
 
   bool is_last(int64_t leaf) const { return leaf == leaves_.at(leaves_.count - 1); }
-  int64_t num_buffers() const { return num_buffers_; }
-  // Of one peer's block, in the exchange over the replicas.
-  int64_t piece_elems() const { return over_replicas_.has_value() ? over_replicas_->piece_elems() : 0; }
 
  private:
   struct Run {

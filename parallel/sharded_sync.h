@@ -75,8 +75,6 @@ class ShardedSync : public ParamSync {
   // Only where nothing crosses ranks within the passes.
   bool allows_recording(int64_t leaf) const override;
 
-  int64_t num_buffers() const { return gradients_.num_buffers(); }
-  int64_t piece_elems() const { return gradients_.piece_elems(); }
   // Gathers that an Acquire had to begin itself (weight_gather.h).
   int64_t num_late_gathers() const { return gather_.has_value() ? gather_->num_late() : 0; }
 

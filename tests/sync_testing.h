@@ -42,8 +42,8 @@ T TreeSum(const std::vector<T>& leaves) {
 }
 
 // Five groups as a model of three blocks has them: the first has no vectors, the last no matrices. Rows and
-// columns that the tensor axis splits, replicated vectors that need its sum, and one that does not. No two
-// segments of matrices have the same size.
+// columns that the tensor axis splits, replicated vectors that need its sum, and one that does not. The
+// blocks differ in size.
 constexpr int kNumBlocks = 3;
 inline void RegisterSyncParams(ParamStore& store) {
   const auto add = [&](const std::string& name, std::vector<int64_t> shape, int group, Placement tensor,
@@ -55,15 +55,15 @@ inline void RegisterSyncParams(ParamStore& store) {
                     .tensor = tensor,
                     .tensor_activation = activation});
   };
-  add("embedding", {90, 60}, 0, Sharded(0));
+  add("embedding", {50, 40}, 0, Sharded(0));
   for (int l = 0; l < kNumBlocks; ++l) {
     const std::string block = "block" + std::to_string(l);
-    add(block + ".rows", {150 + 120 * l, 20}, l + 1, Sharded(0));
+    add(block + ".rows", {100 + 100 * l, 20}, l + 1, Sharded(0));
     add(block + ".norm", {20}, l + 1, Replicated());
     add(block + ".columns", {50, 20}, l + 1, Sharded(1), kByFeatures);
     add(block + ".shared", {24}, l + 1, Replicated(), Replicated());
   }
-  add("out_norm", {10500}, kNumBlocks + 1, Replicated());
+  add("out_norm", {2000}, kNumBlocks + 1, Replicated());
 }
 
 // Which parts of a leaf's gradient a rank sees of a parameter: by sequence index and, where the parameter's
