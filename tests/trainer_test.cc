@@ -170,6 +170,7 @@ TEST(Trainer, AStepThatIsNotFiniteChangesNothing) {
   EXPECT_TRUE(result.skipped);
   EXPECT_TRUE(std::isfinite(result.loss));
   EXPECT_FALSE(std::isfinite(result.grad_norm));
+  EXPECT_GT(result.num_non_finite, 0);
   EXPECT_EQ(Weights(trainer), before);
   weight.as<double>()[3] = std::nan("");
   const StepResult no_number = trainer.Step(1, source);
@@ -178,7 +179,9 @@ TEST(Trainer, AStepThatIsNotFiniteChangesNothing) {
   EXPECT_TRUE(std::isnan(trainer.Evaluate(source, 1).loss));
   EXPECT_EQ(Weights(trainer), before);
   weight.as<double>()[3] = sound;
-  EXPECT_FALSE(trainer.Step(1, source).skipped);
+  const StepResult good = trainer.Step(1, source);
+  EXPECT_FALSE(good.skipped);
+  EXPECT_EQ(good.num_non_finite, 0);
 }
 
 TEST(Trainer, AStepWithoutTargetsChangesNothing) {
@@ -295,6 +298,32 @@ TEST(Trainer, HasTheSameBitsOnEveryNumberOfRanks) {
       }
     }
   }
+}
+
+TEST(Trainer, SumsOverRanksWhatACallerContributesAfterTheBatchesWereRead) {
+  RunLocalRanks(4, [](Communicator& communicator) {
+    class Reading final : public RandomSource {
+     public:
+      void Get(int64_t step, int64_t micro, Batch* batch) override {
+        RandomSource::Get(step, micro, batch);
+        ++num_read;
+      }
+      int64_t num_read = 0;
+    } source;
+    const auto device = CpuDevice(1);
+    ShardedSyncFactory sync;
+    Trainer trainer(Spec(8), *device,
+                    ReplicateMesh({.size = 4, .index = communicator.rank(), .communicator = &communicator}),
+                    sync);
+    trainer.Initialize(9);
+    // The last one wraps: 4 (2^63 + 1) = 4 modulo 2^64.
+    const StepResult result = trainer.Step(
+        0, source, {.contribute = [&](std::vector<int64_t>* values) {
+          *values = {communicator.rank(), -source.num_read, std::numeric_limits<int64_t>::min() + 1};
+        }});
+    EXPECT_EQ(result.contributed, (std::vector<int64_t>{6, -8, 4}));
+    EXPECT_TRUE(trainer.Step(1, source).contributed.empty());
+  });
 }
 
 TEST(Trainer, DropoutChangesWithTheStepTheMicroBatchAndTheSeed) {

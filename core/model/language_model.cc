@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "core/base/int_math.h"
 #include "core/model/layer_init.h"
 
 namespace carousel {
@@ -46,28 +47,45 @@ void CheckSpec(const ModelSpec& s) {
 }
 }  // namespace
 
-LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool decay_embedding)
-    : spec_(spec), params_(params) {
+ModelPart WholeModel(const ModelSpec& spec) { return {.num_blocks = spec.num_blocks}; }
+
+ModelPart PartOf(const ModelSpec& spec, const Axis& pipe) {
+  CAROUSEL_CHECK_MSG(pipe.size <= spec.num_blocks, "every stage of the pipe axis needs a block");
+  const int64_t each = spec.num_blocks / pipe.size, rest = spec.num_blocks % pipe.size;
+  return {.first_block = pipe.index * each + std::min(pipe.index, rest),
+          .num_blocks = each + (pipe.index < rest ? 1 : 0),
+          .embeds = pipe.index == 0,
+          .has_head = pipe.index + 1 == pipe.size};
+}
+
+LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool decay_embedding,
+                             const ModelAxes& axes)
+    : spec_(spec), params_(params), axes_(axes), boundary_(axes.tensor), part_(PartOf(spec, axes.pipe)) {
   CheckSpec(spec);
+  CAROUSEL_CHECK_EQ(params.tensor_size(), axes.tensor.size);
+  CAROUSEL_CHECK_EQ(params.tensor_index(), axes.tensor.index);
+  CAROUSEL_CHECK_MSG(part_.whole() || !spec.tie_embeddings,
+                     "tied embeddings need the first and the last block on one stage of the pipe axis");
   const int64_t V = spec.vocab_size, D = spec.embedding_dim;
-  embedding_ = params.Register({.name = "embedding.weight",
-                                .shape = {V, D},
-                                .decay = decay_embedding,
-                                .init = SmallInit(D),
-                                .group = 0});
-  for (int64_t l = 0; l < spec.num_blocks; ++l) {
+  // Each rank of the tensor axis has the rows of some ids.
+  const auto vocabulary = [&](const char* name, bool decay, int group) {
+    return params.Register({.name = name,
+                            .shape = {V, D},
+                            .decay = decay,
+                            .init = SmallInit(D),
+                            .group = group,
+                            .tensor = Sharded(0),
+                            .tensor_activation = kByFeatures});
+  };
+  if (part_.embeds) embedding_ = vocabulary("embedding.weight", decay_embedding, 0);
+  for (int64_t l = part_.first_block; l < part_.first_block + part_.num_blocks; ++l) {
     blocks_.push_back(std::make_unique<Block>(spec, params, "backbone.blocks." + std::to_string(l) + ".",
                                               static_cast<int>(l) + 1, l));
     block_names_.push_back("block " + std::to_string(l) + (spec.is_slstm(l) ? " sLSTM" : " mLSTM"));
   }
-  const int head_group = static_cast<int>(spec.num_blocks) + 1;
-  if (spec.add_out_norm) out_norm_.emplace(spec, params, "backbone.out_norm", head_group);
-  head_weight_ = spec.tie_embeddings ? embedding_
-                                     : params.Register({.name = "lm_head.weight",
-                                                        .shape = {V, D},
-                                                        .decay = true,
-                                                        .init = SmallInit(D),
-                                                        .group = head_group});
+  if (!part_.has_head) return;
+  if (spec.add_out_norm) out_norm_.emplace(spec, params, "backbone.out_norm", head_group());
+  head_weight_ = spec.tie_embeddings ? embedding_ : vocabulary("lm_head.weight", true, head_group());
 }
 
 Block::Mode LanguageModel::mode() const {
@@ -75,31 +93,43 @@ Block::Mode LanguageModel::mode() const {
   return spec_.recompute == Recompute::kRecompute ? Block::Mode::kRecompute : Block::Mode::kSave;
 }
 
-void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train,
-                         int64_t evaluation_T) {
-  CAROUSEL_CHECK(B > 0 && T > 0);
-  bound_ = {.B = B, .T = T, .evaluation_T = evaluation_T};
+void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t evaluation_T,
+                         int64_t num_slots) {
+  CAROUSEL_CHECK(B > 0 && T > 0 && num_slots > 0);
+  CAROUSEL_CHECK_MSG(num_slots == 1 || !part_.has_head, "a part with the head has one slot");
+  bound_ = {.B = B, .T = T, .evaluation_T = evaluation_T, .axes = axes_};
   const DType compute = params_.compute(), wide = params_.wide();
-  const int64_t N = bound_.N(), D = spec_.embedding_dim, V = spec_.vocab_size;
-  const int64_t chunk = std::min(spec_.loss_chunk_tokens, N);
-  B_ = B;
-  T_ = T;
+  const int64_t N = bound_.N(), rows = bound_.stream_rows(), D = spec_.embedding_dim;
   train_ = train;
   head_ = {};
-  if (out_norm_) {
-    head_.x = arena.Saved(wide, {N, D});
-    head_.norm = out_norm_->Bind(arena, N);
+  if (part_.has_head) {
+    if (out_norm_) {
+      head_.x = arena.Saved(wide, {rows, D});
+      head_.norm = out_norm_->Bind(arena, rows);
+    }
+    head_.u = arena.Saved(compute, {N, D});
   }
-  head_.u = arena.Saved(compute, {N, D});
 
-  // Scratch of the whole pass lies below the scratch of the blocks and of the head, which run in turn.
+  // Scratch of the whole pass lies below the scratch of the embedding, the blocks and the head, which run in
+  // turn.
   const ScratchScope pass(arena);
-  delta_ = arena.Scratch(compute, {N, D});
-  dx_ = train ? arena.Scratch(wide, {N, D}) : Tensor();
-  block_memory_.clear();
-  for (const auto& block : blocks_) block_memory_.push_back(block->Bind(arena, ops, bound_, mode()));
+  delta_ = arena.Scratch(compute, {rows, D});
+  dx_ = train ? arena.Scratch(wide, {rows, D}) : Tensor();
+  stream_out_ = part_.has_head ? Tensor() : arena.Scratch(wide, {rows, D});
+  if (part_.embeds && tensor_split()) {
+    const ScratchScope embedding(arena);
+    embedded_ = arena.Scratch(wide, {N, D});
+  }
+  slots_.assign(static_cast<size_t>(num_slots), {});
+  for (std::vector<Block::Memory>& slot : slots_) {
+    for (const auto& block : blocks_) slot.push_back(block->Bind(arena, ops, bound_, mode()));
+  }
+  if (!part_.has_head) return;
   const ScratchScope head(arena);
+  const int64_t chunk = std::min(spec_.loss_chunk_tokens, N), t = axes_.tensor.size;
+  const int64_t V = DivExact(spec_.vocab_size, t);
   head_.logits = arena.Scratch(wide, {chunk, V});
+  if (tensor_split()) head_.stats = arena.Scratch(wide, {t * chunk, 4});
   head_.loss = arena.Scratch(wide, {N});
   if (train) {
     head_.du = arena.Scratch(compute, {N, D});
@@ -114,197 +144,227 @@ std::vector<LayerState> LanguageModel::BindStates(Arena& arena, int64_t B) const
 }
 
 LayerContext LanguageModel::MakeContext(Ops& ops, const Input& input) const {
-  CAROUSEL_CHECK_MSG(B_ > 0, "use before Bind");
-  const int64_t B = input.B > 0 ? input.B : B_, T = input.T > 0 ? input.T : T_;
+  CAROUSEL_CHECK_MSG(bound_.B > 0, "use before Bind");
+  const int64_t B = input.B > 0 ? input.B : bound_.B, T = input.T > 0 ? input.T : bound_.T;
   CAROUSEL_CHECK_LE(T, bound_.longest_T());
   CAROUSEL_CHECK_LE(B * T, bound_.N());
+  CAROUSEL_CHECK_MSG(B * T % axes_.tensor.size == 0, "the tensor axis must divide the tokens of a pass");
   CAROUSEL_CHECK_SHAPE(input.ids, {B * T});
   CAROUSEL_CHECK(!input.targets.defined() || input.rows.defined() || input.targets.HasShape({B * T}));
+  CAROUSEL_CHECK(!input.rows.defined() || (axes_.tensor.size == 1 && axes_.sequence.size == 1));
   CAROUSEL_CHECK(!input.resets.defined() || input.resets.HasShape({B * T}));
+  if (axes_.sequence.size > 1) {
+    CAROUSEL_CHECK_EQ(input.all_resets.defined(), input.resets.defined());
+    CAROUSEL_CHECK(!input.resets.defined() || input.all_resets.HasShape({B * T * axes_.sequence.size}));
+  }
   return {.ops = ops,
           .params = params_,
+          .axes = axes_,
           .B = B,
           .T = T,
           .resets = input.resets,
+          .all_resets = input.all_resets,
           .dropout_key = input.dropout_key};
 }
 
-void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync, const Input& input,
-                                 const std::vector<LayerState>* states) {
-  const OptionalSync sync{param_sync, params_.num_groups()};
-  const int64_t N = ctx.N();
-  CAROUSEL_CHECK(states == nullptr || states->size() == blocks_.size());
-
-  // The embedding is the input of the first block.
-  sync.Prefetch(0);
-  sync.Prefetch(1);
-  sync.Acquire(0);
-  Tensor x = block_memory_[0].saved.x1.Rows(0, N);
-  ctx.ops.EmbeddingForward({.y = x, .weight = params_.Weight(embedding_), .ids = input.ids});
-  if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
-    ctx.ops.Dropout({.y = x, .x = x, .rate = spec_.embedding_dropout, .key = ctx.DropoutKey(0)});
-  }
-  sync.Release(0);
-
-  const Tensor delta = delta_.Rows(0, N);
-  for (size_t l = 0; l < blocks_.size(); ++l) {
-    const int group = static_cast<int>(l) + 1;
-    const OpsRange range(ctx.ops, block_names_[l].c_str());
-    sync.Prefetch(group + 1);
-    sync.Acquire(group);
-    const LayerState state = states == nullptr ? LayerState() : (*states)[l];
-    blocks_[l]->Forward(
-        ctx, block_memory_[l],
-        {.delta_out = delta, .x = x, .delta_in = l == 0 ? Tensor() : delta, .initial = state, .last = state});
-    x = blocks_[l]->Stream(block_memory_[l]).Rows(0, N);
-    sync.Release(group);
-  }
-
-  sync.Acquire(static_cast<int>(blocks_.size()) + 1);
-  if (spec_.tie_embeddings) sync.Acquire(0);
-  ForwardOutNorm(ctx);
+int64_t LanguageModel::first_id() const {
+  return tensor_split() ? axes_.tensor.index * (spec_.vocab_size / axes_.tensor.size) : -1;
 }
 
-void LanguageModel::ForwardOutNorm(const LayerContext& ctx) {
-  const int64_t N = ctx.N();
-  const Tensor x = blocks_.back()->Stream(block_memory_.back()).Rows(0, N), delta = delta_.Rows(0, N);
-  const Tensor u = head_.u.Rows(0, N);
+void LanguageModel::CheckWhole() const {
+  CAROUSEL_CHECK_MSG(part_.whole() && !tensor_split() && axes_.sequence.size == 1,
+                     "logits need the whole model and all tokens on one rank");
+}
+
+Tensor LanguageModel::StreamIn(const Input& input, int64_t slot) const {
+  CAROUSEL_CHECK(!part_.embeds);
+  const int64_t rows = input.B * input.T / axes_.tensor.size;
+  return slots_.at(static_cast<size_t>(slot))[0].saved.x1.Rows(0, rows);
+}
+Tensor LanguageModel::StreamOut(const Input& input) const {
+  CAROUSEL_CHECK(!part_.has_head);
+  return stream_out_.Rows(0, input.B * input.T / axes_.tensor.size);
+}
+Tensor LanguageModel::StreamGradient(const Input& input) const {
+  CAROUSEL_CHECK_MSG(train_, "bound for inference");
+  return dx_.Rows(0, input.B * input.T / axes_.tensor.size);
+}
+
+template <class Embed, class RunBlock>
+void LanguageModel::WalkForward(ParamSync* param_sync, const Embed& embed, const RunBlock& run_block) const {
+  const OptionalSync sync{param_sync, params_.num_groups()};
+  if (part_.embeds) sync.Prefetch(0);
+  sync.Prefetch(first_group());
+  if (part_.embeds) {
+    sync.Acquire(0);
+    embed();
+    sync.Release(0);
+  }
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    const int group = first_group() + static_cast<int>(l);
+    if (part_.has_head || l + 1 < blocks_.size()) sync.Prefetch(group + 1);
+    sync.Acquire(group);
+    run_block(l);
+    sync.Release(group);
+  }
+  if (!part_.has_head) return;
+  sync.Acquire(head_group());
+  if (spec_.tie_embeddings) sync.Acquire(0);
+}
+
+// x = dropout(Emb[ids]), the stream's rows. On a tensor axis each rank has the ids of its rows of the matrix,
+// and zeros for the others.
+void LanguageModel::ForwardEmbedding(const LayerContext& ctx, const Input& input, Tensor x) const {
+  const Tensor all = boundary_.AllRows(embedded_, x);
+  ctx.ops.EmbeddingForward(
+      {.y = all, .weight = params_.Weight(embedding_), .ids = input.ids, .first_id = first_id()});
+  boundary_.SumTokens(x, all);
+  if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
+    ctx.ops.Dropout({.y = x,
+                     .x = x,
+                     .rate = spec_.embedding_dropout,
+                     .key = ctx.DropoutKey(0),
+                     .places = ctx.StreamPlaces()});
+  }
+}
+
+void LanguageModel::BackwardEmbedding(const LayerContext& ctx, const Input& input) const {
+  const Tensor dx = dx_.Rows(0, ctx.stream_rows());
+  if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
+    ctx.ops.Dropout({.y = dx,
+                     .x = dx,
+                     .rate = spec_.embedding_dropout,
+                     .key = ctx.DropoutKey(0),
+                     .places = ctx.StreamPlaces()});
+  }
+  const Tensor all = boundary_.AllRows(embedded_, dx);
+  boundary_.GatherTokens(all, dx);
+  ctx.ops.EmbeddingBackward(
+      {.dweight = params_.Grad(embedding_), .dy = all, .ids = input.ids, .first_id = first_id()});
+}
+
+void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync, const Input& input,
+                                 int64_t slot, const std::vector<LayerState>* states) {
+  CAROUSEL_CHECK(states == nullptr || states->size() == blocks_.size());
+  const std::vector<Block::Memory>& memory = slots_.at(static_cast<size_t>(slot));
+  const int64_t rows = ctx.stream_rows();
+  // What comes in is the input of the first block.
+  Tensor x = memory[0].saved.x1.Rows(0, rows);
+  const Tensor delta = delta_.Rows(0, rows);
+  WalkForward(
+      param_sync, [&] { ForwardEmbedding(ctx, input, x); },
+      [&](size_t l) {
+        const OpsRange range(ctx.ops, block_names_[l].c_str());
+        const LayerState state = states == nullptr ? LayerState() : (*states)[l];
+        blocks_[l]->Forward(ctx, memory[l],
+                            {.delta_out = delta,
+                             .x = x,
+                             .delta_in = l == 0 ? Tensor() : delta,
+                             .initial = state,
+                             .last = state});
+        x = blocks_[l]->Stream(memory[l]).Rows(0, rows);
+      });
+  if (part_.has_head) {
+    ForwardOutNorm(ctx, x, delta);
+  } else {
+    // The sum that the next block's norm would take.
+    ctx.ops.Add({.y = stream_out_.Rows(0, rows), .a = x, .b = delta});
+  }
+}
+
+void LanguageModel::ForwardOutNorm(const LayerContext& ctx, Tensor x, Tensor delta) {
+  const Tensor u = boundary_.MyRows(head_.u.Rows(0, ctx.N()));
   if (!out_norm_) {
     ctx.ops.Add({.y = u, .a = x, .b = delta});
     return;
   }
-  out_norm_->Forward(ctx, head_.norm, {.y = u, .sum = head_.x.Rows(0, N), .x = x, .delta = delta});
+  out_norm_->Forward(ctx, head_.norm,
+                     {.y = u, .sum = head_.x.Rows(0, ctx.stream_rows()), .x = x, .delta = delta});
 }
 
-// dx_ = gradient of the stream after the last block, from head_.du.
-void LanguageModel::BackwardOutNorm(const LayerContext& ctx) {
-  const int64_t N = ctx.N();
-  const Tensor dx = dx_.Rows(0, N), du = head_.du.Rows(0, N);
-  if (!out_norm_) {
-    ctx.ops.Cast({.y = dx, .x = du});
-    return;
-  }
-  out_norm_->Backward(ctx, head_.norm, {.dx = dx, .dy = du, .x = head_.x.Rows(0, N)});
+void LanguageModel::ForwardBackward(Ops& ops, ParamSync* sync, const Input& input, Tensor loss_sum,
+                                    int64_t slot) {
+  Forward(ops, sync, input, slot);
+  Backward(ops, sync, input, slot, loss_sum);
 }
 
-void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor loss_sum, bool backward,
-                             Tensor correct) {
-  const OpsRange range(ctx.ops, "head and loss");
-  const int64_t N = ctx.N();
-  const Tensor all_u = head_.u.Rows(0, N);
-  if (!input.rows.defined()) {
-    HeadLossOf(ctx, all_u, input.targets, loss_sum, backward ? head_.du.Rows(0, N) : Tensor(), correct);
-    return;
-  }
-  // The tokens with a target, taken together. delta_ and dx_ are free between the out norm's two passes.
+void LanguageModel::Forward(Ops& ops, ParamSync* sync, const Input& input, int64_t slot) {
   CAROUSEL_CHECK_MSG(train_, "bound for inference");
-  const int64_t n = input.rows.of_targets.dim[0];
-  CAROUSEL_CHECK(n < N && input.rows.to_targets.HasShape({N}));
-  if (n > 0) {
-    const Tensor wide = dx_.Rows(0, n), u = delta_.Rows(0, n);
-    ctx.ops.EmbeddingForward({.y = wide, .weight = all_u, .ids = input.rows.of_targets});
-    ctx.ops.Cast({.y = u, .x = wide});
-    HeadLossOf(ctx, u, input.targets, loss_sum, backward ? u : Tensor(), correct);
-  }
-  if (!backward) return;
-  // Each token takes its gradient from there, or that of token n, zero.
-  ctx.ops.Fill({.y = delta_.Rows(n, 1), .value = 0});
-  const Tensor dx = dx_.Rows(0, N);
-  ctx.ops.EmbeddingForward({.y = dx, .weight = delta_.Rows(0, n + 1), .ids = input.rows.to_targets});
-  ctx.ops.Cast({.y = head_.du.Rows(0, N), .x = dx});
-}
-
-void LanguageModel::HeadLossOf(const LayerContext& ctx, Tensor u, Tensor targets, Tensor loss_sum, Tensor du,
-                               Tensor correct) {
-  const int64_t N = u.dim[0], chunk = head_.logits.dim[0];
-  const Tensor weight = params_.Weight(head_weight_);
-  for (int64_t begin = 0; begin < N; begin += chunk) {
-    const int64_t n = std::min(chunk, N - begin);
-    const Tensor rows = u.Rows(begin, n), logits = head_.logits.Rows(0, n);
-    const Tensor dlogits = du.defined() ? head_.dlogits.Rows(0, n) : Tensor();
-    ctx.ops.Matmul({.c = logits, .a = rows, .b = weight, .transpose_b = true});
-    ctx.ops.CrossEntropy({.loss = head_.loss.Rows(begin, n),
-                          .dlogits = dlogits,
-                          .logits = logits,
-                          .targets = targets.Rows(begin, n),
-                          .correct = correct.defined() ? correct.Rows(begin, n) : Tensor(),
-                          .soft_cap = spec_.logit_soft_cap});
-    if (!du.defined()) continue;
-    // The weight's gradient first: du may take the place of u.
-    ctx.ops.Matmul(
-        {.c = params_.Grad(head_weight_), .a = dlogits, .b = rows, .transpose_a = true, .accumulate = true});
-    ctx.ops.Matmul({.c = du.Rows(begin, n), .a = dlogits, .b = weight});
-  }
-  ctx.ops.SumExactly({.sum = loss_sum, .x = head_.loss.Rows(0, N)});
-}
-
-void LanguageModel::ForwardBackward(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum) {
-  CAROUSEL_CHECK_MSG(train_, "bound for inference");
-  CAROUSEL_CHECK_MSG(input.targets.defined(), "a loss needs targets");
-  const OptionalSync sync{param_sync, params_.num_groups()};
   const LayerContext ctx = MakeContext(ops, input);
   CAROUSEL_CHECK_LE(ctx.T, bound_.T);
-  const int head_group = static_cast<int>(blocks_.size()) + 1;
+  ForwardTrunk(ctx, sync, input, slot, nullptr);
+}
 
-  ForwardTrunk(ctx, param_sync, input, nullptr);
-  sync.Prefetch(head_group - 1);
-  sync.BeginGradients(head_group);
-  if (spec_.tie_embeddings) sync.BeginGradients(0);
-  HeadLoss(ctx, input, loss_sum, /*backward=*/true, /*correct=*/{});
-  BackwardOutNorm(ctx);
-  if (spec_.tie_embeddings) sync.Release(0);
-  sync.Release(head_group);
-  sync.GradReady(head_group);
+void LanguageModel::Backward(Ops& ops, ParamSync* param_sync, const Input& input, int64_t slot,
+                             Tensor loss_sum) {
+  const OptionalSync sync{param_sync, params_.num_groups()};
+  const LayerContext ctx = MakeContext(ops, input);
+  const std::vector<Block::Memory>& memory = slots_.at(static_cast<size_t>(slot));
+  const int last_group = first_group() + static_cast<int>(blocks_.size()) - 1;
 
-  const Tensor dx = dx_.Rows(0, ctx.N());
+  sync.Prefetch(last_group);
+  if (part_.has_head) {
+    sync.BeginGradients(head_group());
+    if (spec_.tie_embeddings) sync.BeginGradients(0);
+    HeadLoss(ctx, input, loss_sum, /*backward=*/true, /*correct=*/{});
+    BackwardOutNorm(ctx);
+    if (spec_.tie_embeddings) sync.Release(0);
+    sync.Release(head_group());
+    sync.GradReady(head_group());
+  }
+
+  const Tensor dx = dx_.Rows(0, ctx.stream_rows());
   for (size_t l = blocks_.size(); l-- > 0;) {
-    const int group = static_cast<int>(l) + 1;
+    const int group = first_group() + static_cast<int>(l);
     const OpsRange range(ops, (block_names_[l] + " backward").c_str());
     if (l > 0) sync.Prefetch(group - 1);
     sync.Acquire(group);
     sync.BeginGradients(group);
-    blocks_[l]->Backward(ctx, block_memory_[l], mode(), dx);
+    blocks_[l]->Backward(ctx, memory[l], mode(), dx);
     sync.Release(group);
     sync.GradReady(group);
   }
-  if (spec_.embedding_dropout > 0 && ctx.dropout_key.has_value()) {
-    ops.Dropout({.y = dx, .x = dx, .rate = spec_.embedding_dropout, .key = ctx.DropoutKey(0)});
-  }
+  if (!part_.embeds) return;
   if (!spec_.tie_embeddings) sync.BeginGradients(0);
-  ops.EmbeddingBackward({.dweight = params_.Grad(embedding_), .dy = dx, .ids = input.ids});
+  BackwardEmbedding(ctx, input);
   sync.GradReady(0);
 }
 
 void LanguageModel::ForwardLoss(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum,
                                 Tensor correct) {
-  CAROUSEL_CHECK_MSG(input.targets.defined(), "a loss needs targets");
-  const OptionalSync sync{param_sync, params_.num_groups()};
   const LayerContext ctx = MakeContext(ops, input);
-  ForwardTrunk(ctx, param_sync, input, nullptr);
+  ForwardTrunk(ctx, param_sync, input, /*slot=*/0, nullptr);
+  if (!part_.has_head) return;
   HeadLoss(ctx, input, loss_sum, /*backward=*/false, correct);
-  if (spec_.tie_embeddings) sync.Release(0);
-  sync.Release(static_cast<int>(blocks_.size()) + 1);
+  ReleaseHead(param_sync);
 }
 
-void LanguageModel::Logits(const LayerContext& ctx, Tensor logits, Tensor u) const {
-  ctx.ops.Matmul({.c = logits, .a = u, .b = params_.Weight(head_weight_), .transpose_b = true});
-  if (spec_.logit_soft_cap > 0) {
-    ctx.ops.SoftCapForward({.y = logits, .x = logits, .cap = spec_.logit_soft_cap});
-  }
+void LanguageModel::ForwardNothing(ParamSync& sync) const {
+  WalkForward(
+      &sync, [] {}, [](size_t) {});
+  if (part_.has_head) ReleaseHead(&sync);
+}
+
+void LanguageModel::ReleaseHead(ParamSync* param_sync) const {
+  const OptionalSync sync{param_sync, params_.num_groups()};
+  if (spec_.tie_embeddings) sync.Release(0);
+  sync.Release(head_group());
 }
 
 void LanguageModel::ForwardLogits(Ops& ops, const Input& input, Tensor logits) {
+  CheckWhole();
   const LayerContext ctx = MakeContext(ops, input);
   CAROUSEL_CHECK_SHAPE(logits, {ctx.N(), spec_.vocab_size});
-  ForwardTrunk(ctx, nullptr, input, nullptr);
+  ForwardTrunk(ctx, nullptr, input, /*slot=*/0, nullptr);
   Logits(ctx, logits, head_.u.Rows(0, ctx.N()));
 }
 
 void LanguageModel::ForwardStep(Ops& ops, const Input& input, const std::vector<LayerState>& states,
                                 Tensor last_logits) {
+  CheckWhole();
   const LayerContext ctx = MakeContext(ops, input);
   CAROUSEL_CHECK_SHAPE(last_logits, {ctx.B, spec_.vocab_size});
-  ForwardTrunk(ctx, nullptr, input, &states);
+  ForwardTrunk(ctx, nullptr, input, /*slot=*/0, &states);
   // Row b*T + T-1 of every sequence b: a view with a stride of T rows.
   Tensor u = head_.u.Rows(ctx.T - 1, 1);
   u.dim[0] = ctx.B;

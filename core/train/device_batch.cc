@@ -2,24 +2,55 @@
 
 #include <vector>
 
+#include "core/base/int_math.h"
+
 namespace carousel {
 
-void DeviceBatch::Bind(Arena& arena, int64_t max_tokens) {
+const Batch& SequencePart(const Batch& batch, const Axis& sequence, Batch* storage) {
+  if (sequence.size == 1) return batch;
+  const int64_t T = DivExact(batch.T, sequence.size);
+  storage->B = batch.B;
+  storage->T = T;
+  const auto take = [&](const auto& from, auto* to) {
+    to->clear();
+    if (from.empty()) return;
+    for (int64_t b = 0; b < batch.B; ++b) {
+      const auto first = from.begin() + (b * batch.T + sequence.index * T);
+      to->insert(to->end(), first, first + T);
+    }
+  };
+  take(batch.inputs, &storage->inputs);
+  take(batch.targets, &storage->targets);
+  take(batch.resets, &storage->resets);
+  take(batch.lengths, &storage->lengths);
+  return *storage;
+}
+
+void DeviceBatch::Bind(Arena& arena, int64_t max_tokens, const ModelAxes& axes) {
+  axes_ = axes;
   max_tokens_ = max_tokens;
   ids_ = arena.Persistent("batch", DType::kI32, {max_tokens});
   targets_ = arena.Persistent("batch", DType::kI32, {max_tokens});
   resets_ = arena.Persistent("batch", DType::kU8, {max_tokens});
+  if (axes.sequence.size > 1) {
+    all_resets_ = arena.Persistent("batch", DType::kU8, {max_tokens * axes.sequence.size});
+  }
+  if (axes.sequence.size > 1 || axes.tensor.size > 1) return;
   of_targets_ = arena.Persistent("batch", DType::kI32, {max_tokens});
   to_targets_ = arena.Persistent("batch", DType::kI32, {max_tokens});
 }
 
-LanguageModel::Input DeviceBatch::Load(Device& device, const Batch& batch) const {
-  CAROUSEL_CHECK(batch.B >= 1 && batch.T >= 1);
+LanguageModel::Input DeviceBatch::Load(Device& device, const Batch& whole) const {
+  CAROUSEL_CHECK(whole.B >= 1 && whole.T >= 1);
+  const auto has_all = [&whole](const auto& values) {
+    return static_cast<int64_t>(values.size()) == whole.B * whole.T;
+  };
+  CAROUSEL_CHECK(has_all(whole.inputs) && has_all(whole.targets));
+  CAROUSEL_CHECK(whole.resets.empty() || has_all(whole.resets));
+  Batch storage;
+  const Batch& batch = SequencePart(whole, axes_.sequence, &storage);
   const int64_t N = batch.B * batch.T;
   CAROUSEL_CHECK_LE(N, max_tokens_);
-  CAROUSEL_CHECK(static_cast<int64_t>(batch.inputs.size()) == N &&
-                 static_cast<int64_t>(batch.targets.size()) == N);
-  CAROUSEL_CHECK(batch.resets.empty() || static_cast<int64_t>(batch.resets.size()) == N);
   const auto copy = [&](Tensor place, const auto& values) {
     const Tensor target = place.Rows(0, static_cast<int64_t>(values.size()));
     if (!values.empty()) device.CopyToDevice(target.data, values.data(), target.num_bytes());
@@ -30,8 +61,9 @@ LanguageModel::Input DeviceBatch::Load(Device& device, const Batch& batch) const
   input.T = batch.T;
   input.ids = copy(ids_, batch.inputs);
   if (!batch.resets.empty()) input.resets = copy(resets_, batch.resets);
+  if (!batch.resets.empty() && all_resets_.defined()) input.all_resets = copy(all_resets_, whole.resets);
   const int64_t num_targets = batch.num_targets();
-  if (batch.lengths.empty() || 2 * num_targets >= N) {
+  if (!of_targets_.defined() || batch.lengths.empty() || 2 * num_targets >= N) {
     input.targets = copy(targets_, batch.targets);
     return input;
   }

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "core/base/int_math.h"
+#include "core/comm/stage_link.h"
+
 namespace carousel {
 namespace {
 
@@ -49,8 +52,8 @@ class Counts {
 };
 }  // namespace
 
-void Evaluator::Bind(Arena& arena, int64_t max_tokens) {
-  batch_.Bind(arena, max_tokens);
+void Evaluator::Bind(Arena& arena, int64_t max_tokens, const ModelAxes& axes) {
+  batch_.Bind(arena, max_tokens, axes);
   sums_.Bind(arena);
   correct_ = arena.Persistent("batch", DType::kU8, {max_tokens});
 }
@@ -59,20 +62,34 @@ EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, Param
                                      BatchSource& source, int64_t num_batches) const {
   sums_.Clear(device.ops());
   int64_t num_targets = 0;
-  Batch batch;
+  Batch batch, part;
   Counts counts;
   std::vector<uint8_t> host_correct;
+  const StageLink link(mesh.pipe);
   const int64_t begin = mesh.data_index() * num_batches / mesh.data_size();
   const int64_t end = (mesh.data_index() + 1) * num_batches / mesh.data_size();
-  for (int64_t i = begin; i < end; ++i) {
+  const int64_t most = CeilDiv(num_batches, mesh.data_size());  // of any rank
+  for (int64_t i = begin; i < begin + most; ++i) {
+    if (i == end) {
+      // Ranks that share the weights with this one have another batch.
+      if (mesh.shard.size > 1 && sync != nullptr) model.ForwardNothing(*sync);
+      break;
+    }
     source.Get(/*step=*/0, i, &batch);
-    num_targets += batch.num_targets();
+    if (mesh.speaks_for_data()) num_targets += batch.num_targets();
     const LanguageModel::Input input = batch_.Load(device, batch);
+    if (!link.is_first()) link.WithPrevious({}, model.StreamIn(input, /*slot=*/0));
     const Tensor correct = correct_.Rows(0, input.targets.dim[0]);
     model.ForwardLoss(device.ops(), sync, input, sums_.loss(), correct);
+    if (!link.is_last()) {
+      link.WithNext(model.StreamOut(input), {});
+      continue;
+    }
+    // All ranks of a tensor axis know the same.
+    if (mesh.tensor.index > 0) continue;
     host_correct.resize(static_cast<size_t>(correct.dim[0]));
     device.CopyToHost(host_correct.data(), correct.data, correct.num_bytes());
-    counts.Add(batch, host_correct);
+    counts.Add(SequencePart(batch, mesh.sequence, &part), host_correct);
   }
   const StepSums::Totals totals = sums_.Reduce(device, mesh.world, num_targets);
   counts.Reduce(mesh.world);

@@ -1,5 +1,6 @@
-// Evaluator: mean loss and accuracy over a fixed list of batches, spread over the data axis. Equal bits for
-// every number of ranks, because the sum over tokens is exact and answers are counted in integers.
+// Evaluator: mean loss and accuracy over a fixed list of batches, spread over the ranks that see different
+// micro-batches. Equal bits for every number of those and of pipeline stages, because the sum over tokens is
+// exact and answers are counted in integers.
 #pragma once
 #include <vector>
 
@@ -24,10 +25,10 @@ struct EvaluationResult {
 
 class Evaluator {
  public:
-  // Places the buffers for batches of at most max_tokens tokens.
-  void Bind(Arena& arena, int64_t max_tokens);
-  // Batches [0, num_batches) of step 0 of `source`. `model` is bound for them; sync may be null. All ranks of
-  // the mesh call this together.
+  // Places the buffers for batches of at most max_tokens tokens of one rank of the sequence axis.
+  void Bind(Arena& arena, int64_t max_tokens, const ModelAxes& axes = {});
+  // Batches [0, num_batches) of step 0 of `source`. `model` is bound for them and of this rank of the mesh;
+  // sync may be null. All ranks of the mesh call this together.
   EvaluationResult Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Mesh& mesh,
                             BatchSource& source, int64_t num_batches) const;
 

@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/int_math.h"
-#include "core/base/random.h"
 #include "core/device_memory.h"
-#include "core/train/device_batch.h"
+#include "core/train/pass_runner.h"
+#include "core/train/replica_audit.h"
 #include "core/train/step_sums.h"
 
 namespace carousel {
@@ -22,9 +21,9 @@ struct Trainer::Impl {
         mesh(mesh_in),
         sync_factory(factory),
         params(spec.compute, PartitionOf(mesh)),
-        model(spec.model, params, spec.decay_embedding),
+        model(spec.model, params, spec.decay_embedding, AxesOf(mesh, spec.sequence_mode)),
         sync(factory.Make(params, device, mesh, spec.micro_batches_per_step)),
-        leaves(LeavesOf(mesh, spec.micro_batches_per_step)) {
+        passes(spec, device, mesh, params, model, *sync) {
     CAROUSEL_CHECK(spec.micro_batch > 0 && spec.T > 0 && spec.micro_batches_per_step > 0);
     CAROUSEL_CHECK_MSG(device.host_accessible() || mesh.world.size == 1 || mesh.world.control != nullptr,
                        "ranks on a device whose memory the host cannot read need mesh.world.control");
@@ -34,10 +33,12 @@ struct Trainer::Impl {
   void Bind(Arena& arena) {
     params.Bind(arena, /*train=*/true);
     sync_factory.Bind(*sync, arena);
-    batch.Bind(arena, spec.micro_batch * spec.T);
+    passes.Bind(arena);
     sums.Bind(arena);
-    evaluator.Bind(arena, MaxEvalTokens());
-    model.Bind(arena, device.ops(), spec.micro_batch, spec.T, /*train=*/true, spec.longest_eval_T);
+    const int64_t S = mesh.sequence.size;
+    evaluator.Bind(arena, DivExact(MaxEvalTokens(), S), AxesOf(mesh));
+    model.Bind(arena, device.ops(), spec.micro_batch, DivExact(spec.T, S), /*train=*/true,
+               DivExact(spec.longest_eval_T, S), passes.num_slots());
   }
   int64_t MaxEvalTokens() const { return std::max(spec.micro_batch * spec.T, spec.longest_eval_T); }
   void Allocate() {
@@ -51,35 +52,10 @@ struct Trainer::Impl {
   ParamStore params;
   LanguageModel model;
   std::unique_ptr<ParamSync> sync;
-  Leaves leaves;
-
-  // Whether every pass of this shape issues the same ops: neither keys of dropout nor the rows of targets are
-  // arguments of them.
-  bool MayRecord(const LanguageModel::Input& input, int64_t leaf) const {
-    return spec.graphs && device.records() && sync->allows_recording(leaf) && !input.rows.defined() &&
-           !input.dropout_key.has_value() && input.B == spec.micro_batch && input.T == spec.T;
-  }
-  // What the arguments of a pass's ops depend on. Everything else stays where Bind put it.
-  struct PassKey {
-    bool resets;
-    std::vector<const void*> gradients;  // the sync changes the buffers from leaf to leaf
-    auto operator<=>(const PassKey&) const = default;
-  };
-  PassKey KeyOf(const LanguageModel::Input& input) const {
-    PassKey key = {.resets = input.resets.defined(), .gradients = {}};
-    for (int g = 0; g < params.num_groups(); ++g) {
-      for (int s = 0; s < ParamStore::kNumSegments; ++s)
-        key.gradients.push_back(params.segment(g, s).grads.data);
-    }
-    return key;
-  }
-  void ForwardBackward(const LanguageModel::Input& input, int64_t leaf);
-
-  DeviceBatch batch;
   StepSums sums;
   Evaluator evaluator;
   std::unique_ptr<DeviceMemory> memory;
-  std::map<PassKey, std::unique_ptr<Recording>> passes;  // destroyed before the memory they read
+  PassRunner passes;  // its recordings are destroyed before the memory they read
 
   // Copies of master, m and v for a device whose memory the host cannot touch: [group][segment][kind].
   struct HostShard {
@@ -117,23 +93,6 @@ std::string WhatToReduce(const Arena& plan, const TrainSpec& spec, const Mesh& m
          " (`carousel plan` shows where the memory goes)";
 }
 }  // namespace
-
-void Trainer::Impl::ForwardBackward(const LanguageModel::Input& input, int64_t leaf) {
-  sync->BeginMicroBatch(leaf);
-  if (!MayRecord(input, leaf)) {
-    model.ForwardBackward(device.ops(), sync.get(), input, sums.loss());
-    return;
-  }
-  for (int group = 0; group < params.num_groups(); ++group) {
-    sync->Acquire(group);
-    sync->BeginGradients(group);
-  }
-  std::unique_ptr<Recording>& pass = passes[KeyOf(input)];
-  if (pass == nullptr) pass = device.MakeRecording();
-  // The sync keeps books on the host: it is told after the pass.
-  pass->Run([&] { model.ForwardBackward(device.ops(), nullptr, input, sums.loss()); });
-  for (int group = params.num_groups(); group-- > 0;) sync->GradReady(group);
-}
 
 ParamPartition PartitionOf(const Mesh& mesh) {
   return {.num_shards = mesh.shard.size * mesh.replicas.size,
@@ -179,20 +138,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   SetProcessStep(step + 1);
   t.sums.Clear(ops);
 
-  int64_t num_targets = 0;
-  Batch batch;
-  for (int64_t j = 0; j < t.leaves.count; ++j) {
-    const int64_t leaf = t.leaves.at(j);
-    source.Get(step, leaf, &batch);
-    num_targets += batch.num_targets();
-    LanguageModel::Input input = t.batch.Load(t.device, batch);
-    if (t.spec.model.drops()) {
-      input.dropout_key = RandomUint64(t.spec.dropout_seed, StreamOf("dropout"),
-                                       static_cast<uint64_t>(step * t.spec.micro_batches_per_step + leaf));
-    }
-    const OpsRange range(ops, "micro-batch");
-    t.ForwardBackward(input, leaf);
-  }
+  const int64_t num_targets = t.passes.Run(step, source, t.sums.loss());
   {
     const OpsRange range(ops, "sum of gradients");
     t.sync->FinishStep();
@@ -200,10 +146,15 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   }
 
   // The one reduction of scalars. Every rank gets the same totals and so decides alike.
-  const StepSums::Totals totals = t.sums.Reduce(t.device, t.mesh.world, num_targets);
+  std::vector<int64_t> contribution;
+  if (options.contribute) options.contribute(&contribution);
+  const StepSums::Totals totals =
+      t.sums.Reduce(t.device, t.mesh.world, t.mesh.speaks_for_data() ? num_targets : 0, contribution);
   StepResult result;
   result.lr = options.lr.has_value() ? *options.lr : LearningRate(t.spec.schedule, step);
   result.num_targets = totals.num_targets;
+  result.num_non_finite = totals.num_non_finite;
+  result.contributed = totals.contributed;
   if (totals.num_targets == 0) {
     result.skipped = true;
     return result;
@@ -290,6 +241,19 @@ void Trainer::LoadedStates() {
   }
   t.params.CastMasterToWeights(t.device.ops());
   for (int group = 0; group < t.params.num_groups(); ++group) t.sync->WeightsUpdated(group);
+}
+
+void Trainer::WaitForWeights() {
+  Impl& t = *impl_;
+  CAROUSEL_CHECK_MSG(t.mesh.shard.size == 1, "this rank has a part of the weights only");
+  for (int group = 0; group < t.params.num_groups(); ++group) {
+    t.sync->Acquire(group);
+    t.sync->Release(group);
+  }
+}
+
+absl::Status Trainer::AuditReplicas() {
+  return carousel::AuditReplicas(impl_->params, impl_->device, impl_->sync.get(), impl_->mesh);
 }
 
 ParamStore& Trainer::params() { return impl_->params; }

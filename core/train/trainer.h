@@ -1,5 +1,11 @@
-// Trainer: one optimisation step over all micro-batches. It does not log, save, parse or decide when to stop.
+// Trainer: one optimisation step over all micro-batches, on one rank of any mesh. It does not log, save,
+// parse or decide when to stop.
+//
+// Passes of the micro-batches in the order of an action list (core/train/actions.h), then the sum of
+// gradients (core/comm/param_sync.h), then one all-reduce of scalars, by which all ranks decide alike, then
+// the update of this rank's shards.
 #pragma once
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -10,6 +16,7 @@
 #include "core/model/language_model.h"
 #include "core/optim/adamw.h"
 #include "core/optim/schedule.h"
+#include "core/train/actions.h"
 #include "core/train/batch.h"
 #include "core/train/evaluator.h"
 #include "core/train/state_visitor.h"
@@ -27,6 +34,9 @@ struct TrainSpec {
   int64_t micro_batch = 0;             // B
   int64_t micro_batches_per_step = 0;  // over all ranks: the leaves of the summation tree
   DType compute = DType::kF32;
+  SequenceMode sequence_mode = SequenceMode::kAuto;
+  // The order of passes and exchanges on a pipe axis; needed where it has several stages.
+  ActionSchedule actions = {};
   // Where the device records sequences of ops (Device::records): play micro-batches that are alike from a
   // record instead of issuing their ops one by one. The results have the same bits.
   bool graphs = true;
@@ -37,6 +47,9 @@ struct StepResult {
   double grad_norm = 0;  // of the mean loss, before clipping
   double lr = 0;
   int64_t num_targets = 0;  // global
+  // Terms that were not finite: losses of tokens, and blocks of kSquaredNormBlock elements of the gradient.
+  int64_t num_non_finite = 0;
+  std::vector<int64_t> contributed;  // StepOptions::contribute, summed over all ranks
   bool skipped = false;  // no rank updated anything: the loss or the gradient was not finite (that one is NaN
                          // or infinite), or there was no target
 };
@@ -45,6 +58,9 @@ struct StepOptions {
   std::optional<double> lr = {};  // instead of the schedule's rate
   int64_t num_skipped =
       0;  // steps before this one that made no update: Adam's bias correction counts updates
+  // Called when this step's batches have been read, before the all-reduce of scalars: appends a few numbers
+  // (as many on every rank) that are summed over all ranks with them, modulo 2^64.
+  std::function<void(std::vector<int64_t>*)> contribute = {};
 };
 
 // How a mesh spreads parameters: the optimizer over shard x replicas (shard outermost), weights over shard.
@@ -64,10 +80,11 @@ class ParamSyncFactory {
 
 class Trainer {
  public:
-  // mesh.data_size() must divide micro_batches_per_step; this rank computes LeavesOf(mesh, M). All references
-  // must outlive the trainer. Allocates everything
-  // (memory is planned by binding twice). A device without enough memory is an error that says how much is
-  // needed, what it has and what to reduce.
+  // mesh.data_size() must divide micro_batches_per_step; this rank computes LeavesOf(mesh, M). The sequence
+  // axis times the tensor axis must divide the length of every sequence, a pipe axis has no more stages than
+  // there are blocks. All references must outlive the trainer. Allocates everything (memory is planned by
+  // binding twice). A device without enough memory is an error that says how much is needed, what it has and
+  // what to reduce.
   // On a device whose memory the host cannot read, an axis of several ranks has `control` (core/comm/mesh.h).
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainSpec& spec, Device& device,
                                                          const Mesh& mesh, ParamSyncFactory& sync_factory);
@@ -89,6 +106,11 @@ class Trainer {
   std::vector<StateSlice> States();
   // After the memory of States() was filled: weights := master, gathered over ranks.
   void LoadedStates();
+  // Collective. Waits until params() shows the weights of the last update, for reading them outside of a
+  // step. REQUIRES: every rank has whole weights (the shard axis has one rank).
+  void WaitForWeights();
+  // Collective. Whether the weights that ranks hold several times are the same: core/train/replica_audit.h.
+  absl::Status AuditReplicas();
 
   ParamStore& params();
   LanguageModel& model();
