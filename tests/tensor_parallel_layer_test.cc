@@ -63,6 +63,14 @@ TEST(TensorParallelLayer, MlstmWithDocumentsEqualsOneRank) {
     ExpectSameAsOneRank<MlstmSubject>(c, name);
   }
 }
+TEST(TensorParallelLayer, BlockWithTheEpsilonsOfTrainingEqualsOneRank) {
+  ModelSpec spec = WithBiases();
+  spec.norm_eps = spec.cell_eps = 1e-6;
+  for (const int64_t t : {2, 4}) {
+    const LayerCase c = {.spec = spec, .sizes = {.tensor = t}};
+    ExpectSameAsOneRank<BlockSubject<Block::Mode::kSave>>(c, std::to_string(t) + " ranks");
+  }
+}
 TEST(TensorParallelLayer, BlockEqualsOneRank) {
   ExpectSameOnEveryTensorAxis<BlockSubject<Block::Mode::kSave>>(WithBiases());
   ExpectSameOnEveryTensorAxis<BlockSubject<Block::Mode::kRecompute>>(WithBiases());
@@ -84,7 +92,6 @@ TEST(TensorParallelLayer, PassesMayBeSmallerThanWhatWasBound) {
   ExpectSameAsOneRank<BlockSubject<Block::Mode::kSave>>(c, "many sequences");
 }
 
-// Every rank has whole heads: a head of another rank changes nothing of a rank's part of the weights.
 TEST(TensorParallelLayer, RanksHoldEqualPartsOfEverythingButNormsAndRowBiases) {
   const ModelSpec spec = WithBiases();
   ParamStore whole(DType::kF32, ParamPartition{}), part(DType::kF32, {.tensor_size = 2, .tensor_index = 1});
@@ -101,6 +108,24 @@ TEST(TensorParallelLayer, RanksHoldEqualPartsOfEverythingButNormsAndRowBiases) {
     EXPECT_EQ(p.reduces_over(MeshAxis::kTensor), replicated) << w.name;
     EXPECT_TRUE(p.reduces_over(MeshAxis::kSequence)) << w.name;
   }
+}
+
+// With widths that fill whole units of the arena.
+TEST(TensorParallelLayer, RanksShareEverythingThatABlockKeeps) {
+  ModelSpec spec = testing::MeshSpecOfLayers();
+  spec.embedding_dim = spec.qk_dim = spec.v_dim = spec.ffn_dim = 64;
+  const auto device = testing::CpuDevice(1);
+  const auto kept_bytes = [&](int64_t t) {
+    ParamStore params(DType::kF32, {.tensor_size = t});
+    const Block block(spec, params, "block.", 0, 0);
+    PassShape shape = {.B = 4, .T = 64};
+    shape.axes.tensor.size = t;
+    Arena arena;
+    block.Bind(arena, device->ops(), shape, Block::Mode::kSave);
+    return arena.bytes_by_category().at("saved");
+  };
+  EXPECT_EQ(2 * kept_bytes(2), kept_bytes(1));
+  EXPECT_EQ(4 * kept_bytes(4), kept_bytes(1));
 }
 
 // What crosses the tensor axis: the number of calls and their bytes.
