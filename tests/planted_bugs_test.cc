@@ -21,6 +21,7 @@
 #include "tests/device_copy.h"
 #include "tests/device_mlstm_testing.h"
 #include "tests/device_testing.h"
+#include "tests/mlstm_summary_testing.h"
 #include "tests/op_call.h"
 #include "tests/op_cases.h"
 #include "tests/op_cases_block_linear.h"
@@ -192,6 +193,14 @@ OpRun MlstmRun(MlstmShape shape, bool with_states, bool last_in_place = false) {
             mlstm_test::RunOn<T>(device, p, {.last_in_place = last_in_place, .aligned = true});
           }};
 }
+// Two segments of the sequence: summaries, folds and the cell on each.
+template <class T>
+OpRun MlstmSegmentsRun(const MlstmShape& shape) {
+  const mlstm_test::Problem p = mlstm_test::RandomProblem(shape, 5);
+  return {"mLSTM segments", [p](Device& device) {
+            mlstm_test::RunSegments<T>(device, p, mlstm_test::EqualSegments(p.shape.T, 2), /*aligned=*/true);
+          }};
+}
 TEST(PlantedBugs, EverySynchronisationOfTheMlstmIsNeeded) {
   std::vector<OpRun> runs = {
       MlstmRun<float>({.B = 1, .T = 70, .NH = 1, .DHQK = 8, .DHV = 16, .L = 64}, false),
@@ -202,7 +211,9 @@ TEST(PlantedBugs, EverySynchronisationOfTheMlstmIsNeeded) {
       // long enough to be split into segments, whose states are combined
       MlstmRun<bfloat16>({.B = 1, .T = 530, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64}, true),
       MlstmRun<bfloat16>({.B = 1, .T = 130, .NH = 1, .DHQK = 128, .DHV = 128, .L = 64}, true),
-      MlstmRun<bfloat16>({.B = 1, .T = 70, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}, true)};
+      MlstmRun<bfloat16>({.B = 1, .T = 70, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}, true),
+      MlstmSegmentsRun<float>({.B = 1, .T = 80, .NH = 1, .DHQK = 80, .DHV = 72, .L = 64}),
+      MlstmSegmentsRun<bfloat16>({.B = 1, .T = 140, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64})};
   Append(runs, RunsOf(AppendLossCases));  // the first barrier of BlockReduce: two reductions in one kernel
   ExpectEverySynchronisationIsNeeded(runs, {{"__syncthreads", 12}, {"cp_async_wait", 2}, {"__syncwarp", 2}});
 }

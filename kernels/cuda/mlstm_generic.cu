@@ -296,8 +296,7 @@ class GenericScan {
     const int thread = static_cast<int>(threadIdx.x);
     W* const to = last ? final_C_ : scratch_C_;
     W* const to_n = last ? (slice_ == 0 ? final_n_ : nullptr) : scratch_n_;
-    if constexpr (IsState(kRole)) __syncthreads();  // rows: LoadRows' writes, then others' elements below
-    for (int e = thread; e < kTokens * kTile; e += kThreads)
+    for (int e = thread; e < kTokens * kTile; e += kThreads)  // those that LoadRows gave to this thread
       s_.rows[e / kTile * kPitch + e % kTile] *= UpdWeight(e / kTile);
     for (int64_t col0 = 0; col0 < cols_; col0 += kTile) {
       __syncthreads();  // square: the reads of the tile before, then these writes

@@ -41,9 +41,9 @@ void Step(const MlstmHeadDims& dims, const MlstmHeadForward& head) {
 }
 void Summary(const MlstmHeadDims& dims, const MlstmHeadSummary& head) {
   if (dims.bf16) {
-    MlstmSummaryHead<uint16_t, Bf16Engine>(dims, head);
+    MlstmSummaryHead<uint16_t, Bf16Engine>(dims, head).Run();
   } else {
-    MlstmSummaryHead<float, VectorEngine>(dims, head);
+    MlstmSummaryHead<float, VectorEngine>(dims, head).Run();
   }
 }
 void SummaryBackward(const MlstmHeadDims& dims, const MlstmHeadSummaryBackward& head) {

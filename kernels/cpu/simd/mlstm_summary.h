@@ -8,47 +8,85 @@
 
 namespace carousel::cpu::CAROUSEL_SIMD_NS {
 
-// The stabiliser of no state at all. Finite, so that differences of two of them are numbers.
-constexpr float kNoStabiliser = -1e30f;
-
+// Tokens are taken from the last to the first of the last document, with weights in units of the segment's
+// end: no sum of earlier chunks is scaled. Twice over the gates, once over k and v.
 template <class T, class Engine>
-static void MlstmSummaryHead(const MlstmHeadDims& dims, const MlstmHeadSummary& head) {
-  const Engine engine{};
-  const MlstmHeadScratch& x = head.scratch;
-  int64_t begin = 0;  // of the last document
-  bool cut = false;
-  for (int64_t t = dims.T - 1; t >= 0 && head.reset != nullptr && !cut; --t) {
-    cut = head.reset[t] != 0;
-    if (cut) begin = t;
-  }
-  double G = cut ? -__builtin_inf() : 0.0;
-  float m = dims.sigmoid_input_gate ? 0.0f : kNoStabiliser;
-  bool has_state = false;
-  for (int64_t t0 = begin / dims.L * dims.L; t0 < dims.T; t0 += dims.L) {
-    const int64_t len = AtMost(dims.L, dims.T - t0);
-    const MlstmChunk c = {t0, len, PadRows(len)};
-    if (!cut) {
-      for (int64_t i = 0; i < len; ++i) x.a[i] = head.f_pre[t0 + i];
-      FillZero(x.a + len, c.rows - len);
-      for (int64_t i = 0; i < c.rows; i += kLanes) Store(x.a + i, LogSigmoid(Load(x.a + i)));
-      for (int64_t i = 0; i < len; ++i) G += static_cast<double>(x.a[i]);
+class MlstmSummaryHead {
+ public:
+  MlstmSummaryHead(const MlstmHeadDims& dims, const MlstmHeadSummary& head)
+      : dims_(dims), head_(head), x_(head.scratch) {}
+
+  void Run() {
+    bool cut = false;
+    for (int64_t t = dims_.T - 1; t >= 0 && head_.reset != nullptr && !cut; --t) {
+      cut = head_.reset[t] != 0;
+      if (cut) begin_ = t;
     }
-    MlstmGates(dims, x, c, head.i_pre, head.f_pre, head.reset, m, {});
-    const T* const k = CopyRows<T>(x.k, head.k, t0, len, c.rows, dims.K, dims.Kp);
-    const T* const v = CopyRows<T>(x.v, head.v, t0, len, c.rows, dims.V, dims.Vp);
-    MlstmNextState(engine, dims, x, c, x.C, x.n, has_state ? x.C : nullptr, x.n, k,
-                   engine.PackRight(v, c.rows, dims.Vp, x.pack_LV[0]), x.pack_LK[0]);
-    has_state = true;
-    m = x.m[len - 1];
+    constexpr float kInfinity = __builtin_inff();
+    float m = -kInfinity;
+    const double G = FromTheEnd(0.0f, [&](const MlstmChunk& c) {
+      for (int64_t i = 0; i < c.len; ++i) m = Max(m, x_.w[i]);
+    });
+    if (cut) m = Max(m, static_cast<float>(G));  // the stabiliser of a document begins at 0
+    if (dims_.sigmoid_input_gate) m = 0.0f;
+    *head_.state.m = m;
+    *head_.G = cut ? -kInfinity : static_cast<float>(G);
+
+    FillZero(x_.C, dims_.Kp * dims_.Vp);
+    FillZero(x_.n, dims_.Kp);
+    FromTheEnd(m > -kInfinity ? m : 0.0f, [&](const MlstmChunk& c) { Add(c); });
+    StoreState(head_.state, dims_, x_.C, x_.n);
   }
-  if (!has_state) {  // no token
-    FillZero(x.C, dims.Kp * dims.Vp);
-    FillZero(x.n, dims.Kp);
+
+ private:
+  // Calls body(chunk) from the last chunk to that of token begin_, with i + (sum of F after the token) - m in
+  // x.w; -infinity before begin_ and after the chunk. Returns the sum of all F.
+  template <class Body>
+  double FromTheEnd(float m, Body&& body) const {
+    double after = 0.0;
+    for (int64_t index = (dims_.T + dims_.L - 1) / dims_.L - 1; index >= begin_ / dims_.L; --index) {
+      const int64_t t0 = index * dims_.L, len = AtMost(dims_.L, dims_.T - t0);
+      const MlstmChunk c = {t0, len, PadRows(len)};
+      for (int64_t i = 0; i < len; ++i) x_.f[i] = head_.f_pre[t0 + i], x_.g[i] = head_.i_pre[t0 + i];
+      FillZero(x_.f + len, c.rows - len);
+      FillZero(x_.g + len, c.rows - len);
+      for (int64_t i = 0; i < c.rows; i += kLanes) {
+        Store(x_.f + i, LogSigmoid(Load(x_.f + i)));
+        if (dims_.sigmoid_input_gate) Store(x_.g + i, LogSigmoid(Load(x_.g + i)));
+        Store(x_.w + i, Broadcast(-__builtin_inff()));
+      }
+      for (int64_t i = len - 1; i >= 0 && t0 + i >= begin_; --i) {
+        x_.w[i] = static_cast<float>(after + static_cast<double>(x_.g[i]) - static_cast<double>(m));
+        after += static_cast<double>(x_.f[i]);
+      }
+      body(c);
+    }
+    return after;
   }
-  StoreState(head.state, dims, x.C, x.n);
-  *head.state.m = m < kNoStabiliser / 2 ? -__builtin_inff() : m;
-  *head.G = static_cast<float>(G);
-}
+
+  // C += sum of w k v^T, n += sum of w k, w = exp(x.w). Chunks whose weights are all negligible are not read.
+  void Add(const MlstmChunk& c) const {
+    bool any = false;
+    for (int64_t i = 0; i < c.rows; i += kLanes) {
+      const VecF w = Exp(Load(x_.w + i));
+      Store(x_.w + i, w > kMlstmNegligible ? w : VecF{});
+    }
+    for (int64_t i = 0; i < c.len; ++i) any |= x_.w[i] != 0.0f;
+    if (!any) return;
+    const T* const k = CopyRows<T>(x_.k, head_.k, c.t0, c.len, c.rows, dims_.K, dims_.Kp);
+    const T* const v = CopyRows<T>(x_.v, head_.v, c.t0, c.len, c.rows, dims_.V, dims_.Vp);
+    engine_.Multiply(x_.C, dims_.Kp, dims_.Vp, /*accumulate=*/true,
+                     engine_.PackLeftTransposed(k, c.rows, dims_.Kp, x_.pack_LK[0], {.row = x_.w}),
+                     engine_.PackRight(v, c.rows, dims_.Vp, x_.pack_LV[0]), c.rows);
+    WeightedRowSum(x_.n, x_.n, 1.0f, k, x_.w, c.rows, dims_.Kp);
+  }
+
+  const Engine engine_{};
+  const MlstmHeadDims& dims_;
+  const MlstmHeadSummary& head_;
+  const MlstmHeadScratch& x_;
+  int64_t begin_ = 0;  // the first token of the last document
+};
 
 template <class T, class Engine>
 class MlstmSummaryBackwardHead {
