@@ -85,6 +85,7 @@ void NcclCommunicator::DoAllReduceSum(Tensor x) {
   }
   // In chunks whose terms fit into the staging memory: slice r of a chunk is summed by rank r, then sent to
   // all.
+  TakeStaging();
   const int64_t elem_bytes = SizeOf(x.dtype), chunk_elems = ElemsPerPiece(x.dtype) * size();
   for (int64_t begin = 0; begin < x.num_elems(); begin += chunk_elems) {
     const int64_t n = std::min(chunk_elems, x.num_elems() - begin);
@@ -119,6 +120,7 @@ void NcclCommunicator::DoReduceScatterSum(Tensor mine, Tensor all) {
     });
     return End();
   }
+  TakeStaging();
   const int64_t elem_bytes = SizeOf(all.dtype), block_bytes = mine.num_bytes();
   const int64_t piece_bytes = ElemsPerPiece(all.dtype) * elem_bytes;
   for (int64_t begin = 0; begin < block_bytes; begin += piece_bytes) {
@@ -307,17 +309,15 @@ int64_t NcclCommunicator::ElemsPerPiece(DType dtype) const {
   return std::max<int64_t>(options_.staging_bytes / bytes, 1);
 }
 
-// Allocated once: what was recorded before holds its address.
-std::byte* NcclCommunicator::Staging() {
-  if (staging_ == nullptr) {
-    staging_ = static_cast<std::byte*>(device_.Allocate(options_.staging_bytes + (size() + 1) * kAlignBytes));
-    CAROUSEL_CHECK_MSG(staging_ != nullptr, absl::StrCat("no device memory for a sum over the ranks: ",
-                                                         device_.allocation_error()));
-  }
-  return staging_;
+// Allocated once: what was recorded before holds its address. May wait for the compute stream.
+void NcclCommunicator::TakeStaging() {
+  if (staging_ != nullptr) return;
+  staging_ = static_cast<std::byte*>(device_.Allocate(options_.staging_bytes + (size() + 1) * kAlignBytes));
+  CAROUSEL_CHECK_MSG(staging_ != nullptr,
+                     absl::StrCat("no device memory for a sum over the ranks: ", device_.allocation_error()));
 }
 
-std::byte* NcclCommunicator::Term(int r, int64_t bytes) { return Staging() + r * RoundUp(bytes); }
+std::byte* NcclCommunicator::Term(int r, int64_t bytes) const { return staging_ + r * RoundUp(bytes); }
 
 void NcclCommunicator::SumTerms(Tensor out, Tensor own) {
   const int64_t n = out.num_elems(), bytes = own.num_bytes();

@@ -66,7 +66,7 @@ class NcclCommunicator final : public Communicator {
     int64_t bytes;
   };
 
-  // Calls of NCCL, the last of them's result; waits until it has been enqueued.
+  // `calls` calls NCCL and nothing that could wait; waits until what it did has been enqueued.
   void Issue(const std::function<ncclResult_t()>& calls);
   void Settle(ncclResult_t result, bool leaves = false);  // REQUIRES: nccl_mutex_ held, or no other thread
   // Sends block `out(r)` to every other rank r and takes `in(r)` from it.
@@ -75,10 +75,10 @@ class NcclCommunicator final : public Communicator {
   void End();  // of an enqueued call: from now on its end is looked for
 
   // ---- sums of floating-point numbers
-  int64_t ElemsPerPiece(DType dtype) const;  // of one rank's block
-  std::byte* Staging();                      // enough for the terms of a piece
-  std::byte* Term(int r, int64_t bytes);     // staging memory for rank r's term of so many bytes
-  void SumTerms(Tensor out, Tensor own);     // out: in rank order, of own and the staged terms; may be own
+  int64_t ElemsPerPiece(DType dtype) const;     // of one rank's block
+  void TakeStaging();                           // enough for the terms of a piece
+  std::byte* Term(int r, int64_t bytes) const;  // staging memory for rank r's term of so many bytes
+  void SumTerms(Tensor out, Tensor own);        // out: in rank order, of own and the staged terms; may be own
 
   [[noreturn]] void Fail(const std::string& call, const std::string& text, bool holds_mutex);
   void CheckRuntime(cudaError_t status, const char* what);
@@ -94,7 +94,8 @@ class NcclCommunicator final : public Communicator {
   Stream* part_stream_;
   std::byte* staging_ = nullptr;
   std::atomic<bool> fails_ = false;
-  // NCCL's communicators are not made for several threads: held while it is called.
+  // NCCL's communicators are not made for several threads: held while it is called. Who holds it for long
+  // asks for errors himself: the watching thread does not then.
   std::timed_mutex nccl_mutex_;
   std::unique_ptr<NcclWatch> watch_;
 };

@@ -1,7 +1,6 @@
 // NcclWatch: the thread beside a NCCL communicator. It looks for errors that NCCL found in the background and
 // for calls that do not end.
 #pragma once
-#include <cuda_runtime.h>
 #include <nccl.h>
 
 #include <array>

@@ -68,7 +68,8 @@ class CudaEvent final : public Event {
 
 // A handle of the compute stream, or a stream of its own. While ops are recorded, a stream that waits for an
 // event of a recorded stream is recorded with it; then it must be waited for in turn before the end, and an
-// event from outside of the recording cannot be waited for.
+// event from outside of the recording cannot be waited for. What was recorded of it is played in order with
+// the stream that plays the recording, not with what it is given otherwise.
 class CudaStream final : public Stream {
  public:
   CudaStream(CudaDevice* device, CudaQueue* queue);  // of the compute stream, whose `queue` is

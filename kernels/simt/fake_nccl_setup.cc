@@ -170,11 +170,11 @@ const std::string& LastError() { return last_error; }
 int Random(int n) {
   State& s = GetState();
   const std::lock_guard<std::mutex> lock(s.mutex);
-  uint64_t& x = s.random;
-  x ^= x << 13;
-  x ^= x >> 7;
-  x ^= x << 17;
-  return static_cast<int>((x >> 11) % static_cast<uint64_t>(n));
+  // SplitMix64: its first numbers are good, however alike the seeds.
+  uint64_t x = s.random += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return static_cast<int>(((x ^ (x >> 31)) >> 11) % static_cast<uint64_t>(n));
 }
 bool OperationFails() {
   State& s = GetState();
@@ -186,7 +186,7 @@ void SetOptions(const Options& options) {
   State& s = GetState();
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.options = options;
-  s.random = (options.seed * 0x9e3779b97f4a7c15u) | 1;
+  s.random = options.seed;
   s.num_operations = s.num_setups = 0;
 }
 }  // namespace carousel::fake_nccl
