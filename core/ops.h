@@ -188,9 +188,13 @@ struct MlstmBackwardArgs {
 // (arXiv:2405.04517, eq. 19-27 over a segment; LASP-2, arXiv:2502.07563, for the exchange).
 // A segment's summary, one flat wide tensor of MlstmSummaryElems(shape): [C | n | m | G] with C (B, NH, DHQK,
 // DHV), n (B, NH, DHQK), m and G (B, NH), contiguous one after the other.
-//   m = max over the segment's tokens t of (i_t + sum_{u > t} log f_u): no start is part of it (kSigmoid: 0).
+//   m = max over the segment's tokens t of (i_t + sum_{u > t} log f_u): no start is part of it, and a segment
+//   without tokens has -infinity (kSigmoid: 0).
 //   A document that starts in the segment cuts it off from what was before: then G = -infinity and C, n, m
 //   are the state after the segment as MlstmForward's `last`, tokens before the last reset left out.
+// The folded stabiliser is that of the sequence in one piece, so that eps weighs the same. Summary and its
+// backward take one product of 2 DHQK DHV operations per token and head, less than half of MlstmForward, and
+// read k and v, or q and dh (and k and h for the normaliser) once.
 constexpr int64_t MlstmSummaryElems(const MlstmShape& s) {
   return s.B * s.NH * (s.DHQK * s.DHV + s.DHQK + 2);
 }
@@ -204,10 +208,12 @@ struct MlstmSummaryArgs {
   MlstmShape shape;     // of one segment: T is its length
 };
 // The state before segment `index` (from C = 0, n = 0, m = 0 before segment 0) out of the summaries of all.
+// Sums in rising order of the segments.
 struct MlstmFoldArgs {
   MlstmState initial;  // out: as MlstmForward takes it
-  // (num_segments, B, NH) wide out, optional: exp(G_j + m before j - m after j), by which the gradient of the
-  // stored state after segment j reaches the stored state before it; 0 behind a reset.
+  // (num_segments, B, NH) wide out, optional: exp(G_j + m before j - m after j), from 0 to 1, by which the
+  // gradient of the stored state after segment j reaches the stored state before it; 0 behind a reset. The
+  // same whatever `index` is.
   Tensor factors = {};
   Tensor summaries;  // (num_segments * MlstmSummaryElems) wide, segment by segment
   int64_t num_segments, index;
@@ -231,7 +237,8 @@ struct MlstmSummaryBackwardArgs {
   NormalizerGradient normalizer_gradient = NormalizerGradient::kExact;
 };
 // The gradient of the stored state after segment `index`: dlast of MlstmBackward (its m stays undefined).
-//   dlast_j = dstate_{j+1} + factor_{j+1} dlast_{j+1}, zero after the last segment; sums in rising order.
+//   dlast_j = dstate_{j+1} + factor_{j+1} dlast_{j+1}, zero after the last segment
+// as a sum over the segments after `index` in rising order, each with the factors of those between.
 struct MlstmFoldBackwardArgs {
   MlstmState dlast;  // C and n out; m undefined
   Tensor dstates;    // (num_segments * MlstmStateGradientElems) wide, segment by segment
@@ -498,8 +505,8 @@ class Ops {
   virtual void LayerNormBackward(const LayerNormBackwardArgs&) = 0;
   virtual void SoftCapForward(const SoftCapForwardArgs&) = 0;
   virtual void SoftCapBackward(const SoftCapBackwardArgs&) = 0;
-  // Bytes of scratch that MlstmForward and MlstmBackward need. A pure function of its arguments; a smaller B
-  // or T needs no more. The same holds for SlstmWorkspaceBytes.
+  // Bytes of scratch that MlstmForward, MlstmBackward and the summaries of a segment need. A pure function of
+  // its arguments; a smaller B or T needs no more. The same holds for SlstmWorkspaceBytes.
   virtual int64_t MlstmWorkspaceBytes(const MlstmShape&, DType compute) const = 0;
   virtual void MlstmForward(
       const MlstmForwardArgs&) = 0;  // T == 1 with states in and out is the generation step

@@ -14,7 +14,7 @@
 
 namespace carousel::cpu {
 
-// Bytes of scratch that MlstmForward and MlstmBackward (and the reference) need; one size serves all of them.
+// Bytes of scratch that the passes here and in mlstm_summary.h (and the reference) need; one size serves all.
 // Grows with the number of (batch, head) pairs only up to a fixed number of concurrent slots. A pure
 // function.
 int64_t MlstmWorkspaceBytes(const MlstmShape& shape, DType compute);
