@@ -1,5 +1,5 @@
-// Axis-aligned boxes of row-major tensors. A rank owns flat ranges of tensors (a shard of a flat optimizer
-// buffer); files hold boxes, so that any other way to cut a tensor can be read from them. Pure functions.
+// Axis-aligned boxes of row-major tensors. Ranks own and files hold boxes (a shard of a flat optimizer buffer
+// is a few of them), so that any other way to cut a tensor can be read from them. Pure functions.
 #pragma once
 #include <cstdint>
 #include <functional>

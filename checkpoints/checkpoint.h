@@ -61,8 +61,9 @@ struct SaveRequest {
 // After an error nothing is left of the attempt, or (if this fails as well) something that SweepLeftovers
 // removes. Errors: ResourceExhausted (the disk is full, known before anything is written if possible),
 // InvalidArgument (the slices of the ranks do not tile the tensors), FailedPrecondition (another process
-// holds the lease), AlreadyExists (a checkpoint of this step with other contents; one with the same contents
-// is success without writing anything), or what the file system says.
+// holds the lease, or replicas of a slice differ: their names and ranks are told), AlreadyExists (a
+// checkpoint of this step with other contents; one with the same contents is success without writing
+// anything), or what the file system says.
 absl::Status SaveCheckpoint(const SaveRequest& request);
 
 // What is known of a committed checkpoint without reading its tensors.

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "core/base/dtype.h"
+#include "core/tensor.h"
 
 namespace carousel {
+class ParamStore;
 
 enum class StateKind : uint8_t { kWeight, kAdamM, kAdamV };
 
@@ -20,8 +22,8 @@ struct StateSlice {
   std::string name;
   StateKind kind = StateKind::kWeight;
   DType dtype = DType::kF32;
-  std::vector<int64_t> shape;         // of the whole tensor
-  std::vector<int64_t> offset, size;  // as many dims
+  std::vector<int64_t> shape = {};              // of the whole tensor
+  std::vector<int64_t> offset = {}, size = {};  // as many dims
   void* data = nullptr;
   int64_t row_stride = 0;  // 0: rows lie one after the other
   // Another rank has a slice of the same box that is no replica, with equal elements: that one is saved and
@@ -37,6 +39,12 @@ struct StateSlice {
   int64_t row_elems() const { return size.empty() ? 1 : size.back(); }
   int64_t stride() const { return row_stride == 0 ? row_elems() : row_stride; }
 };
+
+// Appends what a rank has of the parameters of one segment of a group: `shard` is one of the segment's shards
+// (master weights or a moment), or a copy of it in memory that the host can access.
+void AppendSlices(const ParamStore& params, int group, int segment, StateKind kind, const Tensor& shard,
+                  std::vector<StateSlice>* slices);
+
 // All of a tensor, in memory without gaps.
 inline StateSlice WholeSlice(std::string name, StateKind kind, DType dtype, std::vector<int64_t> shape,
                              void* data) {

@@ -196,7 +196,6 @@ std::vector<StateSlice> Trainer::States() {
   for (int g = 0; g < t.params.num_groups(); ++g) {
     for (int s = 0; s < ParamStore::kNumSegments; ++s) {
       if (t.params.segment(g, s).size == 0) continue;
-      const std::vector<ParamStore::ShardPiece> pieces = t.params.ShardPieces(g, s);
       for (int kind = 0; kind < 3; ++kind) {
         Tensor shard = ShardOf(t.params.segment(g, s), kind);
         if (copy) {
@@ -205,23 +204,7 @@ std::vector<StateSlice> Trainer::States() {
           t.device.CopyToHost(bytes.data(), shard.data, shard.num_bytes());
           shard.data = bytes.data();
         }
-        for (const ParamStore::ShardPiece& piece : pieces) {
-          const Param& param = t.params.param(piece.param);
-          const bool replica =
-              t.params.tensor_index() > 0 && param.tensor.kind == Placement::Kind::kReplicate;
-          for (ParamBox& box : BoxesOfLocalRange(param.part, piece.param_begin, piece.count)) {
-            const int64_t begin = piece.shard_begin + box.local_begin - piece.param_begin;
-            slices.push_back({.name = param.name,
-                              .kind = kKinds[kind],
-                              .dtype = shard.dtype,
-                              .shape = param.shape,
-                              .offset = std::move(box.offset),
-                              .size = std::move(box.size),
-                              .data = shard.Rows(begin, 1).data,
-                              .row_stride = box.local_stride,
-                              .replica = replica});
-          }
-        }
+        AppendSlices(t.params, g, s, kKinds[kind], shard, &slices);
       }
     }
   }
