@@ -73,21 +73,29 @@ class MeshSource final : public BatchSource {
       : B_(evaluation ? 1 : spec.micro_batch),
         T_(evaluation ? spec.longest_eval_T : spec.T),
         V_(spec.model.vocab_size),
-        seed_(evaluation ? 5000 : 0) {}
+        seed_(evaluation ? 5000 : 0),
+        labelled_(evaluation) {}
   void Get(int64_t step, int64_t micro, Batch* batch) override {
     *batch = RandomBatch(B_, T_, V_, seed_ + static_cast<uint64_t>(100 * step + micro), /*resets=*/true);
+    // Few targets, with the lengths of their problems.
+    for (int64_t n = 0; labelled_ && n < B_ * T_; ++n) {
+      int32_t& target = batch->targets[static_cast<size_t>(n)];
+      if (n % 3 != 0) target = -1;
+      batch->lengths.push_back(target >= 0 ? static_cast<uint16_t>(1 + n % 4) : 0);
+    }
   }
 
  private:
   int64_t B_, T_, V_;
   uint64_t seed_;
+  bool labelled_;
 };
 
 struct MeshRun {
   std::vector<double> losses, norms;  // of every step
   std::vector<int64_t> num_targets;
-  std::vector<double>
-      evaluations;  // loss, numbers of right answers and of targets, before and after all steps
+  // Before and after all steps: loss, numbers of right answers and of targets, in all and by length.
+  std::vector<double> evaluations;
   std::map<std::string, std::vector<double>> weights;  // whole parameters by name: the optimizer's copies
   bool operator==(const MeshRun&) const = default;
 };
@@ -145,6 +153,11 @@ inline MeshRun TrainOnMesh(const MeshSizes& sizes, const TrainSpec& spec,
       const EvaluationResult r = trainer.Evaluate(evaluation, options.num_eval_batches);
       mine.evaluations.insert(mine.evaluations.end(), {r.loss, static_cast<double>(r.num_correct),
                                                        static_cast<double>(r.num_targets)});
+      EXPECT_FALSE(r.by_length.empty());
+      for (const LengthCount& c : r.by_length) {
+        mine.evaluations.insert(mine.evaluations.end(),
+                                {static_cast<double>(c.count), static_cast<double>(c.correct)});
+      }
     };
     evaluate();
     for (int64_t step = 0; step < options.num_steps; ++step) {

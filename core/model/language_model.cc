@@ -193,8 +193,7 @@ Tensor LanguageModel::StreamGradient(const Input& input) const {
 template <class Embed, class RunBlock>
 void LanguageModel::WalkForward(ParamSync* param_sync, const Embed& embed, const RunBlock& run_block) const {
   const OptionalSync sync{param_sync, params_.num_groups()};
-  if (part_.embeds) sync.Prefetch(0);
-  sync.Prefetch(first_group());
+  if (param_sync != nullptr) PrefetchForward(*param_sync);
   if (part_.embeds) {
     sync.Acquire(0);
     embed();
@@ -300,9 +299,8 @@ void LanguageModel::Backward(Ops& ops, ParamSync* param_sync, const Input& input
   const OptionalSync sync{param_sync, params_.num_groups()};
   const LayerContext ctx = MakeContext(ops, input);
   const std::vector<Block::Memory>& memory = slots_.at(static_cast<size_t>(slot));
-  const int last_group = first_group() + static_cast<int>(blocks_.size()) - 1;
 
-  sync.Prefetch(last_group);
+  sync.Prefetch(last_group());
   if (part_.has_head) {
     sync.BeginGradients(head_group());
     if (spec_.tie_embeddings) sync.BeginGradients(0);
@@ -329,6 +327,13 @@ void LanguageModel::Backward(Ops& ops, ParamSync* param_sync, const Input& input
   BackwardEmbedding(ctx, input);
   sync.GradReady(0);
 }
+
+void LanguageModel::PrefetchForward(ParamSync& sync) const {
+  if (part_.embeds) sync.Prefetch(0);
+  sync.Prefetch(first_group());
+}
+
+void LanguageModel::PrefetchBackward(ParamSync& sync) const { sync.Prefetch(last_group()); }
 
 void LanguageModel::ForwardLoss(Ops& ops, ParamSync* param_sync, const Input& input, Tensor loss_sum,
                                 Tensor correct) {

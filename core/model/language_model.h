@@ -81,6 +81,9 @@ class LanguageModel {
   // computed in Backward. loss_sum is not touched by a part without the head.
   void Forward(Ops& ops, ParamSync* sync, const Input& input, int64_t slot);
   void Backward(Ops& ops, ParamSync* sync, const Input& input, int64_t slot, Tensor loss_sum);
+  // What the next of these two asks of `sync` first: for asking before something else is waited for.
+  void PrefetchForward(ParamSync& sync) const;
+  void PrefetchBackward(ParamSync& sync) const;
   // What crosses the borders of a part, (stream rows of the input, D) wide each:
   // - Without the embedding: where the stream comes in. Filled before Forward or ForwardLoss.
   Tensor StreamIn(const Input& input, int64_t slot) const;
@@ -123,6 +126,7 @@ class LanguageModel {
   LayerContext MakeContext(Ops& ops, const Input& input) const;
   Block::Mode mode() const;
   int first_group() const { return static_cast<int>(part_.first_block) + 1; }  // of the blocks
+  int last_group() const { return first_group() + static_cast<int>(blocks_.size()) - 1; }
   int head_group() const { return static_cast<int>(spec_.num_blocks) + 1; }
   bool tensor_split() const { return axes_.tensor.size > 1; }
   int64_t first_id() const;  // of this rank's part of the vocabulary; -1: it is whole

@@ -87,6 +87,14 @@ void PassRunner::ForwardBackward(int64_t micro) {
   for (int group = params_.num_groups(); group-- > 0;) sync_.GradReady(group);
 }
 
+// The weights of the next pass may come while this rank waits for its neighbour.
+void PassRunner::PrefetchAfter(size_t index) {
+  for (size_t i = index + 1; i < actions_.size(); ++i) {
+    if (actions_[i].kind == Action::Kind::kForward) return model_.PrefetchForward(sync_);
+    if (actions_[i].kind == Action::Kind::kBackward) return model_.PrefetchBackward(sync_);
+  }
+}
+
 void PassRunner::Exchange(const Action& action) {
   // What is sent first: the input that is read for what is received may take its slot.
   Tensor out, in;
@@ -111,6 +119,7 @@ int64_t PassRunner::Run(int64_t step, BatchSource& source, Tensor loss_sum) {
   for (size_t i = 0; i < actions_.size(); ++i) {
     const Action& action = actions_[i];
     if (action.kind != Action::Kind::kForward && action.kind != Action::Kind::kBackward) {
+      PrefetchAfter(i);
       Exchange(action);
       continue;
     }

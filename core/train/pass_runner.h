@@ -41,6 +41,7 @@ class PassRunner {
   int64_t SlotOf(int64_t micro) const { return micro % num_slots(); }
   // The input of a micro-batch, read if it has not been.
   const LanguageModel::Input& InputOf(int64_t micro);
+  void PrefetchAfter(size_t index);
   void Exchange(const Action& action);
   void ForwardBackward(int64_t micro);
   bool MayRecord(const LanguageModel::Input& input, int64_t leaf) const;

@@ -37,7 +37,10 @@ std::vector<uint64_t> DigestsOfKeptWeights(const ParamStore& params, Device& dev
   std::vector<uint64_t> digests(params.params().size(), 0);
   std::vector<std::byte> host;
   for (int group = 0; group < params.num_groups(); ++group) {
-    if (sync != nullptr) sync->Acquire(group);
+    if (sync != nullptr) {
+      sync->Prefetch(group);
+      sync->Acquire(group);
+    }
     for (size_t i = 0; i < digests.size(); ++i) {
       const Param& p = params.params()[i];
       if (p.group != group) continue;
