@@ -27,13 +27,14 @@ void Copy(void* out, const void* in, int64_t bytes) {
 class LocalCommunicator final : public Communicator {
  public:
   LocalCommunicator(LocalMeeting& meeting, LocalMeeting::Group& group, int rank)
-      : meeting_(meeting), group_(group), rank_(rank), world_rank_(WorldRank(rank)) {}
+      : meeting_(meeting), group_(group), rank_(rank), world_rank_(group.members[static_cast<size_t>(rank)]) {}
   ~LocalCommunicator() override {
     if (&group_ != &meeting_.world()) meeting_.ReleasePart(group_);
   }
 
   int rank() const override { return rank_; }
   int size() const override { return group_.size(); }
+  int WorldRank(int rank) const override { return group_.members[static_cast<size_t>(rank)]; }
   [[noreturn]] void Abort(int exit_code) override { EndProcess(exit_code); }
 
  private:
@@ -122,7 +123,6 @@ class LocalCommunicator final : public Communicator {
     Exchange(all, mine, bytes);
   }
 
-  int WorldRank(int rank) const { return group_.members[static_cast<size_t>(rank)]; }
   LocalMeeting::Shown Shown() { return {.call = call(), .site = site(), .recorder = &recorder()}; }
   void Join(Tensor in, Tensor out) { meeting_.Join(world_rank_, group_, call(), Shown(), in, out); }
   // An AllGather under the call in progress, whatever that is.

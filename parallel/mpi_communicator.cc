@@ -52,6 +52,16 @@ class MpiCommunicator final : public PeerCommunicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  int WorldRank(int rank) const override {
+    MPI_Group group, world;
+    int world_rank = rank;
+    MPI_Comm_group(comm_, &group);
+    MPI_Comm_group(MPI_COMM_WORLD, &world);
+    MPI_Group_translate_ranks(group, 1, &rank, world, &world_rank);
+    MPI_Group_free(&group);
+    MPI_Group_free(&world);
+    return world_rank;
+  }
   [[noreturn]] void Abort(int exit_code) override { EndJob(exit_code); }
   using PeerCommunicator::BarrierOrEnd;
 
@@ -119,7 +129,7 @@ class MpiCommunicator final : public PeerCommunicator {
       if (pending_[i].bytes < 0) continue;
       Check(MPI_Get_count(&statuses_[i], MPI_BYTE, &count));
       if (count != pending_[i].bytes) {
-        Fail(absl::StrCat("rank ", statuses_[i].MPI_SOURCE, " sent ", count, " bytes where ",
+        Fail(absl::StrCat("rank ", WorldRank(statuses_[i].MPI_SOURCE), " sent ", count, " bytes where ",
                           pending_[i].bytes, " were expected: the ranks' calls do not match"));
       }
     }
@@ -134,7 +144,7 @@ class MpiCommunicator final : public PeerCommunicator {
       int done = 0;
       MPI_Status status;
       if (MPI_Request_get_status(requests_[i], &done, &status) == MPI_SUCCESS && !done) {
-        ranks.push_back(pending_[i].peer);
+        ranks.push_back(WorldRank(pending_[i].peer));
       }
     }
     std::sort(ranks.begin(), ranks.end());
@@ -149,7 +159,7 @@ class MpiCommunicator final : public PeerCommunicator {
         int error_class = 0;
         MPI_Error_class(status.MPI_ERROR, &error_class);
         Fail(error_class == MPI_ERR_TRUNCATE
-                 ? absl::StrCat("rank ", status.MPI_SOURCE,
+                 ? absl::StrCat("rank ", WorldRank(status.MPI_SOURCE),
                                 " sent more bytes than expected: the ranks' calls do not match")
                  : ErrorText(status.MPI_ERROR));
       }

@@ -38,7 +38,7 @@ std::string RankList(const std::vector<int>& ranks) {
 }
 
 void PeerCommunicator::Fail(const std::string& problem, int exit_code) {
-  std::fprintf(stderr, "[rank %d] %s failed: %s\nthe last calls on this communicator:\n%s", rank(),
+  std::fprintf(stderr, "[rank %d] %s failed: %s\nthe last calls on this communicator:\n%s", WorldRank(rank()),
                DescribeCurrent().c_str(), problem.c_str(), recorder().Dump(kNumCallsShown).c_str());
   EndJob(exit_code);
   std::abort();  // not reached
@@ -67,7 +67,8 @@ void PeerCommunicator::WaitLimits::Check(const std::function<std::vector<int>()>
     std::fprintf(stderr,
                  "[rank %d] told to end, while %s waits for %s: did one of them die? Its own message or the "
                  "launcher's says why\n",
-                 communicator_.rank(), communicator_.DescribeCurrent().c_str(), RankList(missing()).c_str());
+                 communicator_.WorldRank(communicator_.rank()), communicator_.DescribeCurrent().c_str(),
+                 RankList(missing()).c_str());
     std::fflush(stderr);
   }
   if (idle > kEndAfter) {

@@ -59,7 +59,8 @@ class PeerCommunicator : public Communicator {
         : communicator_(communicator), start_(Clock::now()), last_message_(start_) {}
     // Some message has come.
     void Progress() { last_message_ = Clock::now(); }
-    // Cheap enough for every few milliseconds. `missing` gives the ranks that are still waited for.
+    // Cheap enough for every few milliseconds. `missing` gives the ranks of the world that are still waited
+    // for.
     void Check(const std::function<std::vector<int>()>& missing);
 
    private:

@@ -22,6 +22,7 @@ class StagedCommunicator final : public Communicator {
 
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
+  int WorldRank(int rank) const override { return host_.WorldRank(rank); }
   void set_name(const std::string& name) override;  // of an owned host too
   [[noreturn]] void Abort(int exit_code) override;
 

@@ -51,6 +51,7 @@ class TcpCommunicator final : public PeerCommunicator {
 
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(members_.size()); }
+  int WorldRank(int rank) const override { return members_[static_cast<size_t>(rank)]; }
   [[noreturn]] void Abort(int exit_code) override { node_.EndJob(exit_code); }
   using PeerCommunicator::BarrierOrEnd;
 
@@ -136,9 +137,7 @@ class TcpCommunicator final : public PeerCommunicator {
     Fail(missing.empty() ? failure.text : absl::StrCat(failure.text, "; it waited for ", RankList(missing)),
          failure.exit_code);
   }
-  [[noreturn]] void Gone(int peer, const std::string& why) {
-    FailBecause(node_.Blame(members_[static_cast<size_t>(peer)], why));
-  }
+  [[noreturn]] void Gone(int peer, const std::string& why) { FailBecause(node_.Blame(WorldRank(peer), why)); }
 
   // True if anything was sent.
   bool SendSome(Link& link, int peer) {
@@ -189,20 +188,20 @@ class TcpCommunicator final : public PeerCommunicator {
   void CheckHead(const Incoming& message, int peer) {
     const MessageHead &head = message.head, &expected = message.expected;
     if (head.magic != expected.magic || head.sequence != expected.sequence) {
-      Fail(absl::StrCat("rank ", peer, " sent what is not the next message of this program"));
+      Fail(absl::StrCat("rank ", WorldRank(peer), " sent what is not the next message of this program"));
     }
     if (head.kind == expected.kind && head.bytes == expected.bytes) return;
     const auto name = [](uint32_t kind) {
       return kind == static_cast<uint32_t>(Kind::kPair) ? " bytes of a Send" : " bytes of a collective";
     };
-    Fail(absl::StrCat("rank ", peer, " sent ", head.bytes, name(head.kind), " where ", expected.bytes,
-                      name(expected.kind), " were expected: the ranks' calls do not match"));
+    Fail(absl::StrCat("rank ", WorldRank(peer), " sent ", head.bytes, name(head.kind), " where ",
+                      expected.bytes, name(expected.kind), " were expected: the ranks' calls do not match"));
   }
 
   std::vector<int> Missing() const {
     std::vector<int> ranks;
     for (int peer = 0; peer < size(); ++peer) {
-      if (links_[static_cast<size_t>(peer)].busy()) ranks.push_back(peer);
+      if (links_[static_cast<size_t>(peer)].busy()) ranks.push_back(WorldRank(peer));
     }
     return ranks;
   }

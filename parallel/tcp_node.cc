@@ -107,23 +107,27 @@ void TcpNode::AcceptCallers() {
   }
 }
 
-// Whether a rank that knows the secret may come in.
+// Whether a rank that knows the secret may come in: empty, or why not. Before all have met, that ends the
+// run.
 std::string TcpNode::Judge(const Introduction& introduction) {
   const int from = static_cast<int>(introduction.from);
-  if (introduction.world_size != static_cast<uint32_t>(size())) {
-    return absl::StrCat("this run has ", size(), " ranks there and ", introduction.world_size, " here");
-  }
-  if (introduction.to != static_cast<uint32_t>(rank()) || introduction.from >= introduction.world_size ||
-      from == rank()) {
-    return absl::StrCat("there is rank ", rank(), ", which does not expect a call of rank ", from,
-                        " for rank ", introduction.to, "; do two processes say that they are one rank?");
-  }
-  if (introduction.group == kControlGroup && rank() != 0) return "only rank 0 takes control connections";
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (!known_.insert({introduction.group, from}).second) {
-    return absl::StrCat("rank ", from, " is there already; do two processes say that they are it?");
+  std::string why;
+  if (introduction.world_size != static_cast<uint32_t>(size())) {
+    why = absl::StrCat("rank ", rank(), " was started as one of ", size(), " ranks, rank ", from,
+                       " as one of ", introduction.world_size);
+  } else if (introduction.to != static_cast<uint32_t>(rank()) || from < 0 || from >= size() ||
+             from == rank()) {
+    why = absl::StrCat("rank ", from, " called for rank ", introduction.to, " and reached rank ", rank(),
+                       "; were two processes started as one rank?");
+  } else if (introduction.group == kControlGroup && rank() != 0) {
+    why = "only rank 0 takes control connections";
+  } else if (!known_.insert({introduction.group, from}).second) {
+    why = absl::StrCat("rank ", from, " is there already; were two processes started as that rank?");
   }
-  return "";
+  if (refusal_.empty()) refusal_ = why;
+  changed_.notify_all();
+  return why;
 }
 
 bool TcpNode::Talk(Caller& caller) {

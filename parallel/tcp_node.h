@@ -122,6 +122,7 @@ class TcpNode {
   std::map<std::pair<uint64_t, int>, Socket> arrived_;  // by group and rank, not fetched yet
   std::set<std::pair<uint64_t, int>> known_;            // that were ever accepted
   int64_t num_strangers_ = 0;
+  std::string refusal_;  // why a rank that knows the secret was turned away, the first of them
   std::thread thread_;
 };
 }  // namespace carousel

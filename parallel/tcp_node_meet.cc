@@ -145,7 +145,9 @@ absl::Status TcpNode::MeetAsHub(const Rendezvous& rendezvous, TcpClock::time_poi
     problem = absl::StrFormat("%s did not come to %s within %.4g s", RankList(missing), options_.rendezvous,
                               options_.meet_seconds);
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (num_strangers_ > 0) {
+    if (!refusal_.empty()) {
+      problem = refusal_;
+    } else if (num_strangers_ > 0) {
       absl::StrAppend(&problem, "; ", num_strangers_, num_strangers_ == 1 ? " caller was" : " callers were",
                       " turned away: is CAROUSEL_RUN_SECRET the same everywhere?");
     }
@@ -268,10 +270,10 @@ absl::StatusOr<Socket> TcpNode::Call(int to, uint64_t group, const Where& where,
       last = absl::StrCat(endpoint.ToString(), ": ", std::string(shaken.message()));
       if (!handshake.proved()) continue;
       if (!disbelieved.has_value()) disbelieved = TcpClock::now();
-      absl::StrAppend(&last, "; is CAROUSEL_RUN_SECRET the same on all ranks?");
     }
     const TcpClock::time_point now = TcpClock::now();
     if (now >= deadline || (disbelieved.has_value() && now - *disbelieved > kDisbeliefTime)) {
+      if (disbelieved.has_value()) last += "; is CAROUSEL_RUN_SECRET the same on all ranks?";
       return absl::UnavailableError(absl::StrFormat("rank %d could not be reached within %.3g s: %s", to,
                                                     std::chrono::duration<double>(now - start).count(),
                                                     last));
@@ -284,7 +286,9 @@ absl::StatusOr<Socket> TcpNode::Call(int to, uint64_t group, const Where& where,
 absl::StatusOr<Socket> TcpNode::WaitForCaller(int from, uint64_t group, TcpClock::time_point deadline) {
   std::unique_lock<std::mutex> lock(mutex_);
   const std::pair<uint64_t, int> key = {group, from};
-  changed_.wait_until(lock, deadline, [&] { return arrived_.count(key) > 0 || failure_.has_value(); });
+  changed_.wait_until(lock, deadline, [&] {
+    return arrived_.count(key) > 0 || failure_.has_value() || (!watching_ && !refusal_.empty());
+  });
   const auto found = arrived_.find(key);
   if (found == arrived_.end()) return absl::UnavailableError(absl::StrCat("rank ", from, " did not connect"));
   Socket socket = std::move(found->second);

@@ -1,7 +1,9 @@
 // Ranks as threads: the contract, and mistakes that must be reported and not hang.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "communicator_contract.h"
 #include "core/comm/collective_call.h"
@@ -127,6 +129,68 @@ TEST_F(CommunicatorDeathTest, ARankThatHasFinishedIsReported) {
                  if (c.rank() == 0) c.Barrier();
                }),
                "rank 0 waits in Barrier\\(\\).*rank 1 has finished");
+}
+
+TEST_F(CommunicatorDeathTest, ADeadlockAcrossGroupsIsReportedWithEveryRanksPlace) {
+  // Ranks 0 and 1 wait for each other in different groups; 2 and 3 wait for them in others.
+  EXPECT_DEATH(
+      RunLocalRanks(4,
+                    [](Communicator& c) {
+                      const std::unique_ptr<Communicator> row = c.Split(c.rank() / 2);
+                      const std::unique_ptr<Communicator> column = c.Split(c.rank() % 2);
+                      row->set_name("row");
+                      column->set_name("column");
+                      float x = 0;
+                      if (c.rank() == 0) row->AllReduceSum(Tensor(&x, DType::kF32, {1}));
+                      if (c.rank() == 1) c.Barrier();
+                      if (c.rank() == 2) column->Send(Tensor(&x, DType::kF32, {1}), 0);
+                      if (c.rank() == 3) column->Recv(Tensor(&x, DType::kF32, {1}), 0);
+                    }),
+      "no rank can go on.*"
+      "rank 0 waits in AllReduceSum\\(1 x f32\\) on 'row' at tests/communicator_test.cc:[0-9]+, a group "
+      "of the ranks 0 1.*"
+      "rank 1 waits in Barrier\\(\\) at tests/communicator_test.cc:[0-9]+.*"
+      "rank 2 waits in Send\\(1 x f32 to rank 0\\) on 'column' at .*, a group of the ranks 0 2.*"
+      "rank 3 waits in Recv\\(1 x f32 from rank 0\\) on 'column' at .*, a group of the ranks 1 3");
+}
+
+TEST_F(CommunicatorDeathTest, AMismatchIsReportedWhileOthersCompute) {
+  EXPECT_DEATH(RunLocalRanks(3,
+                             [](Communicator& c) {
+                               const std::unique_ptr<Communicator> pair = c.Split(c.rank() == 2 ? -1 : 0);
+                               if (pair == nullptr) std::this_thread::sleep_for(std::chrono::seconds(60));
+                               float x[2] = {};
+                               pair->AllReduceSum(Tensor(x, DType::kF32, {1 + c.rank()}));
+                             }),
+               "their calls do not match.*rank 2 computes");
+}
+
+TEST_F(CommunicatorDeathTest, VerifiedCallsNameBothPlaces) {
+  EXPECT_EXIT(
+      RunTwo([](Communicator& c) {
+        c.set_verify_calls(true);
+        c.set_name("world");
+        float x[2] = {};
+        if (c.rank() == 0) {
+          c.AllReduceSum(Tensor(x, DType::kF32, {2}));
+        } else {
+          c.Broadcast(Tensor(x, DType::kF32, {2}), 0);
+        }
+      }),
+      ::testing::ExitedWithCode(1),
+      "AllReduceSum\\(2 x f32\\)( on 'world')? at tests/communicator_test.cc:[0-9]+, but rank 1 called "
+      "Broadcast\\(2 x f32, root 0\\) at tests/communicator_test.cc|"
+      "Broadcast\\(2 x f32, root 0\\) on 'world' at tests/communicator_test.cc:[0-9]+, but rank 0 called "
+      "AllReduceSum\\(2 x f32\\) at tests/communicator_test.cc");
+}
+
+TEST_F(CommunicatorDeathTest, AnExchangeOfDifferentSizesIsReported) {
+  EXPECT_DEATH(RunTwo([](Communicator& c) {
+                 float x[4] = {};
+                 const Tensor four(x, DType::kF32, {4});
+                 c.SendRecv(four.Rows(0, 1 + c.rank()), 1 - c.rank(), four.Rows(2, 1), 1 - c.rank());
+               }),
+               "a send and its receive do not match");
 }
 
 TEST_F(CommunicatorDeathTest, TwoSendsThatWaitForEachOtherAreReported) {

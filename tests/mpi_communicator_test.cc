@@ -2,7 +2,9 @@
 // mpirun with 2, 3 and 4 ranks. Tests named Failing... end the job on purpose and are run one by one.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <ctime>
 #include <thread>
@@ -42,6 +44,12 @@ TEST(MpiCommunicator, KeepsTheContractWhenCallsAreVerified) {
   c->set_verify_calls(true);
   for (const int64_t n : {0, 1, 1025}) CheckCommunicatorContract(*c, n);
   CheckSplits(*c);
+}
+
+TEST(MpiCommunicator, NamesTheRanksOfTheWorld) {
+  const std::unique_ptr<Communicator> part = World().Split(World().rank() == 0 ? -1 : 0);
+  if (part == nullptr) return;
+  for (int r = 0; r < part->size(); ++r) EXPECT_EQ(part->WorldRank(r), r + 1);
 }
 
 TEST(MpiCommunicator, SplitsIntoGroupsThatWorkSideBySide) {
@@ -101,6 +109,28 @@ TEST(DISABLED_MpiCommunicatorFailing, DifferentCallsWhenVerified) {
   } else {
     c->Broadcast(Tensor(x, DType::kF32, {2}), 0);
   }
+}
+
+// mpirun tells the others to end when one has died. They say where they wait, in the time that it leaves
+// them.
+TEST(DISABLED_MpiCommunicatorFailing, OneRankDiesInACollective) {
+  static std::atomic<bool> told_to_end = false;
+  std::signal(SIGTERM, [](int) { told_to_end = true; });
+  const std::unique_ptr<Communicator> c =
+      TestMpiSession().Duplicate({.peer = {.interrupted = [] { return told_to_end.load(); }}});
+  c->set_name("replicas");
+  SetProcessStep(12);
+  c->Barrier();
+  if (c->rank() == 2) raise(SIGKILL);
+  std::vector<float> x(100000);
+  c->AllReduceSum(Tensor(x.data(), DType::kF32, {100000}));
+}
+
+TEST(DISABLED_MpiCommunicatorFailing, ACallHasATimeLimit) {
+  const std::unique_ptr<Communicator> c = TestMpiSession().Duplicate({.peer = {.timeout_seconds = 0.5}});
+  c->set_name("replicas");
+  if (c->rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(60));
+  c->Barrier();
 }
 
 TEST(DISABLED_MpiCommunicatorFailing, OneRankFinishesWithAnError) {

@@ -57,7 +57,7 @@ void Communicator::Verify() {
       continue;
     }
     std::fprintf(stderr, "[rank %d] the ranks' calls do not match: %s, but rank %d called %s instead\n",
-                 rank(), DescribeCurrent().c_str(), r, theirs.text);
+                 WorldRank(rank()), DescribeCurrent().c_str(), WorldRank(r), theirs.text);
     std::fflush(nullptr);
     Abort(1);
   }

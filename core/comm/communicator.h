@@ -25,6 +25,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // The number of one of this communicator's ranks among all ranks of the job, for messages.
+  virtual int WorldRank(int rank) const { return rank; }
 
   // x = sum over ranks of x. f32, bf16, f64, i32, i64.
   void AllReduceSum(Tensor x, CallSite site = CallSite::Here());
