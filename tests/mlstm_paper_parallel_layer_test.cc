@@ -2,10 +2,11 @@
 // axis, and both: forward and all gradients equal those of one rank.
 #include "core/model/mlstm_paper_layer.h"
 
-#include "tests/mesh_layer_testing.h"
+#include "tests/mesh_layer_subjects.h"
 
 namespace carousel {
 namespace {
+using testing::BlockSubject;
 using testing::DocumentBorders;
 using testing::ExpectSameAsOneRank;
 using testing::LayerCase;
@@ -128,6 +129,16 @@ TEST(MlstmPaperParallelLayer, DropsTheSameElementsAsOneRank) {
     LayerCase without = OnOneRank(c);
     without.dropout_key = {};
     EXPECT_GT(RelativeL2(RunLayer<PaperSubject>(c).y, RunLayer<PaperSubject>(without).y), 0.1);
+  });
+}
+TEST(MlstmPaperParallelLayer, BlocksThatKeepAndThatRecomputeEqualOneRank) {
+  LayerCase on_mesh = {.spec = WithBiases(),
+                       .resets = DocumentBorders(2, 16, 4).at("other places in each sequence"),
+                       .dropout_key = 7};
+  on_mesh.spec.dropout = 0.2;
+  ForEveryMesh(on_mesh, [](const LayerCase& c) {
+    ExpectSameAsOneRank<BlockSubject<Block::Mode::kSave>>(c, Name(c) + ", saved");
+    ExpectSameAsOneRank<BlockSubject<Block::Mode::kRecompute>>(c, Name(c) + ", recomputed");
   });
 }
 TEST(MlstmPaperParallelLayer, PassesMayBeSmallerThanWhatWasBound) {

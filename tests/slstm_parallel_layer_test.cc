@@ -4,10 +4,11 @@
 
 #include <cmath>
 
-#include "tests/mesh_layer_testing.h"
+#include "tests/mesh_layer_subjects.h"
 
 namespace carousel {
 namespace {
+using testing::BlockSubject;
 using testing::DocumentBorders;
 using testing::LayerCase;
 using testing::LayerResult;
@@ -66,16 +67,18 @@ std::vector<double> Difference(std::vector<double> a, const std::vector<double>&
 }
 
 // Forward and all gradients, every tensor relative to its norm.
-void ExpectSameAsOneRank(const LayerCase& c, const std::string& what) {
+template <class Subject = SlstmSubject>
+void ExpectOneRanksResult(const LayerCase& c, const std::string& what) {
   const double tolerance = c.compute == DType::kF64 ? 1e-12 : c.compute == DType::kF32 ? 2e-6 : 2e-2;
-  const LayerResult result = RunLayer<SlstmSubject>(c), one = RunLayer<SlstmSubject>(OnOneRank(c));
+  const LayerResult result = RunLayer<Subject>(c), one = RunLayer<Subject>(OnOneRank(c));
   EXPECT_LT(RelativeL2(result.y, one.y), tolerance) << what << ": y";
   EXPECT_LT(RelativeL2(result.dx, one.dx), tolerance) << what << ": dx";
   ASSERT_EQ(result.gradients.size(), one.gradients.size()) << what;
   for (const auto& [name, expected] : one.gradients) {
     // The input gate multiplies both c and n: a factor that all tokens have divides out, and the gradient of
     // its bias is zero but for rounding. Where every token is a document only z and o have gradients.
-    const std::string& like = name == "layer.igate.bias" ? "layer.zgate.bias" : name;
+    std::string like = name;
+    if (name.ends_with("igate.bias")) like.replace(like.size() - 10, 1, "z");
     EXPECT_LE(Norm(Difference(result.gradients.at(name), expected)), tolerance * Norm(one.gradients.at(like)))
         << what << ": gradient of " << name;
   }
@@ -85,7 +88,7 @@ void ExpectSameOnEveryMesh(LayerCase c) {
     for (const DType compute : kDTypes) {
       c.sizes = sizes;
       c.compute = compute;
-      ExpectSameAsOneRank(c, Name(c));
+      ExpectOneRanksResult(c, Name(c));
     }
   }
 }
@@ -118,7 +121,7 @@ TEST(SlstmParallelLayer, EqualsOneRankWithAChangedRecurrentGradient) {
   for (const MeshSizes& sizes : kMeshes) {
     for (const ModelSpec& spec : {clipped, cut}) {
       const LayerCase c = {.spec = spec, .sizes = sizes};
-      ExpectSameAsOneRank(c, Name(c));
+      ExpectOneRanksResult(c, Name(c));
     }
   }
 }
@@ -127,7 +130,7 @@ TEST(SlstmParallelLayer, DocumentsMayCrossEveryBorder) {
     for (const int64_t part : {4, 8}) {
       for (const auto& [name, resets] : DocumentBorders(2, 16, part)) {
         const LayerCase c = {.spec = Spec(), .sizes = sizes, .resets = resets};
-        ExpectSameAsOneRank(c, Name(c) + ", documents: " + name);
+        ExpectOneRanksResult(c, Name(c) + ", documents: " + name);
       }
     }
   }
@@ -137,23 +140,37 @@ TEST(SlstmParallelLayer, DropsTheSameElementsAsOneRank) {
   spec.dropout = 0.3;
   for (const MeshSizes& sizes : kMeshes) {
     LayerCase c = {.spec = spec, .sizes = sizes, .dropout_key = 7};
-    ExpectSameAsOneRank(c, Name(c));
+    ExpectOneRanksResult(c, Name(c));
     c.compute = DType::kF32;
-    ExpectSameAsOneRank(c, Name(c));
+    ExpectOneRanksResult(c, Name(c));
     // And it does drop.
     LayerCase without = OnOneRank(c);
     without.dropout_key = {};
     EXPECT_GT(RelativeL2(RunLayer<SlstmSubject>(c).y, RunLayer<SlstmSubject>(without).y), 0.1);
   }
 }
+TEST(SlstmParallelLayer, BlocksThatKeepAndThatRecomputeEqualOneRank) {
+  ModelSpec spec = Spec();
+  spec.slstm_at = {0};
+  spec.ffn_bias = true;
+  spec.dropout = spec.ffn_dropout = 0.2;
+  for (const MeshSizes& sizes : kMeshes) {
+    const LayerCase c = {.spec = spec,
+                         .sizes = sizes,
+                         .resets = DocumentBorders(2, 16, 4).at("other places in each sequence"),
+                         .dropout_key = 7};
+    ExpectOneRanksResult<BlockSubject<Block::Mode::kSave>>(c, Name(c) + ", saved");
+    ExpectOneRanksResult<BlockSubject<Block::Mode::kRecompute>>(c, Name(c) + ", recomputed");
+  }
+}
 TEST(SlstmParallelLayer, PassesMayBeSmallerThanWhatWasBound) {
   for (const MeshSizes& sizes : kMeshes) {
     LayerCase c = {
         .spec = Spec(), .sizes = sizes, .B = 1, .T = 8, .bound = {.B = 2, .T = 16, .evaluation_T = 4}};
-    ExpectSameAsOneRank(c, Name(c) + ", short");
+    ExpectOneRanksResult(c, Name(c) + ", short");
     c.B = 8;  // as in an evaluation
     c.T = 4;
-    ExpectSameAsOneRank(c, Name(c) + ", many sequences");
+    ExpectOneRanksResult(c, Name(c) + ", many sequences");
   }
 }
 TEST(SlstmParallelLayer, RepeatsItsBits) {
