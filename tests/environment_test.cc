@@ -3,6 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace carousel {
 namespace {
@@ -65,6 +69,57 @@ TEST(DetectLaunch, RubbishInTheEnvironmentIsNotANumber) {
   const LaunchInfo info = Detect({{"OMPI_COMM_WORLD_SIZE", "many"}, {"OMPI_COMM_WORLD_RANK", ""}});
   EXPECT_EQ(info.announced_size, 0);
   EXPECT_EQ(info.announced_rank, 0);
+}
+
+absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcp(const std::map<std::string, std::string>& variables) {
+  return DetectTcpLaunch([&](const char* name) -> const char* {
+    const auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  });
+}
+
+TEST(DetectTcpLaunch, TakesAllFourVariablesOrNone) {
+  EXPECT_FALSE(DetectTcp({{"HOME", "/root"}})->has_value());
+  const std::map<std::string, std::string> all = {{"CAROUSEL_RENDEZVOUS", "tcp://node7:2345"},
+                                                  {"CAROUSEL_RANK", "3"},
+                                                  {"CAROUSEL_WORLD_SIZE", "4"},
+                                                  {"CAROUSEL_RUN_SECRET", "0123456789abcdef"}};
+  const absl::StatusOr<std::optional<TcpNodeOptions>> options = DetectTcp(all);
+  ASSERT_TRUE(options.ok() && options->has_value()) << options.status();
+  EXPECT_EQ((*options)->rendezvous, "tcp://node7:2345");
+  EXPECT_EQ((*options)->rank, 3);
+  EXPECT_EQ((*options)->size, 4);
+  EXPECT_EQ((*options)->secret, "0123456789abcdef");
+  for (const auto& [name, value] : all) {
+    std::map<std::string, std::string> some = all;
+    some.erase(name);
+    const absl::Status status = DetectTcp(some).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status));
+    EXPECT_NE(std::string(status.message()).find("are set, but not " + name), std::string::npos) << status;
+  }
+}
+
+TEST(DetectTcpLaunch, NamesTheVariableThatIsWrong) {
+  const auto message = [](const char* name, const char* value) {
+    std::map<std::string, std::string> variables = {{"CAROUSEL_RENDEZVOUS", "file:/shared/meet"},
+                                                    {"CAROUSEL_RANK", "1"},
+                                                    {"CAROUSEL_WORLD_SIZE", "2"},
+                                                    {"CAROUSEL_RUN_SECRET", "0123456789abcdef"}};
+    variables[name] = value;
+    return std::string(DetectTcp(variables).status().message());
+  };
+  EXPECT_EQ(message("CAROUSEL_RANK", "0"), "");
+  for (const auto& [name, value] :
+       std::vector<std::pair<const char*, const char*>>{{"CAROUSEL_RENDEZVOUS", "node7"},
+                                                        {"CAROUSEL_RENDEZVOUS", ""},
+                                                        {"CAROUSEL_RANK", "2"},
+                                                        {"CAROUSEL_RANK", "-1"},
+                                                        {"CAROUSEL_RANK", "one"},
+                                                        {"CAROUSEL_WORLD_SIZE", "0"},
+                                                        {"CAROUSEL_WORLD_SIZE", "99999999999"},
+                                                        {"CAROUSEL_RUN_SECRET", "0123456789abcde"}}) {
+    EXPECT_EQ(message(name, value).find(name), 0u) << name << "=" << value << ": " << message(name, value);
+  }
 }
 
 TEST(CheckLaunch, AgreesWhereMpiSeesWhatTheLauncherStarted) {
