@@ -154,7 +154,9 @@ FieldNotes NotesOn(const config::RunConfig& config) {
       absl::StrCat(train.global_batch() * config.data().sequence_length(), " tokens per step");
   if (train.max_tokens() == 0) notes["train.max_tokens"] = "no limit";
   if (train.max_minutes() == 0) notes["train.max_minutes"] = "no limit";
-  if (config.parallel().data() == 0) notes["parallel.data"] = "all ranks";
+  if (config.parallel().data() == 0) notes["parallel.data"] = "what the other axes leave";
+  if (config.parallel().replicate() == 0) notes["parallel.replicate"] = "parallel.data / parallel.shard";
+  if (config.parallel().audit_every_steps() == 0) notes["parallel.audit_every_steps"] = "never";
   if (config.parallel().threads() == 0) notes["parallel.threads"] = "cores of the machine / ranks on it";
   if (config.eval().every_steps() == 0) notes["eval.every_steps"] = "never";
   if (config.sample().every_steps() == 0) notes["sample.every_steps"] = "never";
@@ -223,7 +225,20 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
   run.seed = t.seed();
   run.max_tokens = t.max_tokens();
   run.max_minutes = t.max_minutes();
-  run.parallel_data = config.parallel().data();
+  const config::ParallelConfig& p = config.parallel();
+  run.parallel = {.data = p.data(),
+                  .replicate = p.replicate(),
+                  .shard = p.shard(),
+                  .sequence = p.sequence(),
+                  .tensor = p.tensor(),
+                  .pipe = p.pipe(),
+                  .ordered = p.reduction() == config::ParallelConfig::ORDERED,
+                  .bf16_wire = p.gradient_wire() == config::ParallelConfig::BF16,
+                  .sequence_mode = p.sequence_mode() == config::ParallelConfig::STATE   ? SequenceMode::kState
+                                   : p.sequence_mode() == config::ParallelConfig::HEADS ? SequenceMode::kHeads
+                                                                                        : SequenceMode::kAuto,
+                  .audit_every_steps = p.audit_every_steps(),
+                  .verify_calls = p.verify_calls()};
   run.threads = config.parallel().threads();
   run.eval_every_steps = config.eval().every_steps();
   run.eval_num_windows = config.eval().num_windows();

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/comm/model_axes.h"
 #include "core/model/spec.h"
 #include "core/optim/adamw.h"
 #include "core/optim/schedule.h"
@@ -19,6 +20,17 @@ struct DataSourceSpec {
 // kNone: token files made elsewhere, ids only; kTask: the symbols of a task with a known answer.
 enum class TokenizerKind : uint8_t { kBytes, kNone, kTask };
 
+// The axes of the mesh; 0: derived from the number of ranks.
+struct ParallelSpec {
+  int64_t data = 0, replicate = 0, shard = 1, sequence = 1, tensor = 1, pipe = 1;
+  bool ordered = true;     // gradients are added along one fixed tree
+  bool bf16_wire = false;  // gradients are sent in bf16
+  SequenceMode sequence_mode = SequenceMode::kAuto;
+  int64_t audit_every_steps = 0;
+  bool verify_calls = false;
+  // replicate, or what `data` says of it; 0: what is left.
+  int64_t wanted_replicate() const { return replicate > 0 ? replicate : data / shard; }
+};
 struct RunSpec {
   ModelSpec model;
   TokenizerKind tokenizer = TokenizerKind::kBytes;
@@ -33,7 +45,8 @@ struct RunSpec {
   uint64_t seed = 0;
   int64_t max_tokens = 0;
   double max_minutes = 0;
-  int64_t parallel_data = 0, threads = 0;
+  ParallelSpec parallel;
+  int64_t threads = 0;
   int64_t eval_every_steps = 0, eval_num_windows = 0;
   int64_t eval_sequence_length = 0;  // T of validation
   struct Sample {

@@ -55,6 +55,12 @@ constexpr IntRange kIntRanges[] = {
     {"train.micro_batch", 1, kInt32Max, 8},
     {"train.max_tokens", 0, kMaxTokens, 0},
     {"parallel.data", 0, 1 << 24, 0},
+    {"parallel.replicate", 0, 1 << 24, 0},
+    {"parallel.shard", 1, 1 << 24, 1},
+    {"parallel.sequence", 1, 1 << 24, 1},
+    {"parallel.tensor", 1, 1 << 24, 1},
+    {"parallel.pipe", 1, 1 << 16, 1},
+    {"parallel.audit_every_steps", 0, kMaxSteps, 500},
     {"parallel.threads", 0, 4096, 0},
     {"eval.every_steps", 0, kMaxSteps, 100},
     {"eval.num_windows", 1, kInt32Max, 64},
@@ -236,13 +242,46 @@ void CheckBatches(const config::RunConfig& config, const Origins& origins, Probl
                                   global, NearestDivisors(global, micro)));
     return;
   }
-  const int64_t ranks = config.parallel().data();
-  if (ranks == 0 || global / micro % ranks == 0) return;
+  const config::ParallelConfig& parallel = config.parallel();
+  const bool by_data = parallel.data() > 0;
+  const int64_t ranks =
+      by_data ? parallel.data() : std::max<int64_t>(parallel.replicate(), 1) * parallel.shard();
+  if (global / micro % ranks == 0) return;
+  const std::string given = by_data ? absl::StrCat("parallel.data=", ranks)
+                                    : absl::StrFormat("parallel.replicate x shard = %d", ranks);
   problems->Add(
-      origins, "parallel.data",
-      absl::StrFormat("parallel.data=%d does not divide the %d micro-batches of a step "
+      origins, by_data ? "parallel.data" : "parallel.shard",
+      absl::StrFormat("%s does not divide the %d micro-batches of a step "
                       "(train.global_batch=%d / train.micro_batch=%d); %s",
-                      ranks, global / micro, global, micro, NearestDivisors(global / micro, ranks)));
+                      given, global / micro, global, micro, NearestDivisors(global / micro, ranks)));
+}
+
+void CheckParallel(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const config::ParallelConfig& p = config.parallel();
+  if (p.data() > 0 && p.replicate() > 0 && p.data() != p.replicate() * p.shard()) {
+    problems->Add(
+        origins, "parallel.data",
+        absl::StrFormat("parallel.data=%d is not parallel.replicate=%d x parallel.shard=%d; use %d, or 0",
+                        p.data(), p.replicate(), p.shard(), p.replicate() * p.shard()));
+  } else if (p.data() > 0 && p.data() % p.shard() != 0) {
+    problems->Add(origins, "parallel.shard",
+                  absl::StrFormat("parallel.shard=%d does not divide parallel.data=%d; %s", p.shard(),
+                                  p.data(), NearestDivisors(p.data(), p.shard())));
+  }
+  if (p.gradient_wire() == config::ParallelConfig::BF16 && p.reduction() == config::ParallelConfig::ORDERED) {
+    problems->Add(
+        origins, "parallel.gradient_wire",
+        "parallel.gradient_wire=BF16 rounds sums that parallel.reduction=ORDERED promises to be the same "
+        "for every number of ranks; use parallel.reduction=UNORDERED, or gradient_wire=WIDE");
+  }
+  if (config.sample().every_steps() > 0 && p.shard() * p.sequence() * p.tensor() * p.pipe() > 1) {
+    problems->Add(
+        origins, "sample.every_steps",
+        absl::StrFormat("sample.every_steps=%d needs all weights on one rank, but parallel.shard, sequence, "
+                        "tensor or pipe spreads them; use sample.every_steps=0 and `carousel generate` on a "
+                        "checkpoint",
+                        config.sample().every_steps()));
+  }
 }
 
 void CheckSchedule(const config::RunConfig& config, const Origins& origins, Problems* problems) {
@@ -309,8 +348,9 @@ void CheckRelations(const config::RunConfig& config, const Origins& origins,
   CheckModel(config.model(), origins, wrong, problems);
   if (config.model().has_vocab_size() && good({"model.vocab_size"}))
     CheckVocabulary(config, origins, problems);
-  if (good({"train.global_batch", "train.micro_batch", "parallel.data"})) {
-    CheckBatches(config, origins, problems);
+  if (good({"parallel.data", "parallel.replicate", "parallel.shard"})) {
+    if (good({"train.global_batch", "train.micro_batch"})) CheckBatches(config, origins, problems);
+    CheckParallel(config, origins, problems);
   }
   if (good({"train.steps", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.final_factor"})) {
     CheckSchedule(config, origins, problems);

@@ -3,16 +3,17 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "configs/load.h"
 #include "core/base/status_macros.h"
-#include "core/train/agreement.h"
 #include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
+#include "launcher/rank_agreement.h"
 #include "launcher/run_directory.h"
 #include "launcher/signals.h"
 #include "launcher/training_run.h"
@@ -25,38 +26,40 @@ struct TrainCommandOptions {
   TrainOptions train;
 };
 
-// Rank 0 reads the config; all ranks parse the same resolved text.
-absl::StatusOr<RunSpec> LoadRunEverywhere(const ConfigOptions& options, Communicator& world) {
-  const auto load = [&]() -> absl::StatusOr<RunSpec> {
-    std::string config = options.config;
-    if (config.empty()) {
-      if (options.run_dir.empty()) {
-        return absl::InvalidArgumentError(
-            "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
-      }
-      config = ConfigPath(options.run_dir);
-      std::error_code unreadable;
-      if (!std::filesystem::exists(config, unreadable)) {
-        return absl::NotFoundError(
-            absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
-      }
-    }
-    CAROUSEL_ASSIGN_OR_RETURN(
-        RunSpec run,
-        LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir, .for_training = true}));
-    if (run.run_dir.empty()) {
+// What this rank reads. The config file need not be on every machine: rank 0's counts.
+absl::StatusOr<RunSpec> LoadHere(const ConfigOptions& options) {
+  std::string config = options.config;
+  if (config.empty()) {
+    if (options.run_dir.empty()) {
       return absl::InvalidArgumentError(
-          "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");
+          "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
     }
-    return run;
-  };
-  absl::StatusOr<RunSpec> run = absl::UnknownError("not read");
-  if (world.rank() == 0) run = load();
-  CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, world.rank() == 0 ? run.status() : absl::OkStatus()));
-  const std::string text = BroadcastBytes(world, world.rank() == 0 ? run->resolved_text : "", 0);
-  if (world.rank() != 0) run = LoadRunFromText(text, "config of rank 0", {});
-  CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, run.status()));
+    config = ConfigPath(options.run_dir);
+    std::error_code unreadable;
+    if (!std::filesystem::exists(config, unreadable)) {
+      return absl::NotFoundError(
+          absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
+    }
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(
+      RunSpec run, LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir, .for_training = true}));
+  if (run.run_dir.empty()) {
+    return absl::InvalidArgumentError(
+        "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");
+  }
   return run;
+}
+
+RankOptions OptionsOf(const TrainCommandOptions& options) {
+  RankOptions result = {{"--config", options.config.config},
+                        {"--run_dir", options.config.run_dir},
+                        {"--device", options.train.device},
+                        {"--gpu_transport", absl::StrCat(static_cast<int>(options.train.transport))},
+                        {"--fresh", options.train.fresh ? "yes" : "no"},
+                        {"--checkpoint_fallback", options.train.checkpoint_fallback ? "yes" : "no"},
+                        {"--accept_change", options.train.accept_change ? "yes" : "no"}};
+  for (const std::string& set : options.config.sets) result.emplace_back("--set", set);
+  return result;
 }
 
 // How this process was started, for the run's records.
@@ -70,7 +73,12 @@ std::string CommandLine() {
 }
 
 absl::Status Train(const TrainCommandOptions& options, Environment& environment) {
-  CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run, LoadRunEverywhere(options.config, environment.world()));
+  Communicator& world = environment.world();
+  CAROUSEL_RETURN_IF_ERROR(CheckSameBuild(world, environment.host()));
+  // The run first: a field that differs says more than an option.
+  CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run,
+                            AgreeOnRun(world, environment.host(), LoadHere(options.config)));
+  CAROUSEL_RETURN_IF_ERROR(CheckSameOptions(world, environment.host(), OptionsOf(options)));
   InstallStopSignals();
   TrainOptions train = options.train;
   train.command_line = CommandLine();
@@ -106,6 +114,16 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "--accept_change", options->train.accept_change,
       "Go on although data, batch, optimizer or schedule differ from what the run was begun with");
   AddDeviceOption(*train, &options->train.device);
+  train
+      ->add_option(
+          "--gpu_transport", options->train.transport,
+          "How tensors travel between GPUs: nccl; staged, through host memory and MPI, slow, also for "
+          "ranks that share a GPU; auto, NCCL if the program has it")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, RunMesh::Transport>{{"auto", RunMesh::Transport::kAuto},
+                                                    {"nccl", RunMesh::Transport::kNccl},
+                                                    {"staged", RunMesh::Transport::kStaged}}))
+      ->type_name("NAME");
   train->add_flag_callback(
       "--no_graphs", [options] { options->train.graphs = false; },
       "On a GPU: issue every op of a step anew instead of playing recorded micro-batches; the results are "
@@ -113,11 +131,15 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
   train->footer(
       "Starting in a run directory that holds a checkpoint goes on from it, with any number of ranks. Losses "
       "and weights\n"
-      "have the same bits for every number of ranks.\n\n"
+      "have the same bits for every number of data-parallel ranks (parallel.replicate, shard); along the "
+      "other\n"
+      "axes (sequence, tensor, pipe) sums are grouped differently and agree to rounding.\n\n"
       "Examples:\n"
       "  carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
       "  mpirun -np 2 carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
       "  carousel train --run_dir runs/demo                      # go on with it\n"
+      "  mpirun -np 8 carousel train --config configs/demo_bytes.textproto --run_dir runs/t --set "
+      "parallel.tensor=2 --set parallel.shard=2\n"
       "  mpirun -np 8 carousel train --device cuda --config configs/xlstm_1b4.textproto --run_dir runs/1b4\n"
       "  carousel train --config configs/demo_bytes.textproto --run_dir runs/b --set schedule.peak_lr=2e-3 "
       "--set "

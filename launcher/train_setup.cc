@@ -1,5 +1,7 @@
 #include "launcher/train_setup.h"
 
+#include "parallel/pipeline_schedule.h"
+
 namespace carousel {
 
 TrainSpec MakeTrainSpec(const RunSpec& run) {
@@ -12,6 +14,38 @@ TrainSpec MakeTrainSpec(const RunSpec& run) {
           .longest_eval_T = run.eval_every_steps > 0 ? run.eval_sequence_length : 0,
           .micro_batch = run.micro_batch,
           .micro_batches_per_step = run.micro_batches_per_step(),
-          .compute = run.compute};
+          .compute = run.compute,
+          .sequence_mode = run.parallel.sequence_mode,
+          .actions = OneForwardOneBackward};
+}
+
+SyncOptions MakeSyncOptions(const RunSpec& run) {
+  SyncOptions options;
+  options.reduction =
+      run.parallel.ordered ? SyncOptions::Reduction::kOrdered : SyncOptions::Reduction::kUnordered;
+  options.wire = run.parallel.bf16_wire ? SyncOptions::Wire::kBF16 : SyncOptions::Wire::kWide;
+  return options;
+}
+
+MeshSpec MakeMeshSpec(const RunSpec& run, int64_t world) {
+  const ParallelSpec& p = run.parallel;
+  return {.world = world,
+          .sizes = {.pipe = p.pipe,
+                    .replicate = p.wanted_replicate(),
+                    .shard = p.shard,
+                    .sequence = p.sequence,
+                    .tensor = p.tensor},
+          .global_batch = run.global_batch,
+          .micro_batch = run.micro_batch,
+          .model = &run.model,
+          .sequence_length = run.sequence_length,
+          .eval_sequence_length = run.eval_every_steps > 0 ? run.eval_sequence_length : 0,
+          .sequence_mode = p.sequence_mode};
+}
+
+int64_t WantedWorld(const RunSpec& run) {
+  MeshSizes sizes = MakeMeshSpec(run, 1).sizes;
+  if (sizes.replicate == 0) sizes.replicate = 1;
+  return sizes.world();
 }
 }  // namespace carousel

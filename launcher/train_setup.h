@@ -2,8 +2,15 @@
 #pragma once
 #include "configs/run_spec.h"
 #include "core/train/trainer.h"
+#include "parallel/mesh_builder.h"
+#include "parallel/sharded_sync.h"
 
 namespace carousel {
 
 TrainSpec MakeTrainSpec(const RunSpec& run);
+SyncOptions MakeSyncOptions(const RunSpec& run);
+// How the run is cut if `world` ranks are started. Refers to `run`.
+MeshSpec MakeMeshSpec(const RunSpec& run, int64_t world);
+// The ranks that the config asks for; where it leaves replicate open, the fewest that will do.
+int64_t WantedWorld(const RunSpec& run);
 }  // namespace carousel

@@ -41,12 +41,21 @@ absl::Status TrainingRun::Train() {
     if (state_.step >= run_.steps) CAROUSEL_LOG(INFO) << "all " << run_.steps << " steps are done already";
   }
   last_turn_ = Seconds();
-  Stop stop = state_.step < run_.steps ? StopReason() : Stop::kNo;
+  Stop stop = state_.step < run_.steps ? StopBeforeTraining() : Stop::kNo;
   while (state_.step < run_.steps && stop == Stop::kNo) {
     const double start = Seconds();
-    const StepResult result = trainer_->Step(state_.step, *loader_, {.num_skipped = state_.skipped_steps});
+    // What else all ranks must know after this step goes with its one reduction of scalars: the digest of the
+    // tokens, counted once for each, and the reasons to stop.
+    const auto contribute = [this](std::vector<int64_t>* numbers) {
+      const uint64_t digest = loader_->TakeDigest();
+      numbers->push_back(mesh_->mesh().speaks_for_data() ? static_cast<int64_t>(digest) : 0);
+      for (const int64_t count : StopCounts()) numbers->push_back(count);
+    };
+    const StepResult result = trainer_->Step(state_.step, *loader_,
+                                             {.num_skipped = state_.skipped_steps, .contribute = contribute});
+    CAROUSEL_CHECK_EQ(result.contributed.size(), size_t{4});
     CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
-    stop = StopReason();
+    stop = StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
   }
   // Whoever sent a signal may not wait long: save first, and leave the evaluation to the run that goes on.
   if (state_.step >= run_.steps) stop = Stop::kNo;
@@ -69,8 +78,8 @@ absl::Status TrainingRun::Train() {
 
 absl::Status TrainingRun::AfterStep(const StepResult& result, double step_seconds) {
   // The tokens that all ranks saw as one number: runs with equal digests saw equal data.
-  const uint64_t digest = SumOverRanks(environment_.world(), loader_->TakeDigest());
-  const int64_t tokens = run_.global_batch * run_.sequence_length;
+  const uint64_t digest = static_cast<uint64_t>(result.contributed[0]);
+  const int64_t tokens = tokens_per_step();
   state_.step += 1;
   state_.consumed_sequences += run_.global_batch;
   state_.consumed_tokens += tokens;
@@ -81,7 +90,8 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
 
   if (IsMain()) {
     if (result.skipped) {
-      CAROUSEL_LOG(WARNING) << "step " << state_.step << " skipped: the loss or a gradient was not finite";
+      CAROUSEL_LOG(WARNING) << "step " << state_.step << " skipped: " << result.num_non_finite
+                            << " losses or parts of the gradient were not finite";
     }
     ReportMetrics(metrics_->Append({.step = state_.step,
                                     .tokens = state_.consumed_tokens,
@@ -107,6 +117,10 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
         absl::StrCat("the loss or the gradient was not finite in ", skipped_in_row_,
                      " steps in a row, the last finite step is ", state_.step - skipped_in_row_,
                      "; go on from an earlier checkpoint with a lower schedule.peak_lr or clip_norm"));
+  }
+  if (run_.parallel.audit_every_steps > 0 && state_.step % run_.parallel.audit_every_steps == 0) {
+    // Not saved either: nobody knows which of the ranks is right.
+    CAROUSEL_RETURN_IF_ERROR(trainer_->AuditReplicas());
   }
   if (evaluation_.has_value() && state_.step % run_.eval_every_steps == 0) Evaluate();
   if (run_.sample.every_steps > 0 && state_.step % run_.sample.every_steps == 0) Sample();
@@ -149,6 +163,7 @@ void TrainingRun::Evaluate() {
 }
 
 void TrainingRun::Sample() {
+  trainer_->WaitForWeights();
   if (!IsMain()) return;
   const ByteTokenizer tokenizer;
   GenerateArgs args{.prompt = {tokenizer.eod_id()},
@@ -185,18 +200,26 @@ absl::Status TrainingRun::Save() {
   return absl::OkStatus();
 }
 
-TrainingRun::Stop TrainingRun::StopReason() {
-  Stop mine = Stop::kNo;
-  if (run_.max_tokens > 0 && state_.consumed_tokens >= run_.max_tokens) mine = Stop::kTokens;
-  // Clocks and signals differ between ranks: any rank's reason stops all, the largest wins.
-  if (IsMain() && run_.max_minutes > 0 && state_.wall_seconds >= 60 * run_.max_minutes) mine = Stop::kTime;
-  if (StopRequested()) mine = Stop::kSignal;
-  int64_t counts[4] = {};
-  counts[static_cast<int64_t>(mine)] = 1;
-  environment_.world().AllReduceSum(Tensor(counts, DType::kI64, {4}));
-  for (const Stop stop : {Stop::kSignal, Stop::kTime, Stop::kTokens}) {
-    if (counts[static_cast<int64_t>(stop)] > 0) return stop;
-  }
-  return Stop::kNo;
+// Clocks and signals differ between ranks: any rank's reason stops all, the largest wins.
+std::array<int64_t, 3> TrainingRun::StopCounts() {
+  const double wall_seconds = state_.wall_seconds + (Seconds() - last_turn_);
+  const bool tokens = run_.max_tokens > 0 && state_.consumed_tokens + tokens_per_step() >= run_.max_tokens;
+  const bool time = IsMain() && run_.max_minutes > 0 && wall_seconds >= 60 * run_.max_minutes;
+  return {tokens, time, StopRequested()};
+}
+
+TrainingRun::Stop TrainingRun::StopReason(const std::array<int64_t, 3>& counts) const {
+  return counts[2] > 0   ? Stop::kSignal
+         : counts[1] > 0 ? Stop::kTime
+         : counts[0] > 0 ? Stop::kTokens
+                         : Stop::kNo;
+}
+
+TrainingRun::Stop TrainingRun::StopBeforeTraining() {
+  std::array<int64_t, 3> counts = {
+      run_.max_tokens > 0 && state_.consumed_tokens >= run_.max_tokens,
+      IsMain() && run_.max_minutes > 0 && state_.wall_seconds >= 60 * run_.max_minutes, StopRequested()};
+  environment_.world().AllReduceSum(Tensor(counts.data(), DType::kI64, {3}));
+  return StopReason(counts);
 }
 }  // namespace carousel

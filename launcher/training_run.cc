@@ -16,8 +16,6 @@
 #include "launcher/train_setup.h"
 #include "launcher/version.h"
 #include "parallel/mesh_builder.h"
-#include "parallel/nccl_communicator.h"
-#include "parallel/staged_communicator.h"
 
 namespace carousel {
 namespace {
@@ -30,7 +28,7 @@ std::vector<DatasetSource> Sources(const std::vector<DataSourceSpec>& specs) {
 }  // namespace
 
 TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment)
-    : run_(run), options_(options), environment_(environment) {}
+    : run_(run), options_(options), environment_(environment), sync_factory_(MakeSyncOptions(run)) {}
 
 TrainingRun::~TrainingRun() = default;
 
@@ -43,14 +41,13 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                                                  Environment& environment) {
   std::unique_ptr<TrainingRun> self(new TrainingRun(run, options, environment));
   // Each stage is tried by all ranks; a failure of any is everybody's.
-  CAROUSEL_ASSIGN_OR_RETURN(self->built_mesh_, BuildMesh(MeshSpec{.world = environment.size(),
-                                                                  .sizes = {.replicate = run.parallel_data},
-                                                                  .global_batch = run.global_batch,
-                                                                  .micro_batch = run.micro_batch},
-                                                         environment.world()));
-  self->mesh_ = self->built_mesh_->mesh();
+  const MeshSpec mesh = MakeMeshSpec(self->run_, environment.size());
+  CAROUSEL_RETURN_IF_ERROR(ValidateMesh(mesh));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenDevice()));
-  CAROUSEL_RETURN_IF_ERROR(self->ConnectDevices());
+  environment.world().set_name("world");
+  environment.world().set_verify_calls(run.parallel.verify_calls);
+  CAROUSEL_ASSIGN_OR_RETURN(self->mesh_, RunMesh::Connect(ResolveSizes(mesh), options.transport,
+                                                          environment.world(), *self->device_));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
@@ -60,21 +57,6 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
 
 absl::Status TrainingRun::OpenDevice() {
   CAROUSEL_ASSIGN_OR_RETURN(device_, MakeRankDevice(options_.device, run_.threads, environment_));
-  return absl::OkStatus();
-}
-
-// Tensors of devices go through NCCL where the program has it, else through host memory: the same bits.
-absl::Status TrainingRun::ConnectDevices() {
-  if (device_->host_accessible() || mesh_.world.size == 1) return absl::OkStatus();
-  Axis axis = mesh_.world;
-  axis.control = axis.communicator;
-  if (HasNccl()) {
-    CAROUSEL_ASSIGN_OR_RETURN(device_world_, MakeNcclCommunicator(*axis.control, *device_));
-  } else {
-    device_world_ = std::make_unique<StagedCommunicator>(*axis.control, *device_);
-  }
-  axis.communicator = device_world_.get();
-  mesh_ = ReplicateMesh(axis);
   return absl::OkStatus();
 }
 
@@ -150,7 +132,7 @@ absl::Status TrainingRun::CheckLoadedData() {
 // Sample n of the run stays sample n, also if earlier steps had another batch size.
 void TrainingRun::MakeLoader() {
   const int64_t M = run_.micro_batches_per_step();
-  const Leaves leaves = LeavesOf(mesh_, M);
+  const Leaves leaves = LeavesOf(mesh_->mesh(), M);
   loader_ = std::make_unique<TrainLoader>(
       *train_data_, std::move(*sampler_),
       TrainLoader::Options{.shape = batch_shape_,
@@ -217,7 +199,7 @@ absl::Status TrainingRun::CheckEarlierConfig() {
 absl::Status TrainingRun::BuildTrainer() {
   TrainSpec spec = MakeTrainSpec(run_);
   spec.graphs = options_.graphs;
-  CAROUSEL_ASSIGN_OR_RETURN(trainer_, Trainer::Create(spec, *device_, mesh_, sync_factory_));
+  CAROUSEL_ASSIGN_OR_RETURN(trainer_, Trainer::Create(spec, *device_, mesh_->mesh(), sync_factory_));
   if (IsMain() && run_.sample.every_steps > 0)
     generator_ = std::make_unique<Generator>(trainer_->model(), *device_);
   return absl::OkStatus();

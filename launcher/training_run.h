@@ -2,6 +2,7 @@
 // command is a thin shell around it. All methods are collective over the environment's world and return the
 // same status on every rank.
 #pragma once
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,8 +18,8 @@
 #include "launcher/environment.h"
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
+#include "launcher/run_mesh.h"
 #include "parallel/sharded_sync.h"
-#include "parallel/mesh_builder.h"
 
 namespace carousel {
 
@@ -29,7 +30,8 @@ struct TrainOptions {
       false;  // go on although data, batch, optimizer or schedule differ from the run's config
   std::string device = "cpu";  // as --device takes it (launcher/command_device.h)
   bool graphs = true;          // TrainSpec::graphs
-  std::string command_line;    // for build.txt
+  RunMesh::Transport transport = RunMesh::Transport::kAuto;  // between GPUs
+  std::string command_line;                                  // for build.txt
 };
 
 class TrainingRun {
@@ -44,17 +46,17 @@ class TrainingRun {
   absl::Status Train();
 
  private:
-  enum class Stop : int64_t { kNo = 0, kTokens, kTime, kSignal };
+  enum class Stop : uint8_t { kNo, kTokens, kTime, kSignal };
 
   TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment);
   bool IsMain() const { return environment_.rank() == 0; }
+  int64_t tokens_per_step() const { return run_.global_batch * run_.sequence_length; }
   absl::Status Agree(const absl::Status& mine);
 
   // The stages of Create.
   absl::Status PrepareDirectory();
   absl::Status CheckEarlierConfig();
   absl::Status OpenDevice();
-  absl::Status ConnectDevices();
   absl::Status OpenData();
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
@@ -67,16 +69,17 @@ class TrainingRun {
   void Evaluate();
   void Sample();
   absl::Status Save();
-  Stop StopReason();  // agreed by all ranks; adds up the data digest on the way
+  // This rank's reason to stop now, as a number of each.
+  std::array<int64_t, 3> StopCounts();
+  Stop StopReason(const std::array<int64_t, 3>& counts) const;  // agreed: summed over all ranks
+  Stop StopBeforeTraining();                                    // collective
 
   RunSpec run_;
   TrainOptions options_;
   Environment& environment_;
-  std::unique_ptr<BuiltMesh> built_mesh_;
-  Mesh mesh_;
   std::unique_ptr<RunLease> lease_;  // rank 0
   std::unique_ptr<Device> device_;
-  std::unique_ptr<Communicator> device_world_;  // several ranks on devices whose memory the host cannot read
+  std::unique_ptr<RunMesh> mesh_;
   std::optional<Dataset> train_data_, validation_data_;
   uint64_t data_fingerprint_ = 0;
   std::optional<Sampler> sampler_;  // until the loader is made

@@ -172,19 +172,36 @@ TEST(CliPlan, ShowsEverythingThatARunTakes) {
   row("tokens per step +4,096   16 x 256\n");
   row("tokens +4,096,000 ");
   row("one +[0-9,]+   [0-9.]+ MiB, 12 per parameter\n");
-  row("gradients +[0-9,]+   [0-9.]+ MiB in [0-9]+ calls\n");
+  row("replicate +2   different sequences");
+  row("replicas: AllToAll +[0-9,]+   [0-9.]+ MiB in [0-9]+ calls\n");
+  row("replicas: AllGather +[0-9,]+   [0-9.]+ MiB in [0-9]+ calls\n");
+  row("exposed: replicas +[0-9.]+ ms   of [0-9.]+ ms within a node at 360 GB/s\n");
+  row("step +[0-9.]+ ms   [0-9.]+% of it computes\n");
   // One rank sends nothing.
   Says(Carousel({"plan", "--config", "configs/demo_bytes.textproto"}).out,
        "sent per rank and step, bytes\n  total                                                   0   0 B\n");
 }
 
+TEST(CliPlan, PlansEveryAxisForThousandsOfRanks) {
+  const Result plan =
+      Carousel({"plan", "--config", "configs/xlstm_7b.textproto", "--world", "4096", "--set",
+                "parallel.shard=8", "--set", "parallel.tensor=2", "--set", "parallel.sequence=2", "--set",
+                "parallel.pipe=4", "--set", "train.global_batch=1024", "--set", "train.micro_batch=1"});
+  ASSERT_EQ(plan.exit_code, kExitOk) << plan.err;
+  for (const char* row : {"\n  pipe ", "\n  replicate ", "\n  shard ", "\n  sequence ", "\n  tensor ",
+                          "memory per rank of stage", "shard: AllGather", "tensor: ReduceScatterSum",
+                          "sequence: ", "pipe: Send", "between nodes", "tokens per second"}) {
+    Says(plan.out, row);
+  }
+}
+
 TEST(CliPlan, NamesAllProblemsOfTheMeshAtOnce) {
   const Result plan =
-      Carousel({"plan", "--config", "configs/demo_bytes.textproto", "--world", "3", "--set",
-                "parallel.data=2", "--set", "train.global_batch=16", "--set", "train.micro_batch=8"});
+      Carousel({"plan", "--config", "configs/demo_bytes.textproto", "--world", "12", "--set",
+                "parallel.tensor=3", "--set", "train.global_batch=16", "--set", "train.micro_batch=8"});
   EXPECT_EQ(plan.exit_code, kExitUsage);
-  Says(plan.err, "parallel.data=2 but 3 ranks");
-  Says(plan.err, "3 ranks cannot share the 2 micro-batches");
+  Says(plan.err, "parallel.tensor=3 does not divide model.vocab_size=320, model.num_heads=4");
+  Says(plan.err, "replicate x shard = 4 ranks cannot share the 2 micro-batches");
 }
 
 TEST(CliPlan, ResolvedConfigIsAConfig) {

@@ -247,7 +247,19 @@ TEST(ConfigErrors, SizesThatDoNotFitNameTheNearestOnesThatDo) {
   Says(SetError("model.qk_dim_factor=0.3"), "is 76.8, not a whole width; use 0.30078125 for a width of 77");
   Says(SetError("train.micro_batch=5"), "use 4 or 8");
   Says(SetError("parallel.data=3"), "parallel.data=3 does not divide the 2 micro-batches of a step");
+  Says(SetError("parallel.shard=3"), "parallel.replicate x shard = 3 does not divide the 2 micro-batches");
+  Says(ErrorOf(kSmall, {"parallel.data=2", "parallel.replicate=2", "parallel.shard=2"}),
+       "parallel.data=2 is not parallel.replicate=2 x parallel.shard=2; use 4, or 0");
   EXPECT_TRUE(Load(kSmall, {"model.qk_dim_factor=0.50000000000001"}).ok());
+}
+
+TEST(ConfigErrors, SettingsOfTheMeshThatCannotBeHonouredAreRefused) {
+  Says(SetError("parallel.tensor=0"), "parallel.tensor=0 is not between 1 and");
+  Says(SetError("parallel.gradient_wire=BF16"), "use parallel.reduction=UNORDERED");
+  EXPECT_TRUE(Load(kSmall, {"parallel.gradient_wire=BF16", "parallel.reduction=UNORDERED"}).ok());
+  Says(ErrorOf(kSmall, {"sample.every_steps=10", "parallel.tensor=2"}),
+       "sample.every_steps=10 needs all weights on one rank");
+  Says(SetError("parallel.sequence_mode=HEAD"), "did you mean HEADS?");
 }
 
 TEST(ConfigErrors, SizesWhoseProductOverflowsAreRefused) {

@@ -1,0 +1,78 @@
+#include "launcher/rank_agreement.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "configs/compare.h"
+#include "configs/load.h"
+#include "core/base/status_macros.h"
+#include "core/train/agreement.h"
+#include "launcher/version.h"
+
+namespace carousel {
+namespace {
+constexpr size_t kMaxShown = 8;  // differences
+
+std::string Joined(const std::vector<std::string>& parts) {
+  std::string text = absl::StrJoin(
+      parts.begin(), parts.begin() + static_cast<int64_t>(std::min(parts.size(), kMaxShown)), "; ");
+  if (parts.size() > kMaxShown) absl::StrAppend(&text, "; and ", parts.size() - kMaxShown, " more");
+  return text;
+}
+
+// Strings with their lengths, so that any text may be sent.
+std::string Pack(const RankOptions& options) {
+  std::string bytes;
+  for (const auto& [name, value] : options) {
+    absl::StrAppend(&bytes, name.size(), ":", name, value.size(), ":", value);
+  }
+  return bytes;
+}
+}  // namespace
+
+absl::Status CheckSameBuild(Communicator& world, const std::string& host) {
+  const std::string rank0 = BroadcastBytes(world, VersionLine(), 0);
+  return AgreeOnStatus(world, rank0 == VersionLine()
+                                  ? absl::OkStatus()
+                                  : absl::FailedPreconditionError(
+                                        absl::StrCat("on ", host, " is ", VersionLine(), ", but rank 0 is ",
+                                                     rank0, "; install one build on all machines")));
+}
+
+absl::Status CheckSameOptions(Communicator& world, const std::string& host, const RankOptions& options) {
+  // Rank 0's options travel as text that it made from its own: what differs is looked for only if the texts
+  // do.
+  const std::string rank0 = BroadcastBytes(world, Pack(options), 0);
+  absl::Status mine = absl::OkStatus();
+  if (rank0 != Pack(options)) {
+    std::vector<std::string> here;
+    for (const auto& [name, value] : options) here.push_back(absl::StrCat(name, " ", value));
+    mine = absl::InvalidArgumentError(absl::StrCat("started on ", host, " with other options than rank 0: ",
+                                                   here.empty() ? "none" : absl::StrJoin(here, " "),
+                                                   "; start all ranks with the same command"));
+  }
+  return AgreeOnStatus(world, mine);
+}
+
+absl::StatusOr<RunSpec> AgreeOnRun(Communicator& world, const std::string& host,
+                                   const absl::StatusOr<RunSpec>& mine) {
+  CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, world.rank() == 0 ? mine.status() : absl::OkStatus()));
+  const std::string text = BroadcastBytes(world, world.rank() == 0 ? mine->resolved_text : "", 0);
+  absl::StatusOr<RunSpec> run = world.rank() == 0 ? mine : LoadRunFromText(text, "config of rank 0", {});
+  absl::Status status = run.status();
+  if (status.ok() && mine.ok() && mine->resolved_text != text) {
+    std::vector<std::string> differences;
+    for (const FieldDifference& d : CompareResolved(text, mine->resolved_text)) {
+      differences.push_back(absl::StrCat(d.path, " is ", d.second, " here and ", d.first, " on rank 0"));
+    }
+    if (!differences.empty()) {
+      status = absl::InvalidArgumentError(absl::StrCat("read another config on ", host,
+                                                       " than rank 0: ", Joined(differences),
+                                                       "; start all ranks with the same config"));
+    }
+  }
+  CAROUSEL_RETURN_IF_ERROR(AgreeOnStatus(world, status));
+  return run;
+}
+}  // namespace carousel

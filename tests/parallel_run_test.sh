@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Eight MPI ranks along every axis of the mesh train on real text and end where one rank ends: with the same bits along the axes
+# of data (replicate, shard), and to rounding along the others: 1e-12 of the validation loss in F64, 2e-6 in F32.
+#   parallel_run_test.sh CAROUSEL
+set -euo pipefail
+carousel=$1
+source_dir=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+fail() { echo "FAIL: $*" >&2; exit 1; }
+launch() { # launch RANKS RUN_DIR [OPTION...]
+  local ranks=$1 run=$2
+  shift 2
+  "$source_dir/launcher/scripts/mpirun.sh" -np "$ranks" "$carousel" train --config ../tiny.textproto --run_dir "$run" "$@" \
+    >"log_$run" 2>&1 || { cat "log_$run"; fail "training on $ranks ranks: $*"; }
+}
+record() { sed -n 's/,"seconds":.*"data_digest"/,"data_digest"/p' "$1/metrics.jsonl"; }
+# The last number of a kind in metrics.jsonl.
+last() { grep "$2" "$1/metrics.jsonl" | tail -1 | sed "s/.*\"$3\":\([^,}]*\).*/\1/"; }
+close() { # close A B TOLERANCE
+  awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b)) }'
+}
+
+cat "$source_dir"/README.md "$source_dir"/*/README.md "$source_dir"/LICENSE "$source_dir"/checkpoints/FORMAT.md >text.txt
+"$carousel" data build --input text.txt --output tokens --validation_fraction 0.1 >/dev/null
+
+# check NAME COMPUTE TOLERANCE MODEL
+check() {
+  cat >tiny.textproto <<END
+model { $4 }
+data { train { path: "../tokens_train" } validation { path: "../tokens_valid" } sequence_length: 64 }
+schedule { peak_lr: 3e-3 warmup_steps: 3 }
+train { steps: 10 global_batch: 8 micro_batch: 1 compute: $2 }
+parallel { threads: 1 audit_every_steps: 5 }
+eval { every_steps: 10 num_windows: 8 }
+checkpoint { every_steps: 0 }
+END
+  rm -rf "$1" && mkdir "$1" && cd "$1"
+  launch 1 one
+  local loss
+  loss=$(last one evaluation loss)
+  for axes in "replicate=8" "shard=8" "replicate=2 shard=4"; do
+    local run=${axes// /_} options=()
+    for axis in $axes; do options+=(--set "parallel.$axis"); done
+    launch 8 "$run" "${options[@]}"
+    diff <(record one) <(record "$run") || fail "$1, $axes: metrics are not those of one rank, bit for bit"
+    "$carousel" checkpoint diff one "$run" >/dev/null || fail "$1, $axes: weights are not those of one rank, bit for bit"
+    [ "$(last "$run" evaluation loss)" = "$loss" ] || fail "$1, $axes: another validation loss"
+  done
+  for axes in "tensor=4 shard=2" "sequence=4 replicate=2 sequence_mode=STATE" "sequence=4 replicate=2 sequence_mode=HEADS" \
+    "pipe=4 replicate=2" "pipe=2 sequence=2 tensor=2" "shard=2 sequence=2 tensor=2"; do
+    local run=${axes// /_} options=()
+    for axis in $axes; do options+=(--set "parallel.$axis"); done
+    launch 8 "$run" "${options[@]}"
+    close "$(last "$run" evaluation loss)" "$loss" "$3" ||
+      fail "$1, $axes: validation loss $(last "$run" evaluation loss), on one rank $loss"
+  done
+  echo "$1 $2: eight ranks along every axis reach the loss of one rank, $loss"
+  cd ..
+}
+
+check large F64 1e-12 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: 1'
+check large_f32 F32 2e-6 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: [1, 2]'
+check paper F64 1e-12 'family: XLSTM_PAPER embedding_dim: 64 num_blocks: 4 num_heads: 4 slstm_at: 1 dropout: 0.1'
