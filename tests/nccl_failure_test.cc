@@ -211,46 +211,72 @@ TEST(NcclSetup, WhatDoesNotEndInTimeNamesTheRanks) {
       << error;
 }
 
+// The host's communicator of a rank to which something happens when all have told each other of their GPUs
+// and begin to wait for NCCL.
+class Unlucky final : public Communicator {
+ public:
+  Unlucky(Communicator& host, std::function<void()> happens) : host_(host), happens_(std::move(happens)) {}
+  int rank() const override { return host_.rank(); }
+  int size() const override { return host_.size(); }
+  [[noreturn]] void Abort(int exit_code) override {
+    host_.Abort(exit_code);
+    std::abort();
+  }
+
+ protected:
+  void DoAllGather(Tensor all, Tensor mine) override { host_.AllGather(all, mine); }
+  void DoBroadcast(Tensor x, int root) override { host_.Broadcast(x, root); }
+  void DoBarrier() override { host_.Barrier(); }
+  void DoSend(Tensor x, int destination) override {
+    happens_();
+    host_.Send(x, destination);
+  }
+  void DoRecv(Tensor x, int source) override {
+    happens_();
+    host_.Recv(x, source);
+  }
+  void DoAllReduceSum(Tensor) override { std::abort(); }
+  void DoReduceScatterSum(Tensor, Tensor) override { std::abort(); }
+  void DoAllToAll(Tensor, Tensor) override { std::abort(); }
+
+ private:
+  Communicator& host_;
+  const std::function<void()> happens_;
+};
+
+// The communicator is made; `happens` to rank `unlucky` meanwhile.
+std::vector<RankResult> RunUnlucky(int unlucky, const NcclOptions& options,
+                                   const std::function<void()>& happens) {
+  return RunProcesses(4, [&](Communicator& host) {
+    const auto device = MakeGpu(host.rank());
+    Unlucky its_host(host, [&] {
+      if (host.rank() == unlucky) happens();
+    });
+    if (host.rank() == 3) fake_nccl::SetOptions({.stall_setup = 0});  // keeps the others waiting
+    MakeNcclCommunicator(its_host, *device, options).IgnoreError();
+    FAIL() << "the communicator was made, or an error was returned";
+  });
+}
+
 TEST(NcclSetup, ARankThatDiesMeanwhileIsNamed) {
   for (const int dies : {0, 2}) {
-    const auto results = RunProcesses(4, [&](Communicator& host) {
-      const auto device = MakeGpu(host.rank());
-      // After all have told each other of their GPUs: while rank 3 keeps the others waiting.
-      if (host.rank() == dies || host.rank() == 3) fake_nccl::SetOptions({.stall_setup = 0});
-      if (host.rank() == dies) {
-        signal(SIGALRM, SIG_DFL);
-        ualarm(300000, 0);
-      }
-      MakeNcclCommunicator(host, *device).IgnoreError();
-      FAIL() << "the communicator was made, or an error was returned";
-    });
-    EXPECT_EQ(results[static_cast<size_t>(dies)].signal, SIGALRM);
-    // Rank 0 waits for each rank's answer; a rank that ends ends those that wait for it in turn.
-    EXPECT_NE(
-        (dies == 0 ? results[1] : results[0]).errors.find("rank " + std::to_string(dies) + " has ended"),
-        std::string::npos)
-        << results[0].errors;
+    const auto results = RunUnlucky(dies, {}, [] { raise(SIGKILL); });
+    EXPECT_EQ(results[static_cast<size_t>(dies)].signal, SIGKILL);
+    // A rank that ends so ends those that wait for it in turn.
+    std::string all;
+    for (const RankResult& result : results) all += result.errors;
+    EXPECT_NE(all.find("rank " + std::to_string(dies) + " has ended"), std::string::npos) << all;
     ExpectErrors(results, dies, {" has ended"});
   }
 }
 
-TEST(NcclSetup, ARankThatDoesNotComeIsNamedByTheOthers) {
-  const auto results = RunProcesses(4, [&](Communicator& host) {
-    const auto device = MakeGpu(host.rank());
-    if (host.rank() == 2) {
-      host.set_name("late");
-      signal(SIGALRM, [](int) { sleep(4); });  // hangs, but lives
-      ualarm(200000, 0);
-      fake_nccl::SetOptions({.stall_setup = 0});
-    }
-    if (host.rank() == 3) fake_nccl::SetOptions({.stall_setup = 0});
-    MakeNcclCommunicator(host, *device, {.init_timeout_seconds = 1}).IgnoreError();
-  });
-  ExpectErrors(
-      {results[0]}, -1,
-      {"[rank 0] ncclCommInitRankConfig: rank 2 of 4 has not come within 1 s (ranks after it were not "
-       "asked)"});
-  for (const int r : {1, 3}) ExpectErrors({results[static_cast<size_t>(r)]}, -1, {"[rank "});
+TEST(NcclSetup, ARankThatDoesNotComeIsNamed) {
+  const auto results = RunUnlucky(2, {.init_timeout_seconds = 0.5}, [] { sleep(8); });
+  ExpectErrors(results, -1, {"[rank "});
+  EXPECT_NE(results[0].errors.find("[rank 0] ncclCommInitRankConfig: rank 2 of 4 has not come within 0.5 s "
+                                   "(ranks after it were not asked)"),
+            std::string::npos)
+      << results[0].errors;
 }
 
 TEST(NcclSetup, ASplitThatFailsEndsAllWithItsCall) {

@@ -81,15 +81,25 @@ ncclResult_t Begin(const std::shared_ptr<ncclComm>& communicator, ncclComm::Job 
   }
 }
 
+// One step of a job that waits for the other ranks. It is tried again after a look at them: one that has gone
+// since may have done what was wanted of it.
+template <class Step>
+ncclResult_t TryAndLook(ncclComm& communicator, bool may_leave, const Step& step) {
+  ncclResult_t result = step();
+  if (result != ncclInProgress) return result;
+  const std::string gone = communicator.FindGone(may_leave);
+  if (gone.empty()) return ncclInProgress;
+  result = step();
+  return result == ncclInProgress ? communicator.Fail(ncclRemoteError, gone) : result;
+}
+
 // The job of a rank that waits for the others to come.
 ncclComm::Job Meeting(const std::shared_ptr<ncclComm>& communicator, Fate fate) {
   // A pointer: the communicator, which holds its job, must not hold itself.
   return [c = communicator.get(), fate] {
     if (fate == Fate::kFails) return c->Fail(ncclSystemError, "this communicator was made to fail");
     if (fate == Fate::kStalls) return ncclInProgress;
-    if (c->AllHere()) return ncclSuccess;
-    const std::string gone = c->FindGone();
-    return gone.empty() ? ncclInProgress : c->Fail(ncclRemoteError, gone);
+    return TryAndLook(*c, /*may_leave=*/false, [c] { return c->AllHere() ? ncclSuccess : ncclInProgress; });
   };
 }
 
@@ -100,6 +110,11 @@ class Splitting {
       : whole_(*whole), color_(color), key_(key), part_(part), fate_(NextFate()) {}
 
   ncclResult_t operator()() {
+    return TryAndLook(whole_, /*may_leave=*/false, [this] { return Step(); });
+  }
+
+ private:
+  ncclResult_t Step() {
     SharedArea& area = *whole_.area;
     RankArea& mine = area.rank[whole_.rank];
     const auto all_reached = [&](std::atomic<uint64_t> RankArea::*counter, uint64_t number) {
@@ -107,13 +122,13 @@ class Splitting {
                          [&](const RankArea& rank) { return (rank.*counter) >= number; });
     };
     if (!posted_) {
-      if (!all_reached(&RankArea::split_taken, whole_.num_splits)) return Wait();
+      if (!all_reached(&RankArea::split_taken, whole_.num_splits)) return ncclInProgress;
       mine.color = color_;
       mine.key = key_;
       mine.split_posted = ++whole_.num_splits;
       posted_ = true;
     }
-    if (!all_reached(&RankArea::split_posted, whole_.num_splits)) return Wait();
+    if (!all_reached(&RankArea::split_posted, whole_.num_splits)) return ncclInProgress;
     std::vector<std::tuple<int, int>> members;  // key, rank
     for (int r = 0; r < whole_.size; ++r) {
       if (area.rank[r].color == color_) members.emplace_back(area.rank[r].key, r);
@@ -133,12 +148,6 @@ class Splitting {
     Register(part);
     *part_ = part.get();
     return ncclSuccess;
-  }
-
- private:
-  ncclResult_t Wait() {
-    const std::string gone = whole_.FindGone();
-    return gone.empty() ? ncclInProgress : whole_.Fail(ncclRemoteError, gone);
   }
 
   ncclComm& whole_;
@@ -240,10 +249,11 @@ bool ncclComm::IsGone(int other) const {
          fake::LockByte(file, other, /*only_ask=*/true);
 }
 
-std::string ncclComm::FindGone() const {
+std::string ncclComm::FindGone(bool may_leave) const {
   if (area->aborted) return "another rank aborted the communicator";
   for (int r = 0; r < size; ++r) {
     if (area->rank[r].presence == Presence::kLeft) {
+      if (may_leave) continue;
       return "rank " + std::to_string(r) + " has destroyed its communicator";
     }
     if (IsGone(r)) return "rank " + std::to_string(r) + " is gone";
@@ -350,13 +360,12 @@ ncclResult_t ncclCommFinalize(ncclComm_t handle) {
     return fake::Refuse(ncclInvalidUsage, "the communicator's last call has not ended");
   fake::Leave(*communicator);
   return fake::Begin(communicator, [c = communicator.get()] {
-    if (c->area->aborted) return c->Fail(ncclRemoteError, "another rank aborted the communicator");
-    for (int r = 0; r < c->size; ++r) {
-      if (c->area->rank[r].presence == Presence::kLeft) continue;
-      return c->IsGone(r) ? c->Fail(ncclRemoteError, "rank " + std::to_string(r) + " is gone")
-                          : ncclInProgress;
-    }
-    return ncclSuccess;
+    return fake::TryAndLook(*c, /*may_leave=*/true, [c] {
+      const bool all_left =
+          std::all_of(c->area->rank, c->area->rank + c->size,
+                      [](const fake::RankArea& rank) { return rank.presence == Presence::kLeft; });
+      return all_left ? ncclSuccess : ncclInProgress;
+    });
   });
 }
 ncclResult_t ncclCommDestroy(ncclComm_t handle) {

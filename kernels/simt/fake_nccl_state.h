@@ -72,7 +72,8 @@ struct ncclComm {
   ncclResult_t Fail(ncclResult_t error, const std::string& text);
   // Whether another rank's process (or thread) has ended without leaving.
   bool IsGone(int other) const;
-  std::string FindGone() const;  // "rank 3 is gone", "another rank aborted ..."; empty if all are well
+  // "rank 3 is gone", "another rank aborted ..."; empty if all are well. Whether ranks may have left by now.
+  std::string FindGone(bool may_leave) const;
 
   // What goes on after a call has returned ncclInProgress: ncclInProgress again until it has ended.
   using Job = std::function<ncclResult_t()>;

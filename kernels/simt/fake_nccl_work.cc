@@ -229,7 +229,7 @@ bool Work::StepMessage() {
 }
 
 std::string Work::FindFailure() const {
-  if (!peer_to_peer()) return communicator_->FindGone();
+  if (!peer_to_peer()) return communicator_->FindGone(/*may_leave=*/false);
   if (communicator_->area->aborted) return "another rank aborted the communicator";
   if (communicator_->area->rank[peer_].presence == Presence::kLeft) {
     return "rank " + std::to_string(peer_) + " has destroyed its communicator";
