@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "core/train/step_sums.h"
 #include "launcher/dry_device.h"
 #include "launcher/train_setup.h"
 #include "parallel/counting_communicator.h"
@@ -25,6 +26,17 @@ class AnyTokens final : public BatchSource {
 
  private:
   int64_t B_, T_;
+};
+
+// All ranks. Whatever this rank's part of the scalars, the others have targets: no step is skipped.
+class CountingWorld final : public CountingCommunicator {
+ public:
+  using CountingCommunicator::CountingCommunicator;
+  void DoAllReduceSum(Tensor x) override {
+    CountingCommunicator::DoAllReduceSum(x);
+    const bool scalars = x.dtype == DType::kI64 && x.num_elems() > StepSums::kNumTargetsElem;
+    if (scalars) x.as<int64_t>()[StepSums::kNumTargetsElem] += 1;
+  }
 };
 
 // A mesh of communicators that count, as the rank at `place` has it.
@@ -58,8 +70,12 @@ class CountingMesh {
   void Add(const std::string& name, Axis* axis, int64_t size, int64_t index) {
     *axis = {.size = size, .index = index};
     if (size == 1) return;
-    communicators_.emplace_back(
-        name, std::make_unique<CountingCommunicator>(static_cast<int>(index), static_cast<int>(size)));
+    const int rank = static_cast<int>(index), ranks = static_cast<int>(size);
+    if (name == "world") {
+      communicators_.emplace_back(name, std::make_unique<CountingWorld>(rank, ranks));
+    } else {
+      communicators_.emplace_back(name, std::make_unique<CountingCommunicator>(rank, ranks));
+    }
     axis->communicator = axis->control = communicators_.back().second.get();
   }
   Mesh mesh_;

@@ -198,6 +198,10 @@ std::string KindOf(const std::string& name) {
   return name.rfind(blocks, 0) == 0 ? name.substr(name.find('.', blocks.size()) + 1) : name;
 }
 
+// Well above the tolerance of what is right. A bias of 3 to 6 with a small gradient moves by little in one
+// step.
+constexpr double kWrong = 1e-11;
+
 TEST(EqualityMatrix, EverySumThatIsLeftOutIsSeenForEveryKindOfParameter) {
   int num_broken = 0;
   std::set<std::string> seen_on_tensor;
@@ -220,13 +224,14 @@ TEST(EqualityMatrix, EverySumThatIsLeftOutIsSeenForEveryKindOfParameter) {
       const LanguageModel registered(model, params, false, axes);
       std::set<std::string> kinds;
       for (const Param& param : params.params()) {
+        if (testing::HasNoGradient(param.name)) continue;
         if (!param.reduces_over(axis) || !kinds.insert(KindOf(param.name)).second) continue;
         const Weights broken = OneStep(sizes, spec, param.name, axis);
-        EXPECT_GT(RelativeDifference(broken.at(param.name), one.at(param.name)), 1e-9)
+        EXPECT_GT(RelativeDifference(broken.at(param.name), one.at(param.name)), kWrong)
             << param.name << " without its sum over " << NameOf(axis) << " looks right";
         for (const auto& [name, values] : broken) {
-          if (name == param.name) continue;
-          EXPECT_LT(RelativeDifference(values, one.at(name)), 1e-9)
+          if (name == param.name || testing::HasNoGradient(name)) continue;
+          EXPECT_LT(RelativeDifference(values, one.at(name)), Tolerance(DType::kF64))
               << name << " is wrong where " << param.name << " was broken over " << NameOf(axis);
         }
         ++num_broken;

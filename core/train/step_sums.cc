@@ -20,8 +20,8 @@ StepSums::Totals StepSums::Reduce(Device& device, const Axis& world, int64_t num
   // Carried, so that the limbs of many ranks can be added without overflow.
   host.loss.Normalize();
   host.squared_norm.Normalize();
-  // [loss | squared norm | number of targets | contribution in halves, whose sums do not overflow]
-  constexpr size_t kSums = 2 * kExactSumElems;
+  // The contribution goes in halves, whose sums do not overflow.
+  constexpr size_t kSums = kNumTargetsElem;
   std::vector<int64_t> all(kSums + 1);
   std::memcpy(all.data(), &host, sizeof(host));
   all[kSums] = num_targets;

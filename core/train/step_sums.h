@@ -19,6 +19,10 @@ class StepSums {
   Tensor loss() const { return sums_.Rows(0, kExactSumElems); }
   Tensor squared_norm() const { return sums_.Rows(kExactSumElems, kExactSumElems); }
 
+  // What the ranks add: [loss | squared norm | number of targets | contribution in halves], i64. The place of
+  // the number of targets.
+  static constexpr int64_t kNumTargetsElem = 2 * kExactSumElems;
+
   struct Totals {
     double loss = 0, squared_norm = 0;  // NaN if a term was not finite
     int64_t num_non_finite = 0;         // such terms, of both
