@@ -7,9 +7,9 @@
 #include "core/train/trainer.h"
 #include "kernels/cuda/make_cuda_device.h"
 #include "kernels/simt/fake_cudart.h"
-#include "parallel/sharded_sync.h"
 #include "parallel/local_communicator.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/sharded_sync.h"
 #include "tests/layer_testing.h"
 
 namespace carousel::testing {
