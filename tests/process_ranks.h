@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <new>
@@ -221,6 +222,13 @@ inline std::vector<RankResult> RunProcesses(int size, const std::function<void(C
     std::fclose(outputs[r]);
   }
   munmap(world, sizeof *world);
+  // What ranks left that died while a communicator of the emulated NCCL was made.
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    for (const pid_t process : processes) {
+      const std::string name = "emulated-nccl-" + std::to_string(process) + "-";
+      if (entry.path().filename().string().rfind(name, 0) == 0) std::filesystem::remove(entry.path());
+    }
+  }
   return results;
 }
 }  // namespace carousel::testing
