@@ -13,7 +13,7 @@ struct Place {
   int64_t index = 0, count = 0;
 };
 Place WholeIndex(const ParamPart& part, int dim, int64_t local) {
-  if (part.placement.kind != Placement::Kind::kShard || part.placement.dim != dim) {
+  if (part.ranks == 1 || part.placement.kind != Placement::Kind::kShard || part.placement.dim != dim) {
     return {local, part.local_shape[static_cast<size_t>(dim)] - local};
   }
   const int64_t slice = part.local_shape[static_cast<size_t>(dim)] / part.placement.parts;
