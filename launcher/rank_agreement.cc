@@ -8,7 +8,6 @@
 #include "configs/load.h"
 #include "core/base/status_macros.h"
 #include "core/train/agreement.h"
-#include "launcher/version.h"
 
 namespace carousel {
 namespace {
@@ -31,13 +30,12 @@ std::string Pack(const RankOptions& options) {
 }
 }  // namespace
 
-absl::Status CheckSameBuild(Communicator& world, const std::string& host) {
-  const std::string rank0 = BroadcastBytes(world, VersionLine(), 0);
-  return AgreeOnStatus(world, rank0 == VersionLine()
-                                  ? absl::OkStatus()
-                                  : absl::FailedPreconditionError(
-                                        absl::StrCat("on ", host, " is ", VersionLine(), ", but rank 0 is ",
-                                                     rank0, "; install one build on all machines")));
+absl::Status CheckSameBuild(Communicator& world, const std::string& host, const std::string& build) {
+  const std::string rank0 = BroadcastBytes(world, build, 0);
+  return AgreeOnStatus(world, rank0 == build ? absl::OkStatus()
+                                             : absl::FailedPreconditionError(absl::StrCat(
+                                                   "on ", host, " is ", build, ", but rank 0 is ", rank0,
+                                                   "; install one build on all machines")));
 }
 
 absl::Status CheckSameOptions(Communicator& world, const std::string& host, const RankOptions& options) {

@@ -12,8 +12,8 @@
 
 namespace carousel {
 
-// FailedPrecondition unless all ranks are the same build.
-absl::Status CheckSameBuild(Communicator& world, const std::string& host);
+// FailedPrecondition unless all ranks are the same build; `build` is this rank's (VersionLine).
+absl::Status CheckSameBuild(Communicator& world, const std::string& host, const std::string& build);
 
 // What a rank was started with: ("--device", "cuda"), ("--set", "a.b=c"), ... in a fixed order.
 using RankOptions = std::vector<std::pair<std::string, std::string>>;

@@ -17,6 +17,7 @@
 #include "launcher/run_directory.h"
 #include "launcher/signals.h"
 #include "launcher/training_run.h"
+#include "launcher/version.h"
 
 namespace carousel {
 namespace {
@@ -74,7 +75,7 @@ std::string CommandLine() {
 
 absl::Status Train(const TrainCommandOptions& options, Environment& environment) {
   Communicator& world = environment.world();
-  CAROUSEL_RETURN_IF_ERROR(CheckSameBuild(world, environment.host()));
+  CAROUSEL_RETURN_IF_ERROR(CheckSameBuild(world, environment.host(), VersionLine()));
   // The run first: a field that differs says more than an option.
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run,
                             AgreeOnRun(world, environment.host(), LoadHere(options.config)));

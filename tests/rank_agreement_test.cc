@@ -107,8 +107,15 @@ TEST(CheckSameOptions, NamesTheRanksThatDiffer) {
             "command");
 }
 
-TEST(CheckSameBuild, AcceptsOneBuild) {
-  EXPECT_TRUE(OnThreeRanks([](Communicator& world) { return CheckSameBuild(world, "node1"); }).ok());
+TEST(CheckSameBuild, AcceptsOneBuildAndNamesTheRankWithAnother) {
+  EXPECT_TRUE(
+      OnThreeRanks([](Communicator& world) { return CheckSameBuild(world, "node1", "carousel 1"); }).ok());
+  const absl::Status status = OnThreeRanks([](Communicator& world) {
+    return CheckSameBuild(world, "node2", world.rank() == 2 ? "carousel 2" : "carousel 1");
+  });
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(),
+            "[rank 2] on node2 is carousel 2, but rank 0 is carousel 1; install one build on all machines");
 }
 }  // namespace
 }  // namespace carousel
