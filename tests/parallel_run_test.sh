@@ -23,15 +23,18 @@ close() { # close A B TOLERANCE
   awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b)) }'
 }
 
-cat "$source_dir"/README.md "$source_dir"/*/README.md "$source_dir"/LICENSE "$source_dir"/checkpoints/FORMAT.md >text.txt
+cp "$source_dir/LICENSE" text.txt  # a text that does not change
 "$carousel" data build --input text.txt --output tokens --validation_fraction 0.1 >/dev/null
 
-# check NAME COMPUTE TOLERANCE STEPS MODEL. In F32 two ways to group sums move apart as steps go on: half as many.
+# check NAME COMPUTE TOLERANCE STEPS MODEL
 check() {
   cat >tiny.textproto <<END
 model { $5 }
 data { train { path: "../tokens_train" } validation { path: "../tokens_valid" } sequence_length: 64 }
 schedule { peak_lr: 3e-3 warmup_steps: 3 }
+# Adam divides a gradient by its own size: with its usual eps one that is nothing but rounding (the bias of an sLSTM's input gates
+# has none) would move its parameter as far as any other, in every run elsewhere.
+optimizer { eps: 1e-4 }
 train { steps: $4 global_batch: 8 micro_batch: 1 compute: $2 }
 parallel { threads: 1 audit_every_steps: 5 }
 eval { every_steps: $4 num_windows: 8 }
@@ -61,6 +64,6 @@ END
   cd ..
 }
 
-check large F64 1e-12 20 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: 1'
+check large F64 1e-12 10 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: 1'
 check large_f32 F32 2e-6 10 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: [1, 2]'
-check paper F64 1e-12 20 'family: XLSTM_PAPER embedding_dim: 64 num_blocks: 4 num_heads: 4 slstm_at: 1 dropout: 0.1'
+check paper F64 1e-12 10 'family: XLSTM_PAPER embedding_dim: 64 num_blocks: 4 num_heads: 4 slstm_at: 1 dropout: 0.1'
