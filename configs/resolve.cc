@@ -162,6 +162,10 @@ FieldNotes NotesOn(const config::RunConfig& config) {
   if (config.sample().every_steps() == 0) notes["sample.every_steps"] = "never";
   if (config.checkpoint().keep_last() == 0) notes["checkpoint.keep_last"] = "all";
   if (config.checkpoint().every_steps() == 0) notes["checkpoint.every_steps"] = "only at the end";
+  if (config.checkpoint().staging_mib() == 0) {
+    notes["checkpoint.staging_mib"] = "the rank's state, at most 2048";
+  }
+  if (config.checkpoint().keep_every_steps() == 0) notes["checkpoint.keep_every_steps"] = "none for ever";
   if (config.optimizer().clip_norm() == 0) notes["optimizer.clip_norm"] = "no clipping";
   return notes;
 }
@@ -249,9 +253,17 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
                 .prompt = config.sample().prompt(),
                 .temperature = config.sample().temperature(),
                 .top_p = config.sample().top_p()};
-  run.checkpoint_every_steps = config.checkpoint().every_steps();
-  run.checkpoint_keep_last = config.checkpoint().keep_last();
-  run.initial_weights = config.checkpoint().initial_weights();
+  const config::CheckpointConfig& c = config.checkpoint();
+  run.checkpoint = {.every_steps = c.every_steps(),
+                    .asynchronous = c.asynchronous(),
+                    .staging_bytes = c.staging_mib() << 20,
+                    .max_failed_saves = c.max_failed_saves(),
+                    .timeout_seconds = 60 * c.timeout_minutes(),
+                    .keep_last = c.keep_last(),
+                    .keep_every_steps = c.keep_every_steps(),
+                    .keep_best = c.keep_best(),
+                    .good_after_steps = c.good_after_steps()};
+  run.initial_weights = c.initial_weights();
   run.log_every_steps = config.log().every_steps();
   run.run_dir = config.run_dir();
   return run;

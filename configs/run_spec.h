@@ -54,7 +54,15 @@ struct RunSpec {
     std::string prompt;
     double temperature = 1, top_p = 1;
   } sample;
-  int64_t checkpoint_every_steps = 0, checkpoint_keep_last = 0;
+  struct Checkpoint {
+    int64_t every_steps = 0;  // 0: only at the end
+    bool asynchronous = true;
+    int64_t staging_bytes = 0;  // per rank; 0: what its state needs, at most 2 GiB
+    int64_t max_failed_saves = 0;
+    double timeout_seconds = 0;
+    int64_t keep_last = 0, keep_every_steps = 0, keep_best = 0;  // 0: all; none; none
+    int64_t good_after_steps = 0;
+  } checkpoint;
   std::string initial_weights;
   int64_t log_every_steps = 0;
   std::string run_dir;

@@ -70,6 +70,11 @@ constexpr IntRange kIntRanges[] = {
     {"sample.top_k", 0, kInt32Max, 0},
     {"checkpoint.every_steps", 0, kMaxSteps, 200},
     {"checkpoint.keep_last", 0, kInt32Max, 3},
+    {"checkpoint.staging_mib", 0, 1 << 24, 0},
+    {"checkpoint.max_failed_saves", 1, kInt32Max, 3},
+    {"checkpoint.keep_every_steps", 0, kMaxSteps, 0},
+    {"checkpoint.keep_best", 0, kInt32Max, 0},
+    {"checkpoint.good_after_steps", 1, kMaxSteps, 200},
     {"log.every_steps", 1, kMaxSteps, 10},
 };
 
@@ -105,6 +110,7 @@ constexpr DoubleRange kDoubleRanges[] = {
     {"schedule.peak_lr", 0, 1e3, false, false, 1e-3},
     {"schedule.final_factor", 0, 1, false, false, 0.1},
     {"train.max_minutes", 0, 1e9, false, false, 0},
+    {"checkpoint.timeout_minutes", 0, 1e6, true, false, 60},
     {"sample.temperature", 0, 1e6, false, false, 0.8},
     {"sample.top_p", 0, 1, true, false, 1},
 };
@@ -373,6 +379,13 @@ void CheckForTraining(const config::RunConfig& config, const Origins& origins, P
         origins, "eval.every_steps",
         absl::StrCat("eval.every_steps=", config.eval().every_steps(),
                      " but data.validation is empty; add data.validation or use eval.every_steps=0"));
+  }
+  if (config.checkpoint().keep_best() > 0 && config.eval().every_steps() == 0) {
+    problems->Add(
+        origins, "checkpoint.keep_best",
+        absl::StrFormat("checkpoint.keep_best=%d goes by the validation loss, which eval.every_steps=0 never "
+                        "takes; add data.validation and eval.every_steps, or use checkpoint.keep_best=0",
+                        config.checkpoint().keep_best()));
   }
 }
 }  // namespace carousel

@@ -169,8 +169,8 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   table.Row("one", WithCommas(plan.checkpoint_bytes),
             absl::StrFormat("%s, %d per parameter", Binary(plan.checkpoint_bytes),
                             plan.checkpoint_bytes / plan.num_parameters));
-  if (run.checkpoint_keep_last > 0) {
-    const double kept = static_cast<double>(run.checkpoint_keep_last + 1);
+  if (run.checkpoint.keep_last > 0) {
+    const double kept = static_cast<double>(run.checkpoint.keep_last + 1);
     table.Row(absl::StrFormat("on disk, %g of them", kept), "",
               absl::StrFormat("%.2f GiB", static_cast<double>(plan.checkpoint_bytes) * kept / (1 << 30)));
   }

@@ -124,7 +124,7 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   }
   if (evaluation_.has_value() && state_.step % run_.eval_every_steps == 0) Evaluate();
   if (run_.sample.every_steps > 0 && state_.step % run_.sample.every_steps == 0) Sample();
-  if (run_.checkpoint_every_steps > 0 && state_.step % run_.checkpoint_every_steps == 0) {
+  if (run_.checkpoint.every_steps > 0 && state_.step % run_.checkpoint.every_steps == 0) {
     const absl::Status saved = Save();
     // Training is worth more than one save: go on, but not for ever without a checkpoint.
     failed_saves_ = saved.ok() ? 0 : failed_saves_ + 1;
@@ -190,7 +190,7 @@ absl::Status TrainingRun::Save() {
                                               .slices = trainer_->States(),
                                               .config_text = run_.resolved_text,
                                               .writer = VersionLine(),
-                                              .keep_last = run_.checkpoint_keep_last,
+                                              .keep_last = run_.checkpoint.keep_last,
                                               .communicator = &environment_.world(),
                                               .lease = lease_.get()});
   if (!status.ok()) return status;

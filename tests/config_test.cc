@@ -344,6 +344,31 @@ TEST(Config, TrainingNeedsDataAndAPlanDoesNot) {
   EXPECT_TRUE(LoadRunFromText(kSmall, "t", {.for_training = true}).ok());
 }
 
+TEST(Config, KeepingTheBestNeedsAValidationLoss) {
+  RunOverrides overrides{.sets = {"checkpoint.keep_best=2"}, .for_training = true};
+  EXPECT_TRUE(LoadRunFromText(kSmall, "t", overrides).ok());
+  overrides.sets.push_back("eval.every_steps=0");
+  const absl::StatusOr<RunSpec> run = LoadRunFromText(kSmall, "t", overrides);
+  ASSERT_FALSE(run.ok());
+  Says(std::string(run.status().message()), "checkpoint.keep_best=2 goes by the validation loss");
+}
+
+TEST(Config, CheckpointsAreSavedInTheBackgroundUnlessAskedOtherwise) {
+  EXPECT_TRUE(Load(kSmall)->checkpoint.asynchronous);
+  const absl::StatusOr<RunSpec> run =
+      Load(kSmall, {"checkpoint.asynchronous=false", "checkpoint.staging_mib=3",
+                    "checkpoint.timeout_minutes=2", "checkpoint.max_failed_saves=5",
+                    "checkpoint.keep_every_steps=700", "checkpoint.good_after_steps=9"});
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_FALSE(run->checkpoint.asynchronous);
+  EXPECT_EQ(run->checkpoint.staging_bytes, 3 << 20);
+  EXPECT_EQ(run->checkpoint.timeout_seconds, 120);
+  EXPECT_EQ(run->checkpoint.max_failed_saves, 5);
+  EXPECT_EQ(run->checkpoint.keep_every_steps, 700);
+  EXPECT_EQ(run->checkpoint.good_after_steps, 9);
+  Says(SetError("checkpoint.max_failed_saves=0"), "checkpoint.max_failed_saves=0 is not between 1");
+}
+
 TEST(Config, FilesThatCannotBeReadAreNamed) {
   for (const std::string path : {"/nonexistent/x.textproto", "/", ""}) {
     const absl::StatusOr<RunSpec> run = LoadRun(path, {});

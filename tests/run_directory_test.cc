@@ -33,7 +33,15 @@ TEST(ConfigDifferences, IgnoreSpeedEvaluationAndLogging) {
   now.eval_every_steps = 1;
   now.log_every_steps = 7;
   now.model.recompute = Recompute::kRecompute;
-  now.checkpoint_keep_last = 9;
+  now.checkpoint = {.every_steps = 7,
+                    .asynchronous = false,
+                    .staging_bytes = 1 << 20,
+                    .max_failed_saves = 9,
+                    .timeout_seconds = 5,
+                    .keep_last = 9,
+                    .keep_every_steps = 100,
+                    .keep_best = 2,
+                    .good_after_steps = 50};
   EXPECT_TRUE(ConfigDifferences(SomeRun(), now).empty());
 }
 
