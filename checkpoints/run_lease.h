@@ -1,0 +1,98 @@
+// The right to write below a run directory: one process at a time, also where several machines share the
+// file system.
+//
+//   <run_dir>/checkpoints/.lease        who holds it, and a count that rises while the holder lives
+//   <run_dir>/checkpoints/.lease.lock   flock()ed by the holder: a dead process of this machine is known at
+//   once
+//
+// Whoever finds a lease of another machine watches it: if its count rises, the holder lives and the lease is
+// refused; if it stands still for stale_seconds of the watcher's own clock, the holder is dead and the lease
+// is taken over. Clocks of different machines are never compared. A holder that was only slow, so that
+// another process took over, learns of it from StillHeld and must write no more: a save asks before it
+// commits.
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "checkpoints/file_system.h"
+
+namespace carousel {
+
+// Time as the lease sees it; tests bring their own.
+class LeaseClock {
+ public:
+  virtual ~LeaseClock() = default;
+  virtual int64_t UnixNanos() = 0;  // for people
+  virtual double Seconds() = 0;     // rises steadily
+  virtual void Sleep(double seconds) = 0;
+};
+
+// Who a process is.
+struct LeaseOwner {
+  std::string host;     // for people
+  std::string machine;  // differs between machines, and between boots of one
+  int64_t pid = 0;
+};
+LeaseOwner ThisProcess();
+
+struct LeaseOptions {
+  FileSystem* files = nullptr;  // null: the real one
+  LeaseClock* clock = nullptr;  // null: the real one
+  LeaseOwner owner = {};        // without a machine: ThisProcess()
+  int64_t attempt = 0;          // which start of the run this is, from 1, for people; 0: unknown
+  double beat_seconds = 5;      // the count rises so often
+  double stale_seconds = 60;    // a lease of another machine whose count stands still so long is dead
+  bool thread = true;           // the count rises by itself; else whenever Beat is called
+};
+
+class RunLease {
+ public:
+  // FailedPrecondition if another process holds it; the message says which, since when, and what to do.
+  // Creates run_dir if need be. Waits, at most a little more than stale_seconds, if the lease is of another
+  // machine.
+  static absl::StatusOr<std::unique_ptr<RunLease>> Acquire(const std::string& run_dir,
+                                                           FileSystem* files = nullptr);
+  static absl::StatusOr<std::unique_ptr<RunLease>> Acquire(const std::string& run_dir,
+                                                           const LeaseOptions& options);
+  ~RunLease();  // gives it back
+  RunLease(const RunLease&) = delete;
+  RunLease& operator=(const RunLease&) = delete;
+
+  const std::string& run_dir() const { return run_dir_; }
+  // Looks at the disk. FailedPrecondition: another process has taken the lease over (or removed it); nothing
+  // below run_dir may be written or removed any more. Other errors: the disk does not say. Any thread.
+  absl::Status StillHeld() const;
+  // Raises the count, if the lease is still held. Any thread.
+  absl::Status Beat();
+
+ private:
+  struct Record;
+  RunLease() = default;
+  absl::Status Claim();
+  absl::Status WaitForDeath(const Record& found, const std::string& found_text);
+  absl::Status Refused(const std::string& text) const;
+  void BeatUntilStopped();
+
+  std::string run_dir_, path_;
+  LeaseOptions options_;
+  PosixFileSystem posix_;
+  FileSystem* files_ = nullptr;
+  std::unique_ptr<LeaseClock> own_clock_;
+  LeaseClock* clock_ = nullptr;
+  std::string nonce_;  // of this lease alone
+  int64_t started_unix_nanos_ = 0;
+  std::unique_ptr<FileLock> lock_;  // null where the file system has no locks
+  mutable std::mutex mutex_;        // guards what follows, and the file
+  int64_t count_ = 0;
+  bool claimed_ = false;
+  bool stop_ = false;
+  std::condition_variable stopped_;
+  std::thread thread_;
+};
+}  // namespace carousel
