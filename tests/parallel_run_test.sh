@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Eight MPI ranks along every axis of the mesh train on real text and end where one rank ends: with the same bits along the axes
-# of data (replicate, shard), and to rounding along the others: 1e-12 of the validation loss in F64, 2e-6 in F32.
+# Eight MPI ranks along every axis of the mesh train twenty steps on real text and end where one rank ends: with the same bits along the axes
+# of data and the pipe, and to rounding along the others: 1e-12 of the validation loss in F64, 2e-6 in F32.
 #   parallel_run_test.sh CAROUSEL
 set -euo pipefail
 carousel=$1
@@ -26,25 +26,22 @@ close() { # close A B TOLERANCE
 cp "$source_dir/LICENSE" text.txt  # a text that does not change
 "$carousel" data build --input text.txt --output tokens --validation_fraction 0.1 >/dev/null
 
-# check NAME COMPUTE TOLERANCE STEPS MODEL
+# check NAME COMPUTE TOLERANCE MODEL
 check() {
   cat >tiny.textproto <<END
-model { $5 }
+model { $4 }
 data { train { path: "../tokens_train" } validation { path: "../tokens_valid" } sequence_length: 64 }
-schedule { peak_lr: 3e-3 warmup_steps: 3 }
-# Adam divides a gradient by its own size: with its usual eps one that is nothing but rounding (the bias of an sLSTM's input gates
-# has none) would move its parameter as far as any other, in every run elsewhere.
-optimizer { eps: 1e-4 }
-train { steps: $4 global_batch: 8 micro_batch: 1 compute: $2 }
+schedule { peak_lr: 1e-3 warmup_steps: 3 }
+train { steps: 20 global_batch: 8 micro_batch: 1 compute: $2 }
 parallel { threads: 1 audit_every_steps: 5 }
-eval { every_steps: $4 num_windows: 8 }
+eval { every_steps: 20 num_windows: 8 }
 checkpoint { every_steps: 0 }
 END
   rm -rf "$1" && mkdir "$1" && cd "$1"
   launch 1 one
   local loss
   loss=$(last one evaluation loss)
-  for axes in "replicate=8" "shard=8" "replicate=2 shard=4"; do
+  for axes in "replicate=8" "shard=8" "replicate=2 shard=4" "pipe=4 replicate=2"; do
     local run=${axes// /_} options=()
     for axis in $axes; do options+=(--set "parallel.$axis"); done
     launch 8 "$run" "${options[@]}"
@@ -53,10 +50,11 @@ END
     [ "$(last "$run" evaluation loss)" = "$loss" ] || fail "$1, $axes: another validation loss"
   done
   for axes in "tensor=4 shard=2" "sequence=4 replicate=2 sequence_mode=STATE" "sequence=4 replicate=2 sequence_mode=HEADS" \
-    "pipe=4 replicate=2" "pipe=2 sequence=2 tensor=2" "shard=2 sequence=2 tensor=2"; do
+    "pipe=2 sequence=2 tensor=2" "shard=2 sequence=2 tensor=2"; do
     local run=${axes// /_} options=()
     for axis in $axes; do options+=(--set "parallel.$axis"); done
     launch 8 "$run" "${options[@]}"
+    echo "$1 $axes: $(last "$run" evaluation loss), on one rank $loss"
     close "$(last "$run" evaluation loss)" "$loss" "$3" ||
       fail "$1, $axes: validation loss $(last "$run" evaluation loss), on one rank $loss"
   done
@@ -64,6 +62,11 @@ END
   cd ..
 }
 
-check large F64 1e-12 10 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: 1'
-check large_f32 F32 2e-6 5 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: [1, 2]'
-check paper F64 1e-12 10 'family: XLSTM_PAPER embedding_dim: 64 num_blocks: 4 num_heads: 4 slstm_at: 1 dropout: 0.1'
+check large F64 1e-12 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: 1'
+check paper F64 1e-12 'family: XLSTM_PAPER embedding_dim: 64 num_blocks: 4 num_heads: 4 slstm_at: 1 dropout: 0.1'
+# The h of a document's first token is v times q.k. A norm of it with an eps of 1e-6 turns from -v to v within 1e-3 of q.k = 0, and
+# the gradients with it: then single precision differs by 1e-5 after some steps, on one rank as well when the sequences of a
+# micro-batch are grouped in another way. This eps leaves it the digits to compare.
+check large_f32 F32 2e-6 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 slstm_at: [1, 2] norm_eps: 1e-2'
+check large_mlstm_f32 F32 2e-6 'embedding_dim: 64 num_blocks: 4 num_heads: 4 chunk_length: 16 igate_bias_init: -2 norm_eps: 1e-2'
+check paper_f32 F32 2e-6 'family: XLSTM_PAPER embedding_dim: 64 num_blocks: 4 num_heads: 4 slstm_at: 1 dropout: 0.1'
