@@ -20,15 +20,31 @@
 
 namespace carousel {
 
-// Where a run is. Every random draw and every sample is a function of these integers.
+// Where a run is: all that a run which goes on needs beside its tensors and its config. Every random draw and
+// every sample is a function of these integers.
 struct TrainState {
   int64_t step = 0;                // updates done, skipped ones included
   int64_t consumed_sequences = 0;  // of the training data
   int64_t consumed_tokens = 0;
-  uint64_t seed = 0;
+  uint64_t seed = 0;              // the key of every random number: samples, dropout, initial weights
   int64_t skipped_steps = 0;      // steps without an update: the gradient was not finite
   double wall_seconds = 0;        // spent training, over all attempts
   uint64_t data_fingerprint = 0;  // of the training tokens (Dataset::Fingerprint); 0: unknown
+  // What rules about several steps have seen so far, so that they go on counting where they were.
+  int64_t skipped_in_row = 0;     // the last so many steps were skipped, the one before was not
+  int64_t last_skipped_step = 0;  // counted from 1; 0: none
+  int64_t evaluated_step = 0;     // of the newest evaluation; 0: none
+  double validation_loss = 0;     // what it found, nats per token; without one 0
+  // Of samples [0, consumed_sequences), how many come from each source of data.train, in their order: what
+  // the sampler says, kept to be compared when the run goes on. Empty: unknown.
+  std::vector<int64_t> consumed_by_source = {};
+  bool operator==(const TrainState&) const = default;
+};
+
+// The mesh that wrote a checkpoint: sizes of its axes, 0 if unknown. For people; nothing depends on it.
+struct MeshSummary {
+  int64_t replicate = 0, shard = 0, sequence = 0, tensor = 0, pipe = 0;
+  bool operator==(const MeshSummary&) const = default;
 };
 
 // The right to write below run_dir, held until destroyed or until the process dies. One rank takes it.
@@ -51,7 +67,9 @@ struct SaveRequest {
   std::vector<StateSlice> slices;
   std::string config_text;  // the resolved config, kept as config.textproto
   std::string writer;       // program, version, git revision; for people
-  int64_t keep_last = 0;    // how many checkpoints stay, this one included; 0 = all
+  int64_t attempt = 0;      // rank 0's: which start of the run saves this, from 1; 0: unknown
+  MeshSummary mesh = {};
+  int64_t keep_last = 0;  // how many checkpoints stay, this one included; 0 = all
   Communicator* communicator = nullptr;
   const RunLease* lease = nullptr;  // rank 0's, if it holds one; null: taken for the time of the save
   int64_t max_file_bytes = int64_t{4} << 30;  // a rank with more state than this writes several files
@@ -72,9 +90,12 @@ struct CheckpointInfo {
   std::string run_id, writer;
   TrainState state;
   int64_t unix_nanos = 0;  // when it was written
-  int64_t world_size = 0;  // ranks that wrote it
-  int64_t num_files = 0;   // with the manifest
-  int64_t num_bytes = 0;   // of all files
+  int64_t attempt = 0;     // which start of the run wrote it, from 1; 0: unknown
+  MeshSummary mesh = {};
+  uint64_t config_digest = 0;  // of config.textproto (FORMAT.md, "Checksums"); 0: unknown
+  int64_t world_size = 0;      // ranks that wrote it
+  int64_t num_files = 0;       // with the manifest
+  int64_t num_bytes = 0;       // of all files
   int64_t num_tensors = 0;
   int64_t num_parameters = 0;  // elements of the weights
 };

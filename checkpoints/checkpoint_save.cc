@@ -282,11 +282,8 @@ pb::RankReport Save::WriteShards() const {
 }
 
 absl::Status Save::Collect(const std::vector<pb::RankReport>& reports) {
-  manifest_.set_format(kManifestFormat);
-  manifest_.set_run_id(request_.run_id);
-  manifest_.set_step(request_.state.step);
+  DescribeRun(request_, &manifest_);
   manifest_.set_unix_nanos(UnixNanos());
-  manifest_.set_writer(request_.writer);
   manifest_.set_world_size(static_cast<int64_t>(reports.size()));
   std::vector<int> next(reports.size(), 0);
   for (const PlannedFile& file : planned_) {

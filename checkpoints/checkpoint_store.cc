@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checkpoints/crc32c.h"
+#include "checkpoints/damage.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard_reader.h"
 #include "core/base/status_macros.h"
@@ -82,12 +83,16 @@ absl::StatusOr<OpenedCheckpoint> OpenAndCheck(FileSystem& files, const std::stri
                             ParseManifest(opened.manifest_payload, JoinPath(dir, kManifestFile)));
   // All missing files in one message.
   std::string missing;
-  for (const checkpoint::FileEntry& entry : opened.manifest.files()) {
+  for (int file = 0; file < opened.manifest.files_size(); ++file) {
+    const checkpoint::FileEntry& entry = opened.manifest.files(file);
     CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(JoinPath(dir, entry.name())));
     if (info.exists && !info.is_directory && info.size == entry.size()) continue;
-    absl::StrAppend(
-        &missing, missing.empty() ? "" : ", ", entry.name(),
-        info.exists ? absl::StrCat(" has ", info.size, " bytes instead of ", entry.size()) : " is missing");
+    absl::StrAppend(&missing, missing.empty() ? "" : "; ", entry.name(),
+                    !info.exists ? " is missing"
+                    : info.is_directory
+                        ? " is a directory"
+                        : absl::StrCat(" has ", info.size, " bytes instead of ", entry.size()),
+                    HeldBy(opened.manifest, file));
   }
   if (!missing.empty()) return absl::DataLossError(absl::StrCat(dir, " is damaged: ", missing));
   CAROUSEL_ASSIGN_OR_RETURN(const std::string framed,
@@ -110,6 +115,9 @@ CheckpointInfo InfoOf(const OpenedCheckpoint& opened, const std::string& dir) {
       .writer = manifest.writer(),
       .state = opened.state,
       .unix_nanos = manifest.unix_nanos(),
+      .attempt = manifest.attempt(),
+      .mesh = MeshOf(manifest),
+      .config_digest = manifest.config_digest(),
       .world_size = manifest.world_size(),
       .num_files = manifest.files_size() + 1,
       .num_bytes = static_cast<int64_t>(Frame(kManifestMagic, "").size() + opened.manifest_payload.size()),

@@ -90,6 +90,12 @@ std::string NameTensors(const pb::Manifest& manifest, const std::vector<int>& te
                       tensors.size() > kShown ? absl::StrCat(" and ", tensors.size() - kShown, " more") : "");
 }
 
+std::string HeldBy(const pb::Manifest& manifest, int64_t file) {
+  const int64_t size = manifest.files(static_cast<int>(file)).size();
+  const std::string names = NameTensors(manifest, TensorsInBytes(manifest, file, 0, size));
+  return names.empty() ? "" : absl::StrCat("; it holds ", names);
+}
+
 absl::Status DamagedBlock(const std::string& dir, const pb::Manifest& manifest, int64_t file, int64_t block,
                           const std::string& why, const std::vector<int>& changed) {
   const pb::FileEntry& entry = manifest.files(static_cast<int>(file));

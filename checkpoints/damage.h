@@ -26,6 +26,9 @@ std::vector<int> ChangedTensors(FileSystem& files, const std::string& dir,
 // "tensor a", "tensors a, b (exp_avg) and 3 more"; empty for none.
 std::string NameTensors(const checkpoint::Manifest& manifest, const std::vector<int>& tensors);
 
+// "; it holds tensors a and b", to end a message about a file; empty if it holds none.
+std::string HeldBy(const checkpoint::Manifest& manifest, int64_t file);
+
 // DataLoss: "dir/file: block 3 (bytes 50331648 to 67108864) is damaged: <why>; changed: tensor a". `changed`:
 // of the tensors in the block, those that are not what was saved.
 absl::Status DamagedBlock(const std::string& dir, const checkpoint::Manifest& manifest, int64_t file,

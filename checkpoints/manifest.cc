@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "checkpoints/crc32c.h"
+#include "checkpoints/digest.h"
 #include "core/base/int_math.h"
 #include "core/base/status_macros.h"
 
@@ -178,7 +179,11 @@ absl::StatusOr<pb::Manifest> ParseManifest(const std::string& payload, const std
                      ": use the version that wrote it (", manifest.writer(), ") or a later one"));
   }
   if (manifest.format() < 1) return fail("it has no format number");
-  if (manifest.step() < 0) return fail("its step is negative");
+  if (manifest.step() < 0 || manifest.attempt() < 0) return fail("its step or attempt is negative");
+  const MeshSummary mesh = MeshOf(manifest);
+  if (std::min({mesh.replicate, mesh.shard, mesh.sequence, mesh.tensor, mesh.pipe}) < 0) {
+    return fail("an axis of its mesh has a negative size");
+  }
   std::set<std::string> file_names;
   int64_t total = 0;
   for (const pb::FileEntry& f : manifest.files()) {
@@ -220,22 +225,78 @@ pb::TrainState ToProto(const TrainState& state) {
   message.set_skipped_steps(state.skipped_steps);
   message.set_wall_seconds(state.wall_seconds);
   message.set_data_fingerprint(state.data_fingerprint);
+  message.set_skipped_in_row(state.skipped_in_row);
+  message.set_last_skipped_step(state.last_skipped_step);
+  message.set_evaluated_step(state.evaluated_step);
+  message.set_validation_loss(state.validation_loss);
+  for (const int64_t count : state.consumed_by_source) message.add_consumed_by_source(count);
   return message;
 }
 
 absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::string& file) {
-  pb::TrainState message;
-  if (!message.ParseFromString(payload) || message.step() < 0 || message.consumed_sequences() < 0 ||
-      message.consumed_tokens() < 0 || message.skipped_steps() < 0) {
-    return absl::DataLossError(absl::StrCat(file, " is damaged: it cannot be parsed"));
+  const auto fail = [&](const std::string& why) {
+    return absl::DataLossError(absl::StrCat(file, " is damaged: ", why));
+  };
+  pb::TrainState m;
+  if (!m.ParseFromString(payload)) return fail("it cannot be parsed");
+  if (m.step() < 0 || m.consumed_sequences() < 0 || m.consumed_tokens() < 0 || m.skipped_steps() < 0) {
+    return fail("it counts something below zero");
   }
-  return TrainState{.step = message.step(),
-                    .consumed_sequences = message.consumed_sequences(),
-                    .consumed_tokens = message.consumed_tokens(),
-                    .seed = message.seed(),
-                    .skipped_steps = message.skipped_steps(),
-                    .wall_seconds = message.wall_seconds(),
-                    .data_fingerprint = message.data_fingerprint()};
+  if (m.skipped_steps() > m.step() || m.skipped_in_row() < 0 || m.skipped_in_row() > m.skipped_steps() ||
+      m.last_skipped_step() < 0 || m.last_skipped_step() > m.step() || m.evaluated_step() < 0 ||
+      m.evaluated_step() > m.step()) {
+    return fail("it counts steps that were not done");
+  }
+  int64_t of_sources = 0;
+  for (const int64_t count : m.consumed_by_source()) {
+    if (count < 0 || __builtin_add_overflow(of_sources, count, &of_sources)) {
+      return fail("it has an impossible number of sequences of a source");
+    }
+  }
+  if (m.consumed_by_source_size() > 0 && of_sources != m.consumed_sequences()) {
+    return fail(absl::StrCat("its sources have ", of_sources, " sequences together and ",
+                             m.consumed_sequences(), " were consumed"));
+  }
+  return TrainState{.step = m.step(),
+                    .consumed_sequences = m.consumed_sequences(),
+                    .consumed_tokens = m.consumed_tokens(),
+                    .seed = m.seed(),
+                    .skipped_steps = m.skipped_steps(),
+                    .wall_seconds = m.wall_seconds(),
+                    .data_fingerprint = m.data_fingerprint(),
+                    .skipped_in_row = m.skipped_in_row(),
+                    .last_skipped_step = m.last_skipped_step(),
+                    .evaluated_step = m.evaluated_step(),
+                    .validation_loss = m.validation_loss(),
+                    .consumed_by_source = {m.consumed_by_source().begin(), m.consumed_by_source().end()}};
+}
+
+void DescribeRun(const SaveRequest& request, pb::Manifest* manifest) {
+  manifest->set_format(kManifestFormat);
+  manifest->set_run_id(request.run_id);
+  manifest->set_step(request.state.step);
+  manifest->set_writer(request.writer);
+  manifest->set_attempt(request.attempt);
+  manifest->set_config_digest(ConfigDigest(request.config_text));
+  pb::MeshInfo& mesh = *manifest->mutable_mesh();
+  mesh.set_replicate(request.mesh.replicate);
+  mesh.set_shard(request.mesh.shard);
+  mesh.set_sequence(request.mesh.sequence);
+  mesh.set_tensor(request.mesh.tensor);
+  mesh.set_pipe(request.mesh.pipe);
+}
+
+MeshSummary MeshOf(const pb::Manifest& manifest) {
+  const pb::MeshInfo& mesh = manifest.mesh();
+  return {.replicate = mesh.replicate(),
+          .shard = mesh.shard(),
+          .sequence = mesh.sequence(),
+          .tensor = mesh.tensor(),
+          .pipe = mesh.pipe()};
+}
+
+uint64_t ConfigDigest(const std::string& config_text) {
+  return DigestRange(config_text.data(), DType::kU8, 0, static_cast<int64_t>(config_text.size()));
 }
 
 absl::StatusOr<std::string> ReadManifestPayload(FileSystem& files, const std::string& dir) {
@@ -244,6 +305,7 @@ absl::StatusOr<std::string> ReadManifestPayload(FileSystem& files, const std::st
   if (!info.exists) {
     return absl::NotFoundError(absl::StrCat(dir, " is no checkpoint: it has no ", kManifestFile));
   }
+  if (info.is_directory) return absl::DataLossError(absl::StrCat(path, " is damaged: it is a directory"));
   CAROUSEL_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(files, path, kMaxManifestBytes));
   return Unframe(kManifestMagic, bytes, path);
 }
@@ -257,14 +319,27 @@ std::string ManifestJson(const pb::Manifest& manifest, const TrainState& state) 
   json["step"] = manifest.step();
   json["unix_nanos"] = manifest.unix_nanos();
   json["writer"] = manifest.writer();
+  json["attempt"] = manifest.attempt();
   json["world_size"] = manifest.world_size();
+  const MeshSummary mesh = MeshOf(manifest);
+  json["mesh"] = {{"replicate", mesh.replicate},
+                  {"shard", mesh.shard},
+                  {"sequence", mesh.sequence},
+                  {"tensor", mesh.tensor},
+                  {"pipe", mesh.pipe}};
+  json["config_digest"] = absl::StrFormat("%016x", manifest.config_digest());
   json["state"] = {{"step", state.step},
                    {"consumed_sequences", state.consumed_sequences},
                    {"consumed_tokens", state.consumed_tokens},
                    {"seed", state.seed},
                    {"skipped_steps", state.skipped_steps},
                    {"wall_seconds", state.wall_seconds},
-                   {"data_fingerprint", state.data_fingerprint}};
+                   {"data_fingerprint", state.data_fingerprint},
+                   {"skipped_in_row", state.skipped_in_row},
+                   {"last_skipped_step", state.last_skipped_step},
+                   {"evaluated_step", state.evaluated_step},
+                   {"validation_loss", state.validation_loss},
+                   {"consumed_by_source", state.consumed_by_source}};
   for (const pb::FileEntry& f : manifest.files()) {
     Json blocks = Json::array();
     for (const uint32_t crc : f.block_crc32c()) blocks.push_back(hex32(crc));

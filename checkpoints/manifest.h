@@ -37,6 +37,11 @@ absl::StatusOr<std::string> Unframe(const std::string& magic, const std::string&
 absl::StatusOr<checkpoint::Manifest> ParseManifest(const std::string& payload, const std::string& file);
 absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::string& file);
 checkpoint::TrainState ToProto(const TrainState& state);
+// What a save knows of its run before anything is written: format, run, step, writer, attempt, mesh, config.
+void DescribeRun(const SaveRequest& request, checkpoint::Manifest* manifest);
+MeshSummary MeshOf(const checkpoint::Manifest& manifest);
+// The digest of the text's bytes as a tensor of U8.
+uint64_t ConfigDigest(const std::string& config_text);
 // MANIFEST.json.
 std::string ManifestJson(const checkpoint::Manifest& manifest, const TrainState& state);
 

@@ -11,16 +11,6 @@
 
 namespace carousel {
 
-namespace {
-
-// "; it holds tensors a and b", to end a message about a file.
-std::string Holding(const checkpoint::Manifest& manifest, int64_t file) {
-  const int64_t size = manifest.files(static_cast<int>(file)).size();
-  const std::string names = NameTensors(manifest, TensorsInBytes(manifest, file, 0, size));
-  return names.empty() ? "" : absl::StrCat("; it holds ", names);
-}
-}  // namespace
-
 absl::Status ShardReader::Open(int64_t file) {
   if (open_file_ == file) return absl::OkStatus();
   open_file_ = -1;
@@ -29,12 +19,15 @@ absl::Status ShardReader::Open(int64_t file) {
   const std::string path = JoinPath(dir_, entry.name());
   absl::StatusOr<std::unique_ptr<ReadableFile>> opened = files_->OpenFile(path);
   if (absl::IsNotFound(opened.status())) {
-    return absl::DataLossError(absl::StrCat(path, " is missing", Holding(*manifest_, file)));
+    return absl::DataLossError(absl::StrCat(path, " is missing", HeldBy(*manifest_, file)));
+  }
+  if (absl::IsFailedPrecondition(opened.status())) {
+    return absl::DataLossError(absl::StrCat(path, " is no file", HeldBy(*manifest_, file)));
   }
   CAROUSEL_RETURN_IF_ERROR(opened.status());
   if ((*opened)->size() != entry.size()) {
     return absl::DataLossError(absl::StrCat(path, " has ", (*opened)->size(), " bytes and should have ",
-                                            entry.size(), Holding(*manifest_, file)));
+                                            entry.size(), HeldBy(*manifest_, file)));
   }
   open_ = std::move(*opened);
   open_file_ = file;
