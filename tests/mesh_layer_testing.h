@@ -2,6 +2,8 @@
 // whole weights and inputs, with outputs and gradients put together to whole tensors again. Which gradients
 // are sums over ranks is read from the parameters (Param::reduce_axes), as a ParamSync does.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <string>
@@ -37,6 +39,7 @@ struct LayerCase {
   std::optional<uint64_t> dropout_key = {};
   // What memory is bound for, in tokens of all ranks; B == 0: the pass.
   PassShape bound = {};
+  int64_t problem = 0;  // which random weights and inputs
 };
 
 // Whole tensors, whatever the mesh was.
@@ -45,15 +48,19 @@ struct LayerResult {
   std::map<std::string, std::vector<double>> gradients = {};  // by the parameter's name
 };
 
-// Sets this rank's part of every weight: a value of the name and the whole parameter's element.
-inline void RandomizeWeightParts(ParamStore& params) {
+// Random numbers of a problem begin at a place of their own.
+inline int64_t FirstElement(int64_t problem) { return problem << 32; }
+
+// Sets this rank's part of every weight: a value of the name, the whole parameter's element and the problem.
+inline void RandomizeWeightParts(ParamStore& params, int64_t problem = 0) {
   for (int i = 0; i < static_cast<int>(params.params().size()); ++i) {
     const Param& param = params.param(i);
     const Tensor weight = params.Weight(i);
     DispatchFloat(weight.dtype, [&]<class T>() {
       ForEachLocalRun(param.part, 0, param.local_elems, [&](int64_t elem, int64_t local, int64_t count) {
         for (int64_t j = 0; j < count; ++j) {
-          weight.as<T>()[local + j] = static_cast<T>(static_cast<Wide<T>>(RandomParameter(param, elem + j)));
+          weight.as<T>()[local + j] =
+              static_cast<T>(static_cast<Wide<T>>(RandomParameter(param, FirstElement(problem) + elem + j)));
         }
       });
     });
@@ -104,7 +111,7 @@ LayerResult RunLayer(const LayerCase& c) {
       for (Tensor* tensor : {&x, &y, &dx, &dy}) *tensor = arena.Persistent("test", dtype, {rows, D});
       subject.Bind(arena, device->ops(), shape);
     });
-    RandomizeWeightParts(params);
+    RandomizeWeightParts(params, c.problem);
     params.ZeroGradients(device->ops());
 
     // This rank's tokens, and its rows of the stream among them.
@@ -115,10 +122,11 @@ LayerResult RunLayer(const LayerCase& c) {
       if (!c.resets.empty()) resets.push_back(c.resets[static_cast<size_t>(whole)]);
       if (n / rows == mesh.tensor.index) whole_rows.push_back(whole);
     }
-    ForEachElement(x, whole_rows,
-                   [&]<class E>(E& e, int64_t j) { e = static_cast<E>(static_cast<Wide<E>>(Unit("x", j))); });
+    ForEachElement(x, whole_rows, [&]<class E>(E& e, int64_t j) {
+      e = static_cast<E>(static_cast<Wide<E>>(Unit("x", FirstElement(c.problem) + j)));
+    });
     ForEachElement(dy, whole_rows, [&]<class E>(E& e, int64_t j) {
-      e = static_cast<E>(static_cast<Wide<E>>(Unit("dy", j)));
+      e = static_cast<E>(static_cast<Wide<E>>(Unit("dy", FirstElement(c.problem) + j)));
     });
 
     LayerContext ctx = {.ops = device->ops(),
@@ -177,43 +185,59 @@ inline LayerCase OnOneRank(LayerCase c) {
   return c;
 }
 
-// "q.bias" -> "q.weight"; "" if it is no bias.
-inline std::string WeightOf(const std::string& name) {
-  const std::string end = ".bias";
-  if (name.size() < end.size() || name.compare(name.size() - end.size(), end.size(), end) != 0) return "";
-  return name.substr(0, name.size() - end.size()) + ".weight";
+constexpr double kF32Rounding = 1.2e-7;  // of one operation: 2^-23
+
+// y, dx and every gradient by name, and all gradients as one vector.
+inline std::map<std::string, std::vector<double>> NamedTensors(const LayerResult& result) {
+  std::map<std::string, std::vector<double>> tensors = {{"y", result.y}, {"dx", result.dx}};
+  std::vector<double>& all = tensors["all gradients"];
+  for (const auto& [name, gradient] : result.gradients) {
+    tensors["gradient of " + name] = gradient;
+    all.insert(all.end(), gradient.begin(), gradient.end());
+  }
+  return tensors;
 }
 
-// Forward and all gradients: every tensor relative to its norm in f64 and f32. In f32 a bias and its weight
-// are one vector: the bias's gradient is the plain sum over all tokens, which cancels most. In bf16, where
-// operands are rounded to 2^-9 at other places (terms of a sum over ranks, states at the borders of
-// segments), a sum over tokens that cancels keeps few digits: there all gradients are one vector.
+// Forward and all gradients. In f64 every tensor is compared relative to its norm.
+//
+// In bf16, where operands are rounded to 2^-9 at other places (terms of a sum over ranks, states at the
+// borders of segments), a sum over tokens that cancels keeps few digits: there all gradients are one vector.
+//
+// In f32 every tensor is compared by itself, over several problems: the gradient of a bias is a sum over
+// tokens of a few numbers, which in some problem or other happens to cancel, on one rank as on many (the
+// worst of 30: 3e-6 between one rank and f64). The root mean square over problems is what a mesh decides: it
+// is held to 2e-6. The distance of y, dx and all gradients from f64 is held to twice that of one rank.
 template <class Subject>
-void ExpectSameAsOneRank(const LayerCase& c, const std::string& what) {
+void ExpectSameAsOneRank(LayerCase c, const std::string& what) {
   const double tolerance = c.compute == DType::kF64 ? 1e-12 : c.compute == DType::kF32 ? 2e-6 : 2e-2;
-  const LayerResult result = RunLayer<Subject>(c), one = RunLayer<Subject>(OnOneRank(c));
-  EXPECT_LT(RelativeL2(result.y, one.y), tolerance) << what << ": y";
-  EXPECT_LT(RelativeL2(result.dx, one.dx), tolerance) << what << ": dx";
-  ASSERT_EQ(result.gradients.size(), one.gradients.size()) << what;
-  std::vector<double> all, all_expected;
-  for (const auto& [name, expected] : one.gradients) {
-    const std::vector<double>& gradient = result.gradients.at(name);
-    all.insert(all.end(), gradient.begin(), gradient.end());
-    all_expected.insert(all_expected.end(), expected.begin(), expected.end());
-    if (c.compute == DType::kBF16) continue;
-    const auto weight = one.gradients.find(WeightOf(name));
-    if (c.compute == DType::kF32 && weight != one.gradients.end()) {
-      std::vector<double> map = gradient, map_expected = expected;
-      const std::vector<double>& of_weight = result.gradients.at(weight->first);
-      map.insert(map.end(), of_weight.begin(), of_weight.end());
-      map_expected.insert(map_expected.end(), weight->second.begin(), weight->second.end());
-      EXPECT_LT(RelativeL2(map, map_expected), tolerance)
-          << what << ": gradients of " << name << " and weight";
-      continue;
+  const int64_t num_problems = c.compute == DType::kF32 ? 8 : 1;
+  struct SquaredErrors {
+    double to_one = 0, to_exact = 0, of_one = 0;
+  };
+  std::map<std::string, SquaredErrors> errors;
+  const auto squared = [](double x) { return x * x; };
+  for (c.problem = 0; c.problem < num_problems; ++c.problem) {
+    const LayerResult result = RunLayer<Subject>(c), one = RunLayer<Subject>(OnOneRank(c));
+    const auto tensors = NamedTensors(result), expected = NamedTensors(one);
+    LayerCase exact_case = OnOneRank(c);
+    exact_case.compute = DType::kF64;
+    const auto exact = c.compute == DType::kF32 ? NamedTensors(RunLayer<Subject>(exact_case)) : expected;
+    ASSERT_EQ(tensors.size(), expected.size()) << what;
+    for (const auto& [name, tensor] : expected) {
+      SquaredErrors& e = errors[name];
+      e.to_one += squared(RelativeL2(tensors.at(name), tensor));
+      e.to_exact += squared(RelativeL2(tensors.at(name), exact.at(name)));
+      e.of_one += squared(RelativeL2(tensor, exact.at(name)));
     }
-    EXPECT_LT(RelativeL2(gradient, expected), tolerance) << what << ": gradient of " << name;
   }
-  EXPECT_LT(RelativeL2(all, all_expected), tolerance) << what << ": gradients";
+  const auto rms = [&](double sum) { return std::sqrt(sum / static_cast<double>(num_problems)); };
+  for (const auto& [name, e] : errors) {
+    const bool one_tensor = name.rfind("gradient of ", 0) == 0;
+    if (c.compute == DType::kBF16 && one_tensor) continue;
+    EXPECT_LT(rms(e.to_one), tolerance) << what << ": " << name;
+    if (c.compute != DType::kF32 || one_tensor) continue;
+    EXPECT_LT(rms(e.to_exact), 2 * std::max(rms(e.of_one), kF32Rounding)) << what << ": " << name;
+  }
 }
 
 // Ways in which documents lie over the borders between parts of `part` tokens, of B sequences of T tokens.
