@@ -4,6 +4,7 @@
 // of axes, they agree to rounding. And what the tests must see: every derived sum that is left out.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
 #include <vector>
@@ -89,8 +90,10 @@ void ExpectCloseOnModelAxes(const ModelSpec& model, DType compute) {
   }
   ExpectClose(spec, one, {.tensor = 2});
   ExpectClose(spec, one, {.tensor = 4});
-  ExpectClose(spec, one, {.pipe = 2});
-  ExpectClose(spec, one, {.pipe = 3});
+  // Stages pass on what they have without rounding.
+  for (const int64_t stages : {2, 3, 4}) {
+    EXPECT_TRUE(TwentySteps({.pipe = stages}, spec) == one) << stages << " stages, " << NameOf(compute);
+  }
 }
 
 TEST(EqualityMatrix, ModelAxesAgreeWithOneRankInDoublePrecision) {
@@ -152,12 +155,12 @@ class BreakingFactory final : public ParamSyncFactory {
   ShardedSyncFactory factory_;
 };
 
-using Weights = std::map<std::string, std::vector<double>>;
+using Moments = std::map<std::string, std::vector<double>>;
 
-// All weights after one step.
-Weights OneStep(const MeshSizes& sizes, const TrainSpec& spec, const std::string& broken = "",
+// The first moments of all parameters after one step: a fixed multiple of the gradients, as they were used.
+Moments OneStep(const MeshSizes& sizes, const TrainSpec& spec, const std::string& broken = "",
                 MeshAxis axis = MeshAxis::kPipe) {
-  Weights weights;
+  Moments moments;
   std::mutex mutex;
   RunLocalMesh(sizes, [&](const Mesh& mesh) {
     const auto device = testing::CpuDevice(1);
@@ -169,18 +172,17 @@ Weights OneStep(const MeshSizes& sizes, const TrainSpec& spec, const std::string
     trainer.Step(0, source);
     device->Synchronize();
     const std::lock_guard<std::mutex> lock(mutex);
-    // Ranks may differ now: each has its own name for what it holds.
-    Weights mine;
-    testing::CollectWeights(trainer, &mine);
-    for (const auto& [name, values] : mine) {
-      std::vector<double>& all = weights[name];
-      all.resize(values.size(), std::nan(""));
-      for (size_t j = 0; j < values.size(); ++j) {
-        if (!std::isnan(values[j])) all[j] = values[j];
-      }
+    for (const StateSlice& slice : trainer.States()) {
+      if (slice.kind != StateKind::kAdamM) continue;
+      std::vector<double>& all = moments[slice.name];
+      all.resize(static_cast<size_t>(trainer.params().param(trainer.params().Find(slice.name)).num_elems));
+      ForEachRun(slice, [&](int64_t elem, const char* data, int64_t count) {
+        const double* const from = reinterpret_cast<const double*>(data);
+        std::copy(from, from + count, all.begin() + elem);
+      });
     }
   });
-  return weights;
+  return moments;
 }
 
 double RelativeDifference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -198,9 +200,7 @@ std::string KindOf(const std::string& name) {
   return name.rfind(blocks, 0) == 0 ? name.substr(name.find('.', blocks.size()) + 1) : name;
 }
 
-// Well above the tolerance of what is right. A bias of 3 to 6 with a small gradient moves by little in one
-// step.
-constexpr double kWrong = 1e-11;
+constexpr double kWrong = 1e-2;  // a gradient that lacks some terms of its sum
 
 TEST(EqualityMatrix, EverySumThatIsLeftOutIsSeenForEveryKindOfParameter) {
   int num_broken = 0;
@@ -211,7 +211,7 @@ TEST(EqualityMatrix, EverySumThatIsLeftOutIsSeenForEveryKindOfParameter) {
       s.adamw.clip_norm = 0;  // else the norm carries one wrong gradient to all
       return s;
     }();
-    const Weights one = OneStep({}, spec);
+    const Moments one = OneStep({}, spec);
     for (const MeshAxis axis :
          {MeshAxis::kReplicate, MeshAxis::kShard, MeshAxis::kSequence, MeshAxis::kTensor}) {
       const MeshSizes sizes = {.replicate = axis == MeshAxis::kReplicate ? 2 : 1,
@@ -226,7 +226,7 @@ TEST(EqualityMatrix, EverySumThatIsLeftOutIsSeenForEveryKindOfParameter) {
       for (const Param& param : params.params()) {
         if (testing::HasNoGradient(param.name)) continue;
         if (!param.reduces_over(axis) || !kinds.insert(KindOf(param.name)).second) continue;
-        const Weights broken = OneStep(sizes, spec, param.name, axis);
+        const Moments broken = OneStep(sizes, spec, param.name, axis);
         EXPECT_GT(RelativeDifference(broken.at(param.name), one.at(param.name)), kWrong)
             << param.name << " without its sum over " << NameOf(axis) << " looks right";
         for (const auto& [name, values] : broken) {
