@@ -80,8 +80,7 @@ void ExpectClose(const TrainSpec& spec, const MeshRun& one, const MeshSizes& siz
       << (spec.sequence_mode == SequenceMode::kHeads ? " heads" : " state");
 }
 
-void ExpectCloseOnModelAxes(const ModelSpec& model, DType compute) {
-  TrainSpec spec = MeshTrainSpec(model, compute);
+void ExpectCloseOnModelAxes(TrainSpec spec) {
   const MeshRun one = TwentySteps({}, spec);
   for (const SequenceMode mode : {SequenceMode::kState, SequenceMode::kHeads}) {
     spec.sequence_mode = mode;
@@ -92,17 +91,25 @@ void ExpectCloseOnModelAxes(const ModelSpec& model, DType compute) {
   ExpectClose(spec, one, {.tensor = 4});
   // Stages pass on what they have without rounding.
   for (const int64_t stages : {2, 3, 4}) {
-    EXPECT_TRUE(TwentySteps({.pipe = stages}, spec) == one) << stages << " stages, " << NameOf(compute);
+    EXPECT_TRUE(TwentySteps({.pipe = stages}, spec) == one) << stages << " stages, " << NameOf(spec.compute);
   }
 }
 
 TEST(EqualityMatrix, ModelAxesAgreeWithOneRankInDoublePrecision) {
-  ExpectCloseOnModelAxes(MeshLargeSpec(), DType::kF64);
-  ExpectCloseOnModelAxes(MeshPaperSpec(), DType::kF64);
+  ExpectCloseOnModelAxes(MeshTrainSpec(MeshLargeSpec(), DType::kF64));
+  ExpectCloseOnModelAxes(MeshTrainSpec(MeshPaperSpec(), DType::kF64));
+}
+TEST(EqualityMatrix, ModelAxesAgreeWithOneRankWithTheEpsilonsOfTraining) {
+  for (ModelSpec model : {MeshLargeSpec(), MeshPaperSpec()}) {
+    model.norm_eps = 1e-6;
+    TrainSpec spec = MeshTrainSpec(model, DType::kF64);
+    spec.adamw.eps = 1e-8;
+    ExpectCloseOnModelAxes(spec);
+  }
 }
 TEST(EqualityMatrix, ModelAxesAgreeWithOneRankInSinglePrecision) {
-  ExpectCloseOnModelAxes(MeshLargeSpec(), DType::kF32);
-  ExpectCloseOnModelAxes(MeshPaperSpec(), DType::kF32);
+  ExpectCloseOnModelAxes(MeshTrainSpec(MeshLargeSpec(), DType::kF32));
+  ExpectCloseOnModelAxes(MeshTrainSpec(MeshPaperSpec(), DType::kF32));
 }
 
 TEST(EqualityMatrix, AllPairsOfAxesAgreeWithOneRank) {
