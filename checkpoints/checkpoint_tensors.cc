@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -124,6 +125,12 @@ class CheckpointWeights final : public WeightSource {
       done += n;
     }
     return absl::OkStatus();
+  }
+
+  std::optional<StatedDigest> Stated(const std::string& name) const override {
+    const CheckpointTensor* const tensor = tensors_.Find(name, StateKind::kWeight);
+    if (tensor == nullptr) return std::nullopt;
+    return StatedDigest{tensor->dtype, tensor->digest};
   }
 
  private:

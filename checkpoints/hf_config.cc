@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "checkpoints/json_fields.h"
+#include "checkpoints/yaml_fields.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -145,8 +146,18 @@ int64_t ReferenceFfnDim(int64_t embedding_dim, double factor, int64_t multiple) 
 
 absl::StatusOr<ModelFileConfig> ParseModelConfig(ConfigDialect dialect, const std::string& json_text,
                                                  const std::string& name) {
-  const bool transformers = dialect == ConfigDialect::kTransformers;
   CAROUSEL_ASSIGN_OR_RETURN(const Json object, ParseJsonObject(json_text, name));
+  return ParseModelConfigObject(dialect, object, name);
+}
+
+absl::StatusOr<ModelFileConfig> ParseReferenceYaml(const std::string& text, const std::string& name) {
+  CAROUSEL_ASSIGN_OR_RETURN(const Json object, ParseYamlObject(text, name));
+  return ParseModelConfigObject(ConfigDialect::kReference, object, name);
+}
+
+absl::StatusOr<ModelFileConfig> ParseModelConfigObject(ConfigDialect dialect, const Json& object,
+                                                       const std::string& name) {
+  const bool transformers = dialect == ConfigDialect::kTransformers;
   FieldProblems problems(name);
   FieldReader fields(object, "", &problems);
   ModelFileConfig config;

@@ -1,13 +1,15 @@
-// config.json of an xLSTM directory, in two dialects, from and to a ModelSpec.
+// The config of an xLSTM directory of the large family, in two dialects, from and to a ModelSpec.
 //
 //   kTransformers  Hugging Face xLSTMConfig (model_type "xlstm"): hidden_size, num_hidden_layers, ... and its
-//                  defaults
-//   kReference     xLSTMLargeConfig of the package `xlstm`: embedding_dim, num_blocks, ... and its defaults
+//                  defaults; config.json
+//   kReference     xLSTMLargeConfig of the package `xlstm`: embedding_dim, num_blocks, ... and its defaults;
+//                  config.yaml
 //
 // Both name almost everything alike. A field that changes the result and that this program cannot honour is
 // an error that names it; so is a field it does not know.
 #pragma once
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -41,6 +43,11 @@ int64_t ReferenceFfnDim(int64_t embedding_dim, double factor, int64_t multiple);
 absl::StatusOr<ModelFileConfig> ParseModelConfig(ConfigDialect dialect, const std::string& json_text,
                                                  const std::string& name);
 
+absl::StatusOr<ModelFileConfig> ParseModelConfigObject(ConfigDialect dialect, const nlohmann::json& object,
+                                                       const std::string& name);
+// The same of a config.yaml in the dialect kReference.
+absl::StatusOr<ModelFileConfig> ParseReferenceYaml(const std::string& text, const std::string& name);
+
 // OK if Transformers can represent the model exactly; otherwise FailedPrecondition naming every setting that
 // it cannot.
 absl::Status CheckExpressibleInTransformers(const ModelSpec& spec);
@@ -50,6 +57,13 @@ absl::Status CheckExpressibleInTransformers(const ModelSpec& spec);
 std::string TransformersConfigJson(const ModelSpec& spec, const SpecialTokens& tokens, DType dtype);
 // The text of generation_config.json.
 std::string TransformersGenerationConfigJson(const SpecialTokens& tokens);
+
+// OK if xLSTMLarge of the package xlstm can represent the model exactly; otherwise FailedPrecondition naming
+// every setting that it cannot.
+absl::Status CheckExpressibleInReference(const ModelSpec& spec);
+// The text of config.yaml: every field of xLSTMLargeConfig, with kernels that every installation has.
+// REQUIRES: CheckExpressibleInReference(spec).ok().
+std::string ReferenceConfigYaml(const ModelSpec& spec);
 
 // The version these files are written for and were checked with; config.json names it.
 constexpr const char* kTransformersVersion = "5.23.0";

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "checkpoints/hf_config.h"
+#include "checkpoints/yaml_fields.h"
 #include "core/base/check.h"
 
 namespace carousel {
@@ -44,6 +45,19 @@ FfnFields FfnFieldsOf(const ModelSpec& spec) {
   return fields;
 }
 
+// No number gives one of the widths; empty if all can be had.
+std::vector<std::string> WidthProblems(const ModelSpec& spec) {
+  std::vector<std::string> problems;
+  if (!std::isfinite(FfnFieldsOf(spec).factor)) {
+    problems.push_back(absl::StrCat("ffn_dim = ", spec.ffn_dim, ": no ffn_proj_factor gives this width"));
+  }
+  if (!std::isfinite(ProjectionFactor(spec.qk_dim, spec.embedding_dim)) ||
+      !std::isfinite(ProjectionFactor(spec.v_dim, spec.embedding_dim))) {
+    problems.push_back("qk_dim_factor or v_dim_factor: no number gives this width");
+  }
+  return problems;
+}
+
 OrderedJson IdOrNull(int64_t id) { return id < 0 ? OrderedJson(nullptr) : OrderedJson(id); }
 OrderedJson EosJson(const SpecialTokens& tokens) {
   if (tokens.eos.empty()) return nullptr;
@@ -75,11 +89,7 @@ absl::Status CheckExpressibleInTransformers(const ModelSpec& spec) {
   require(spec.add_out_norm, "add_out_norm = false: it always has the final norm");
   require(spec.gate_soft_cap > 0, "gate_soft_cap = 0: it needs a soft cap on the gates");
   require(spec.logit_soft_cap > 0, "logit_soft_cap = 0: it needs a soft cap on the logits");
-  require(std::isfinite(FfnFieldsOf(spec).factor),
-          absl::StrCat("ffn_dim = ", spec.ffn_dim, ": no ffn_proj_factor gives this width"));
-  require(std::isfinite(ProjectionFactor(spec.qk_dim, spec.embedding_dim)) &&
-              std::isfinite(ProjectionFactor(spec.v_dim, spec.embedding_dim)),
-          "qk_dim_factor or v_dim_factor: no number gives this width");
+  for (const std::string& problem : WidthProblems(spec)) problems.push_back(problem);
   if (problems.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       "Hugging Face Transformers cannot express this model:\n  ", absl::StrJoin(problems, "\n  ")));
@@ -141,5 +151,57 @@ std::string TransformersGenerationConfigJson(const SpecialTokens& tokens) {
   config["pad_token_id"] = IdOrNull(tokens.pad);
   config["transformers_version"] = kTransformersVersion;
   return config.dump(2) + "\n";
+}
+
+absl::Status CheckExpressibleInReference(const ModelSpec& spec) {
+  std::vector<std::string> problems;
+  if (spec.family != Family::kLarge) {
+    problems.push_back("family = XLSTM_PAPER: --format xlstm writes it for xLSTMLMModel of the same package");
+  } else if (!spec.slstm_at.empty()) {
+    problems.push_back("slstm_at: it has only the mLSTM blocks of XLSTM_LARGE");
+  } else {
+    if (spec.input_gate != InputGate::kExponential) {
+      problems.push_back("input_gate = SIGMOID: it has only the exponential input gate");
+    }
+    for (const std::string& problem : WidthProblems(spec)) problems.push_back(problem);
+  }
+  if (problems.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "xLSTMLarge of the package xlstm cannot express this model:\n  ", absl::StrJoin(problems, "\n  ")));
+}
+
+std::string ReferenceConfigYaml(const ModelSpec& spec) {
+  CAROUSEL_CHECK(CheckExpressibleInReference(spec).ok());
+  const FfnFields ffn = FfnFieldsOf(spec);
+  const auto cap = [](double value) { return value > 0 ? OrderedJson(value) : OrderedJson(nullptr); };
+  OrderedJson config;
+  config["embedding_dim"] = spec.embedding_dim;
+  config["num_heads"] = spec.num_heads;
+  config["num_blocks"] = spec.num_blocks;
+  config["vocab_size"] = spec.vocab_size;
+  config["use_bias"] = spec.use_bias;
+  config["norm_eps"] = spec.norm_eps;
+  config["norm_reduction_force_float32"] = true;
+  config["add_out_norm"] = spec.add_out_norm;
+  config["qk_dim_factor"] = ProjectionFactor(spec.qk_dim, spec.embedding_dim);
+  config["v_dim_factor"] = ProjectionFactor(spec.v_dim, spec.embedding_dim);
+  // The custom backward passes of the package hold the normaliser constant, its autograd does not.
+  config["chunkwise_kernel"] = spec.normalizer_gradient == NormalizerGradient::kExact
+                                   ? "chunkwise--native_autograd"
+                                   : "chunkwise--native_custbw";
+  config["sequence_kernel"] = "native_sequence__native";
+  config["step_kernel"] = "native";
+  config["mode"] = "inference";
+  config["chunk_size"] = 64;
+  config["return_last_states"] = true;
+  config["autocast_kernel_dtype"] = "bfloat16";
+  config["eps"] = spec.cell_eps;
+  config["inference_state_dtype"] = "float32";
+  config["ffn_proj_factor"] = ffn.factor;
+  config["ffn_round_up_to_multiple_of"] = ffn.multiple;
+  config["gate_soft_cap"] = cap(spec.gate_soft_cap);
+  config["output_logit_soft_cap"] = cap(spec.logit_soft_cap);
+  config["weight_mode"] = "single";
+  return YamlText(config);
 }
 }  // namespace carousel

@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "checkpoints/hf_import.h"
 #include "checkpoints/hf_names.h"
+#include "checkpoints/model_digests.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
 namespace {
-constexpr int64_t kPieceElems = int64_t{1} << 20;  // read, converted and written at once
-
 // The final norm of Transformers has no bias: ours must do nothing.
 absl::Status CheckOutNormBiasIsZero(const WeightSource& weights) {
   for (const Param& param : weights.params()) {
@@ -30,10 +30,10 @@ absl::Status WriteTensor(const FileTensor& tensor, const WeightSource& weights, 
                          const AppendElems& append) {
   int64_t longest = 0;
   for (const FileTensor::Part& part : tensor.parts) longest = std::max(longest, part.count);
-  std::vector<std::byte> piece(static_cast<size_t>(std::min(kPieceElems, longest) * SizeOf(dtype)));
+  std::vector<std::byte> piece(static_cast<size_t>(std::min(kWeightPieceElems, longest) * SizeOf(dtype)));
   for (const FileTensor::Part& part : tensor.parts) {
-    for (int64_t begin = 0; begin < part.count; begin += kPieceElems) {
-      const int64_t count = std::min(kPieceElems, part.count - begin);
+    for (int64_t begin = 0; begin < part.count; begin += kWeightPieceElems) {
+      const int64_t count = std::min(kWeightPieceElems, part.count - begin);
       CAROUSEL_RETURN_IF_ERROR(weights.Read(part.param, begin, count, dtype, piece.data()));
       CAROUSEL_RETURN_IF_ERROR(append(piece.data(), count));
     }
@@ -45,24 +45,50 @@ absl::Status WriteTensor(const FileTensor& tensor, const WeightSource& weights, 
 absl::StatusOr<ModelDirectoryResult> ExportHf(const ModelSpec& spec, const WeightSource& weights,
                                               const HfExportOptions& options, FileSystem& files) {
   CAROUSEL_CHECK(options.dtype == DType::kF32 || options.dtype == DType::kBF16);
-  CAROUSEL_RETURN_IF_ERROR(CheckExpressibleInTransformers(spec));
-  CAROUSEL_RETURN_IF_ERROR(CheckOutNormBiasIsZero(weights));
-  const std::vector<FileTensor> tensors =
-      FileTensors(ModelParams(spec), ConfigDialect::kTransformers, /*fused=*/false);
-  ModelDirectory directory{.out_dir = options.out_dir,
-                           .overwrite = options.overwrite,
-                           .dtype = options.dtype,
-                           .max_shard_bytes = options.max_shard_bytes,
-                           .metadata = {{"format", "pt"}},
-                           .tensors = {},
-                           .write = {},
-                           .files = {}};
+  const ConfigDialect dialect = options.dialect;
+  const bool transformers = dialect == ConfigDialect::kTransformers;
+  if (transformers) {
+    CAROUSEL_RETURN_IF_ERROR(CheckExpressibleInTransformers(spec));
+    CAROUSEL_RETURN_IF_ERROR(CheckOutNormBiasIsZero(weights));
+  } else {
+    CAROUSEL_RETURN_IF_ERROR(CheckExpressibleInReference(spec));
+  }
+  const std::vector<FileTensor> tensors = FileTensors(ModelParams(spec), dialect, /*fused=*/false);
+  ModelDirectory directory{
+      .out_dir = options.out_dir,
+      .overwrite = options.overwrite,
+      .dtype = options.dtype,
+      .shard_names = transformers ? ShardNames::kNumberedFromOne : ShardNames::kNumberedFromZero,
+      .max_shard_bytes = options.max_shard_bytes,
+      .metadata = {{"format", "pt"}},
+      .tensors = {},
+      .write = {},
+      .files = {},
+      .check = {},
+      .progress = options.progress};
   for (const FileTensor& tensor : tensors) directory.tensors.push_back({tensor.name, tensor.shape});
   directory.write = [&](size_t index, const AppendElems& append) {
     return WriteTensor(tensors[index], weights, options.dtype, append);
   };
-  directory.files = {{"config.json", TransformersConfigJson(spec, options.tokens, options.dtype)},
-                     {"generation_config.json", TransformersGenerationConfigJson(options.tokens)}};
+  directory.check = [&](const std::string& dir,
+                        const std::function<void(int64_t)>& progress) -> absl::StatusOr<int64_t> {
+    CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<HfModel> written, HfModel::Open(dir, &files, dialect));
+    DigestComparison comparison{.expected = &weights,
+                                .expected_name = options.source_name,
+                                .written = written.get(),
+                                .written_name = options.out_dir,
+                                .dtype = options.dtype,
+                                .progress = progress};
+    if (transformers) comparison.skip.insert(kOutNormBias);  // it is zero and not in the files
+    if (spec.tie_embeddings) comparison.copies["lm_head.weight"] = "embedding.weight";
+    return CompareDigests(comparison);
+  };
+  if (transformers) {
+    directory.files = {{"config.json", TransformersConfigJson(spec, options.tokens, options.dtype)},
+                       {"generation_config.json", TransformersGenerationConfigJson(options.tokens)}};
+  } else {
+    directory.files = {{"config.yaml", ReferenceConfigYaml(spec)}};
+  }
   directory.files.insert(directory.files.end(), options.extra_files.begin(), options.extra_files.end());
   return WriteModelDirectory(directory, files);
 }

@@ -1,6 +1,9 @@
-// Writes a directory that Hugging Face Transformers loads: config.json, generation_config.json,
-// model.safetensors or shards with model.safetensors.index.json, and the files given by the caller
-// (tokenizer, model card).
+// Writes a directory of the large family, with the files given by the caller (tokenizer, model card):
+//   kTransformers  for Hugging Face Transformers: config.json, generation_config.json, model.safetensors or
+//                  model-00001-of-0000N.safetensors with model.safetensors.index.json
+//   kReference     for load_from_pretrained of xLSTMLarge in the package xlstm: config.yaml,
+//                  model.safetensors or model_0.safetensors, model_1.safetensors, ... with an index as above,
+//                  which that function does not read
 #pragma once
 #include <cstdint>
 #include <string>
@@ -15,16 +18,20 @@
 namespace carousel {
 
 struct HfExportOptions {
+  ConfigDialect dialect = ConfigDialect::kTransformers;
   std::string out_dir;
+  std::string source_name = "the model";    // of the weights, in messages
   DType dtype = DType::kF32;                // kF32 or kBF16
   int64_t max_shard_bytes = 5'000'000'000;  // of tensor data; a larger tensor gets its own shard
   bool overwrite = false;                   // replace out_dir if it exists
-  SpecialTokens tokens = {};
+  SpecialTokens tokens = {};                // kTransformers only
   std::vector<ModelDirectoryFile> extra_files = {};
+  ExportProgress progress = {};
 };
 
-// Writes out_dir as WriteModelDirectory does, with its errors. Tensors pass through memory in pieces of at
-// most a few MiB. FailedPrecondition if Transformers cannot express the model.
+// Writes out_dir as WriteModelDirectory does, with its errors, and compares the digests of what HfModel reads
+// from it with those of `weights` before it gets its name. Tensors pass through memory in pieces of at most
+// 16 MiB, whatever their size. FailedPrecondition if the other program cannot express the model.
 absl::StatusOr<ModelDirectoryResult> ExportHf(const ModelSpec& spec, const WeightSource& weights,
                                               const HfExportOptions& options, FileSystem& files);
 }  // namespace carousel

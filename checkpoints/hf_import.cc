@@ -13,9 +13,20 @@ namespace carousel {
 namespace {
 constexpr int64_t kMaxJsonBytes = int64_t{64} << 20;
 
+const char* ConfigFile(ConfigDialect dialect) {
+  return dialect == ConfigDialect::kTransformers ? "config.json" : "config.yaml";
+}
+
+bool HasFile(const std::string& dir, const std::string& name) {
+  PosixFileSystem files;
+  const absl::StatusOr<FileInfo> info = files.Stat(JoinPath(dir, name));
+  return info.ok() && info->exists && !info->is_directory;
+}
+
 class HfModelImpl final : public HfModel {
  public:
-  absl::Status Load(const std::string& dir);
+  explicit HfModelImpl(FileSystem* files) : file_system_(files != nullptr ? *files : posix_) {}
+  absl::Status Load(const std::string& dir, ConfigDialect dialect);
 
   const ModelFileConfig& config() const override { return config_; }
   const std::vector<Param>& params() const override { return params_; }
@@ -30,6 +41,8 @@ class HfModelImpl final : public HfModel {
     int64_t begin = 0;                           // its first element within the tensor
   };
 
+  PosixFileSystem posix_;
+  FileSystem& file_system_;
   std::string dir_;
   ModelFileConfig config_;
   std::vector<Param> params_;
@@ -37,17 +50,24 @@ class HfModelImpl final : public HfModel {
   std::map<std::string, Place> places_;
 };
 
-absl::Status HfModelImpl::Load(const std::string& dir) {
+absl::Status HfModelImpl::Load(const std::string& dir, ConfigDialect dialect) {
   dir_ = dir;
-  PosixFileSystem files;
-  const std::string config_path = JoinPath(dir, "config.json");
-  CAROUSEL_ASSIGN_OR_RETURN(const std::string config_text, ReadFile(files, config_path, kMaxJsonBytes));
-  CAROUSEL_ASSIGN_OR_RETURN(config_,
-                            ParseModelConfig(ConfigDialect::kTransformers, config_text, config_path));
+  const bool transformers = dialect == ConfigDialect::kTransformers;
+  const std::string config_path = JoinPath(dir, ConfigFile(dialect));
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, file_system_.Stat(config_path));
+  if (!info.exists || info.is_directory) {
+    return absl::NotFoundError(
+        transformers ? absl::StrCat(dir, " is not a Hugging Face directory: it has no config.json")
+                     : absl::StrCat(dir, " is not a directory of xLSTMLarge: it has no config.yaml"));
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string config_text,
+                            ReadFile(file_system_, config_path, kMaxJsonBytes));
+  CAROUSEL_ASSIGN_OR_RETURN(config_, transformers ? ParseModelConfig(dialect, config_text, config_path)
+                                                  : ParseReferenceYaml(config_text, config_path));
   params_ = ModelParams(config_.spec);
-  CAROUSEL_ASSIGN_OR_RETURN(files_, ModelFiles::Open(dir));
-  const std::vector<FileTensor> expected =
-      FileTensors(params_, ConfigDialect::kTransformers, config_.fused_weights);
+  const ShardNames names = transformers ? ShardNames::kNumberedFromOne : ShardNames::kNumberedFromZero;
+  CAROUSEL_ASSIGN_OR_RETURN(files_, ModelFiles::Open(dir, names, file_system_));
+  const std::vector<FileTensor> expected = FileTensors(params_, dialect, config_.fused_weights);
   CAROUSEL_RETURN_IF_ERROR(CheckFileTensors(expected, files_->shapes(), dir));
   for (const Param& param : params_) places_[param.name].num_elems = param.num_elems;
   for (const FileTensor& tensor : expected) {
@@ -74,25 +94,19 @@ absl::Status HfModelImpl::Read(const std::string& name, int64_t begin, int64_t c
     std::memset(data, 0, static_cast<size_t>(count * SizeOf(dtype)));
     return absl::OkStatus();
   }
-  const std::byte* source =
-      static_cast<const std::byte*>(place.tensor->data) + (place.begin + begin) * place.tensor->elem_bytes();
-  ConvertStored(dtype, data, place.tensor->entry->dtype, source, count);
-  return absl::OkStatus();
+  return files_->Read(*place.tensor, place.begin + begin, count, dtype, data);
 }
 }  // namespace
 
-bool IsHfDirectory(const std::string& dir) {
-  PosixFileSystem files;
-  const absl::StatusOr<FileInfo> info = files.Stat(JoinPath(dir, "config.json"));
-  return info.ok() && info->exists && !info->is_directory;
+bool IsHfDirectory(const std::string& dir) { return HasFile(dir, ConfigFile(ConfigDialect::kTransformers)); }
+bool IsNxaiDirectory(const std::string& dir) {
+  return !IsHfDirectory(dir) && HasFile(dir, ConfigFile(ConfigDialect::kReference));
 }
 
-absl::StatusOr<std::unique_ptr<HfModel>> HfModel::Open(const std::string& dir) {
-  if (!IsHfDirectory(dir)) {
-    return absl::NotFoundError(absl::StrCat(dir, " is not a Hugging Face directory: it has no config.json"));
-  }
-  auto model = std::make_unique<HfModelImpl>();
-  CAROUSEL_RETURN_IF_ERROR(model->Load(dir));
+absl::StatusOr<std::unique_ptr<HfModel>> HfModel::Open(const std::string& dir, FileSystem* files,
+                                                       ConfigDialect dialect) {
+  auto model = std::make_unique<HfModelImpl>(files);
+  CAROUSEL_RETURN_IF_ERROR(model->Load(dir, dialect));
   return std::unique_ptr<HfModel>(std::move(model));
 }
 }  // namespace carousel

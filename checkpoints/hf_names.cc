@@ -109,8 +109,7 @@ std::vector<FileTensor> FileTensors(const std::vector<Param>& params, ConfigDial
   }
   // A config that says nothing of tied embeddings needs a head: the embedding once more.
   const auto embedding = by_name.find("embedding.weight");
-  if (dialect == ConfigDialect::kTransformers && by_name.count("lm_head.weight") == 0 &&
-      embedding != by_name.end()) {
+  if (by_name.count("lm_head.weight") == 0 && embedding != by_name.end()) {
     const Param& param = *embedding->second;
     tensors.push_back({"lm_head.weight", param.shape, {{param.name, 0, param.num_elems}}});
   }

@@ -28,8 +28,9 @@ struct FileTensor {
 // The parameters of a model with this architecture, as LanguageModel registers them.
 std::vector<Param> ModelParams(const ModelSpec& spec);
 
-// The tensors of a file for these parameters, in their order. kTransformers has no bias on the final norm:
-// that parameter is in no tensor of the result. With tied embeddings it has the embedding twice.
+// The tensors of a file for these parameters, in their order. Neither dialect ties embeddings: with tied ones
+// the embedding is there twice. kTransformers has no bias on the final norm: that parameter is in no tensor
+// of the result.
 std::vector<FileTensor> FileTensors(const std::vector<Param>& params, ConfigDialect dialect, bool fused);
 
 // The parameter that Transformers does not have.

@@ -39,15 +39,16 @@ std::vector<Shard> AssignShards(const ModelDirectory& directory) {
     shard_bytes += num_bytes;
   }
   for (size_t i = 0; i < shards.size(); ++i) {
-    shards[i].file = shards.size() == 1
-                         ? "model.safetensors"
+    shards[i].file = shards.size() == 1 ? "model.safetensors"
+                     : directory.shard_names == ShardNames::kNumberedFromZero
+                         ? absl::StrCat("model_", i, ".safetensors")
                          : absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size());
   }
   return shards;
 }
 
 absl::Status WriteShard(const std::string& dir, const Shard& shard, const ModelDirectory& directory,
-                        FileSystem& files) {
+                        FileSystem& files, const std::function<void(int64_t)>& wrote) {
   std::vector<SafetensorsSpec> specs;
   std::map<std::string, size_t> by_name;
   for (const size_t i : shard.tensors) {
@@ -59,8 +60,11 @@ absl::Status WriteShard(const std::string& dir, const Shard& shard, const ModelD
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsWriter> writer,
                             SafetensorsWriter::Create(JoinPath(dir, shard.file), layout, files));
   for (const SafetensorsEntry& entry : layout.tensors) {
-    const auto append = [&](const void* values, int64_t count) {
-      return writer->Append(entry.name, values, count * SizeOf(directory.dtype));
+    const auto append = [&](const void* values, int64_t count) -> absl::Status {
+      const int64_t num_bytes = count * SizeOf(directory.dtype);
+      CAROUSEL_RETURN_IF_ERROR(writer->Append(entry.name, values, num_bytes));
+      wrote(num_bytes);
+      return absl::OkStatus();
     };
     CAROUSEL_RETURN_IF_ERROR(directory.write(by_name.at(entry.name), append));
   }
@@ -96,8 +100,13 @@ absl::StatusOr<ModelDirectoryResult> WriteInto(const std::string& dir, const Mod
     result.files.push_back(name);
     return WriteFile(files, JoinPath(dir, name), content);
   };
+  int64_t written = 0;
+  const auto report = [&](int64_t done) {
+    if (directory.progress) directory.progress(done, 2 * result.total_bytes);
+  };
+  const auto wrote = [&](int64_t num_bytes) { report(written += num_bytes); };
   for (const Shard& shard : shards) {
-    CAROUSEL_RETURN_IF_ERROR(WriteShard(dir, shard, directory, files));
+    CAROUSEL_RETURN_IF_ERROR(WriteShard(dir, shard, directory, files, wrote));
     result.files.push_back(shard.file);
   }
   if (shards.size() > 1) {
@@ -108,6 +117,8 @@ absl::StatusOr<ModelDirectoryResult> WriteInto(const std::string& dir, const Mod
     CAROUSEL_RETURN_IF_ERROR(write(file.name, file.content));
   }
   CAROUSEL_RETURN_IF_ERROR(files.SyncDirectory(dir));
+  CAROUSEL_ASSIGN_OR_RETURN(result.num_compared,
+                            directory.check(dir, [&](int64_t bytes) { report(result.total_bytes + bytes); }));
   return result;
 }
 
@@ -122,11 +133,31 @@ absl::Status CheckDestination(const std::string& out, bool overwrite, FileSystem
   }
   if (info.is_directory) {
     CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, files.ListDirectory(out));
-    const bool has_config = std::find(names.begin(), names.end(), "config.json") != names.end();
+    const bool has_config = std::any_of(names.begin(), names.end(), [](const std::string& name) {
+      return name == "config.json" || name == "config.yaml";
+    });
     if (names.empty() || has_config) return absl::OkStatus();
   }
-  return absl::AlreadyExistsError(
-      absl::StrCat(out, " is not an exported model (no config.json): it will not be replaced"));
+  return absl::AlreadyExistsError(absl::StrCat(
+      out, " is not an exported model (no config.json or config.yaml): it will not be replaced"));
+}
+}  // namespace
+
+namespace {
+// Renames `partial` to `out`; what is there goes to `old`, if that is not empty, and comes back after an
+// error.
+absl::Status TakePlace(const std::string& partial, const std::string& out, const std::string& old,
+                       FileSystem& files) {
+  if (!old.empty()) {
+    CAROUSEL_RETURN_IF_ERROR(RemoveTree(files, old));
+    CAROUSEL_RETURN_IF_ERROR(files.Rename(out, old));
+  }
+  const absl::Status renamed = files.Rename(partial, out);
+  if (renamed.ok() || old.empty()) return renamed;
+  const absl::Status back = files.Rename(old, out);
+  if (back.ok()) return renamed;
+  return absl::Status(renamed.code(), absl::StrCat(renamed.message(), "; what was there is now ", old, " (",
+                                                   back.message(), ")"));
 }
 }  // namespace
 
@@ -153,11 +184,11 @@ absl::StatusOr<ModelDirectoryResult> WriteModelDirectory(const ModelDirectory& d
     RemoveTree(files, partial).IgnoreError();  // the first error is the one to report
     return result.status();
   }
-  if (replaces) {
-    CAROUSEL_RETURN_IF_ERROR(RemoveTree(files, old));
-    CAROUSEL_RETURN_IF_ERROR(files.Rename(out, old));
+  const absl::Status renamed = TakePlace(partial, out, replaces ? old : "", files);
+  if (!renamed.ok()) {
+    RemoveTree(files, partial).IgnoreError();
+    return renamed;
   }
-  CAROUSEL_RETURN_IF_ERROR(files.Rename(partial, out));
   CAROUSEL_RETURN_IF_ERROR(files.SyncDirectory(ParentPath(out)));
   if (replaces) CAROUSEL_RETURN_IF_ERROR(RemoveTree(files, old));
   return result;

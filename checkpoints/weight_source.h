@@ -3,6 +3,7 @@
 // nothing larger than one piece need exist.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,16 @@
 
 namespace carousel {
 
+// How many elements are read, converted and written at once where a whole model passes through: 16 MiB of
+// f32, a block of a checkpoint.
+constexpr int64_t kWeightPieceElems = int64_t{4} << 20;
+
+// What a source says of a parameter: how it stores it and the digest (digest.h) it had when it was saved.
+struct StatedDigest {
+  DType dtype = DType::kF32;
+  uint64_t digest = 0;
+};
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -22,6 +33,11 @@ class WeightSource {
   // round to nearest even), into host memory. An error names the file and the tensor.
   virtual absl::Status Read(const std::string& name, int64_t begin, int64_t count, DType dtype,
                             void* data) const = 0;
+  // Nothing if the format has no digests.
+  virtual std::optional<StatedDigest> Stated(const std::string& name) const {
+    static_cast<void>(name);
+    return std::nullopt;
+  }
 };
 
 // Fills every kWeight slice from `source` and zeroes the others (Adam moments): how a run starts from given

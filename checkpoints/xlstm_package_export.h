@@ -20,12 +20,15 @@ struct PackageExportOptions {
   DType dtype = DType::kF32;                // kF32 or kBF16
   int64_t max_shard_bytes = 5'000'000'000;  // of tensor data; a larger tensor gets its own shard
   bool overwrite = false;                   // replace out_dir if it exists
+  std::string source_name = "the model";    // of the weights, in messages
   std::vector<ModelDirectoryFile> extra_files = {};
+  ExportProgress progress = {};
 };
 
-// Writes out_dir as WriteModelDirectory does, with its errors. config.backend chooses the layout of sLSTM
+// Writes out_dir as WriteModelDirectory does, with its errors, and compares the digests of what PackageModel
+// reads from it with those of `weights` before it gets its name. config.backend chooses the layout of sLSTM
 // weights. FailedPrecondition if the package cannot express the model. Tensors that are parameters as they
-// are pass through memory in pieces of a few MiB, the few others one at a time.
+// are pass through memory in pieces of at most 16 MiB, the recurrent weights of sLSTM one head at a time.
 absl::StatusOr<ModelDirectoryResult> ExportPackage(const PackageConfig& config, const WeightSource& weights,
                                                    const PackageExportOptions& options, FileSystem& files);
 }  // namespace carousel

@@ -19,6 +19,7 @@ constexpr const char* kKernelSuffix = ".xlstm.slstm_cell._recurrent_kernel_";
 
 class PackageModelImpl final : public PackageModel {
  public:
+  explicit PackageModelImpl(FileSystem* files) : file_system_(files != nullptr ? *files : posix_) {}
   absl::Status Load(const std::string& dir);
 
   const PackageConfig& config() const override { return config_; }
@@ -37,6 +38,8 @@ class PackageModelImpl final : public PackageModel {
   // The tensor holds the same values as the parameter's own.
   absl::Status CheckDuplicate(const PackageTensor& duplicate) const;
 
+  PosixFileSystem posix_;
+  FileSystem& file_system_;
   std::string dir_;
   PackageConfig config_;
   std::vector<Param> params_;
@@ -46,12 +49,12 @@ class PackageModelImpl final : public PackageModel {
 
 absl::Status PackageModelImpl::Load(const std::string& dir) {
   dir_ = dir;
-  PosixFileSystem files;
   const std::string config_path = JoinPath(dir, "config.json");
-  CAROUSEL_ASSIGN_OR_RETURN(const std::string config_text, ReadFile(files, config_path, kMaxJsonBytes));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string config_text,
+                            ReadFile(file_system_, config_path, kMaxJsonBytes));
   CAROUSEL_ASSIGN_OR_RETURN(config_, ParsePackageConfig(config_text, config_path));
   params_ = ModelParams(config_.spec);
-  CAROUSEL_ASSIGN_OR_RETURN(files_, ModelFiles::Open(dir));
+  CAROUSEL_ASSIGN_OR_RETURN(files_, ModelFiles::Open(dir, ShardNames::kNumberedFromOne, file_system_));
   CAROUSEL_RETURN_IF_ERROR(FindBackend());
   return PlaceParams();
 }
@@ -106,8 +109,7 @@ absl::Status PackageModelImpl::CheckDuplicate(const PackageTensor& duplicate) co
       a.resize(static_cast<size_t>(count));
       b.resize(static_cast<size_t>(count));
       CAROUSEL_RETURN_IF_ERROR(Read(part.param, begin, count, DType::kF64, a.data()));
-      const std::byte* source = static_cast<const std::byte*>(tensor.data) + begin * tensor.elem_bytes();
-      ConvertStored(DType::kF64, b.data(), tensor.entry->dtype, source, count);
+      CAROUSEL_RETURN_IF_ERROR(files_->Read(tensor, begin, count, DType::kF64, b.data()));
       if (std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0) continue;
       return absl::FailedPreconditionError(
           absl::StrCat(dir_, ": \"", duplicate.name,
@@ -129,15 +131,26 @@ absl::Status PackageModelImpl::Read(const std::string& name, int64_t begin, int6
     return absl::OutOfRangeError(absl::StrCat("elements [", begin, ", ", begin, " + ", count, ") of \"", name,
                                               "\", which has ", part.num_elems()));
   }
-  const int64_t elem_bytes = tensor->elem_bytes();
-  if (part.contiguous()) {
-    const std::byte* source = static_cast<const std::byte*>(tensor->data) + (part.begin + begin) * elem_bytes;
-    ConvertStored(dtype, data, tensor->entry->dtype, source, count);
-    return absl::OkStatus();
+  if (part.contiguous()) return files_->Read(*tensor, part.begin + begin, count, dtype, data);
+  // Slab by slab of the parameter's slowest dim, each from the bytes of the tensor that it spans.
+  const int64_t elem_bytes = tensor->elem_bytes(), slab_elems = part.sizes[1] * part.sizes[2];
+  const int64_t span = 1 + (part.sizes[1] - 1) * part.strides[1] + (part.sizes[2] - 1) * part.strides[2];
+  const PackagePart within{.param = part.param,
+                           .begin = 0,
+                           .sizes = {1, part.sizes[1], part.sizes[2]},
+                           .strides = {0, part.strides[1], part.strides[2]}};
+  std::vector<std::byte> bytes(static_cast<size_t>(span * elem_bytes)), stored;
+  for (int64_t done = 0; done < count;) {
+    const int64_t slab = (begin + done) / slab_elems, first = (begin + done) % slab_elems;
+    const int64_t n = std::min(count - done, slab_elems - first);
+    CAROUSEL_RETURN_IF_ERROR(
+        files_->ReadStored(*tensor, part.begin + slab * part.strides[0], span, bytes.data()));
+    stored.resize(static_cast<size_t>(n * elem_bytes));
+    ReadPackagePart(within, elem_bytes, bytes.data(), first, n, stored.data());
+    ConvertStored(dtype, static_cast<std::byte*>(data) + done * SizeOf(dtype), tensor->entry->dtype,
+                  stored.data(), n);
+    done += n;
   }
-  std::vector<std::byte> stored(static_cast<size_t>(count * elem_bytes));
-  ReadPackagePart(part, elem_bytes, tensor->data, begin, count, stored.data());
-  ConvertStored(dtype, data, tensor->entry->dtype, stored.data(), count);
   return absl::OkStatus();
 }
 }  // namespace
@@ -148,8 +161,8 @@ bool IsPackageDirectory(const std::string& dir) {
   return text.ok() && IsPackageConfig(*text);
 }
 
-absl::StatusOr<std::unique_ptr<PackageModel>> PackageModel::Open(const std::string& dir) {
-  auto model = std::make_unique<PackageModelImpl>();
+absl::StatusOr<std::unique_ptr<PackageModel>> PackageModel::Open(const std::string& dir, FileSystem* files) {
+  auto model = std::make_unique<PackageModelImpl>(files);
   CAROUSEL_RETURN_IF_ERROR(model->Load(dir));
   return std::unique_ptr<PackageModel>(std::move(model));
 }

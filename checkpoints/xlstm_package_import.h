@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "checkpoints/file_system.h"
 #include "checkpoints/weight_source.h"
 #include "checkpoints/xlstm_package_config.h"
 
@@ -16,8 +17,10 @@ class PackageModel : public WeightSource {
   // Reads config.json and the headers of all files and checks every name and shape. The layout of sLSTM
   // weights is the one that their shapes have, whatever backend the config names; metadata "slstm_backend"
   // that says otherwise is an error, for then the order of the biases is not known. With tied embeddings a
-  // head in the file must be equal to the embedding. Errors list every problem.
-  static absl::StatusOr<std::unique_ptr<PackageModel>> Open(const std::string& dir);
+  // head in the file must be equal to the embedding. Errors list every problem. `files` (null: the real ones)
+  // must outlive the result.
+  static absl::StatusOr<std::unique_ptr<PackageModel>> Open(const std::string& dir,
+                                                            FileSystem* files = nullptr);
   // `backend` is that of the stored weights.
   virtual const PackageConfig& config() const = 0;
 };

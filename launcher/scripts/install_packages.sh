@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
   ca-certificates cmake g++ git ninja-build pkg-config
   libabsl-dev libcli11-dev libdnnl-dev libgtest-dev libhwloc-dev libisal-dev libopenmpi-dev libprotobuf-dev
-  librandom123-dev libspdlog-dev nlohmann-json3-dev openmpi-bin perl protobuf-compiler
+  librandom123-dev libspdlog-dev libyaml-dev nlohmann-json3-dev openmpi-bin perl protobuf-compiler
   "$@"
 )
 
