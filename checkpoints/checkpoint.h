@@ -8,6 +8,7 @@
 // rank. A null communicator means that there is one rank. All ranks must see run_dir as one directory.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,6 +36,9 @@ struct TrainState {
   int64_t last_skipped_step = 0;  // counted from 1; 0: none
   int64_t evaluated_step = 0;     // of the newest evaluation; 0: none
   double validation_loss = 0;     // what it found, nats per token; without one 0
+  // The last losses that were no spikes, oldest first (LossSpikes in run_health.h): at most 64, the same on
+  // every rank.
+  std::vector<double> loss_window = {};
   // Of samples [0, consumed_sequences), how many come from each source of data.train, in their order: what
   // the sampler says, kept to be compared when the run goes on. Empty: unknown.
   std::vector<int64_t> consumed_by_source = {};
@@ -113,21 +117,31 @@ absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_
 // directory `path`. NotFound says what was looked for.
 absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* files = nullptr);
 
+struct LoadOptions {
+  // LoadNewestGood: a checkpoint that cannot be loaded because it is damaged is renamed to .bad-<name> and
+  // the one before it is tried. Without it that is an error which says how to ask for it.
+  bool fallback = false;
+  Communicator* communicator = nullptr;
+  // Ranks with the same name of their machine read for each other: every block of a file that one of them
+  // wants is read once and passed on. Empty: the host's name.
+  std::string machine = {};
+  // Called on rank 0 now and then: bytes that its machine has read, of those it will read.
+  std::function<void(int64_t done, int64_t total)> progress = {};
+  FileSystem* files = nullptr;
+};
 // Collective. Fills every slice and *state (which may be null). Names, shapes and dtypes must be those of the
 // checkpoint; all differences are reported at once. Kinds that no rank asks for (the moments, to load weights
 // only) are left out. Every byte used is checked against the checksum of its block, and what arrived in the
-// slices of all ranks against the digests of the manifest. DataLoss names file, block and tensor;
-// after any error the contents of the slices are unspecified.
-absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices,
-                            Communicator* communicator, TrainState* state, FileSystem* files = nullptr);
+// slices of all ranks against the digests of the manifest. Takes memory for a few blocks of 16 MiB. DataLoss
+// names file, block and tensor; after any error the contents of the slices are unspecified.
+absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices, TrainState* state,
+                            const LoadOptions& options);
+inline absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices,
+                                   Communicator* communicator, TrainState* state,
+                                   FileSystem* files = nullptr) {
+  return LoadCheckpoint(dir, slices, state, {.communicator = communicator, .files = files});
+}
 
-struct LoadOptions {
-  // A checkpoint that cannot be loaded because it is damaged is renamed to .bad-<name> and the one before it
-  // is tried. Without it that is an error which says how to ask for it.
-  bool fallback = false;
-  Communicator* communicator = nullptr;
-  FileSystem* files = nullptr;
-};
 // Collective. Loads the newest checkpoint of the run and returns its directory; NotFound if there is none. A
 // step-* directory that lost its manifest counts as a damaged checkpoint.
 // The caller holds the lease if fallback is set. Errors other than damage (another model, no permission) are

@@ -1,9 +1,7 @@
 // LoadCheckpoint: from whatever boxes were saved to whatever slices the ranks have now.
-#include <algorithm>
-#include <cstring>
+#include <unistd.h>
+
 #include <map>
-#include <set>
-#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,9 +10,10 @@
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/collective.h"
 #include "checkpoints/digest.h"
+#include "checkpoints/load_plan.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard_plan.h"
-#include "checkpoints/shard_reader.h"
+#include "checkpoints/slice_loader.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 
@@ -22,7 +21,7 @@ namespace carousel {
 namespace pb = checkpoint;
 namespace {
 
-using TensorMap = std::map<std::pair<std::string, int>, const pb::TensorEntry*>;
+constexpr int kReaderThreads = 2;  // one reads while what the other has read is used
 
 // Rank 0 reads and checks; everybody gets its result.
 absl::Status ReadOnRank0(FileSystem& files, const std::string& dir, Communicator* communicator,
@@ -48,67 +47,40 @@ absl::Status ReadOnRank0(FileSystem& files, const std::string& dir, Communicator
   return absl::OkStatus();
 }
 
-// Calls fn(data, count) for the memory of `count` elements of a slice from flat index `elem` on.
-// REQUIRES: they are in the slice's box.
-template <class Fn>
-void ForEachPiece(const StateSlice& slice, int64_t elem, int64_t count, Fn&& fn) {
-  int64_t row = 0, column = 0, rest = elem, row_count = 1;
-  for (size_t d = slice.shape.size(); d-- > 0;) {
-    const int64_t index = rest % slice.shape[d] - slice.offset[d];
-    rest /= slice.shape[d];
-    if (d + 1 == slice.shape.size()) {
-      column = index;
-    } else {
-      row += index * row_count;
-      row_count *= slice.size[d];
-    }
-  }
-  while (count > 0) {  // elements that go on in the next row fill whole rows
-    const int64_t n = std::min(count, slice.row_elems() - column);
-    fn(static_cast<char*>(slice.data) + (row * slice.stride() + column) * SizeOf(slice.dtype), n);
-    count -= n;
-    column = 0;
-    ++row;
-  }
+// The name by which ranks know that they run on one machine.
+std::string MachineName(const LoadOptions& options) {
+  if (!options.machine.empty()) return options.machine;
+  char host[256] = {};
+  if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
+  return host;
 }
 
-// Fills this rank's slices.
+// Fills the slices of this machine's ranks.
 absl::Status FillSlices(FileSystem& files, const std::string& dir, const pb::Manifest& manifest,
-                        const TensorMap& tensors, const std::vector<StateSlice>& slices) {
-  std::vector<FileRun> runs;
-  for (size_t i = 0; i < slices.size(); ++i) {
-    const StateSlice& slice = slices[i];
-    if (slice.num_elems() == 0) continue;
-    AppendRuns(*tensors.at({slice.name, ToProto(slice.kind)}), {slice.offset, slice.size},
-               static_cast<int64_t>(i), &runs);
+                        const std::vector<pb::RankSlices>& ranks, const std::vector<StateSlice>& slices,
+                        const LoadOptions& options) {
+  const int rank = RankOf(options.communicator);
+  std::vector<int> members;
+  int me = 0;
+  for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+    if (ranks[static_cast<size_t>(r)].machine() != ranks[static_cast<size_t>(rank)].machine()) continue;
+    if (r == rank) me = static_cast<int>(members.size());
+    members.push_back(r);
   }
-  // In the order of the files' bytes, so that every block is read once.
-  std::sort(runs.begin(), runs.end(), [](const FileRun& a, const FileRun& b) {
-    return std::tie(a.file, a.byte_offset) < std::tie(b.file, b.byte_offset);
-  });
-  ShardReader reader(files, dir, manifest);
-  for (const FileRun& run : runs) {
-    const StateSlice& slice = slices[static_cast<size_t>(run.tag)];
-    const int64_t elem_bytes = SizeOf(slice.dtype);
-    int64_t offset = run.byte_offset;
-    absl::Status status;
-    ForEachPiece(slice, run.elem, run.count, [&](char* to, int64_t count) {
-      if (!status.ok()) return;
-      status = reader.Read(run.file, offset, count * elem_bytes, [&](const char* data, int64_t n) {
-        std::memcpy(to, data, static_cast<size_t>(n));
-        to += n;
-      });
-      offset += count * elem_bytes;
-    });
-    CAROUSEL_RETURN_IF_ERROR(status);
-  }
-  return absl::OkStatus();
+  const LoadPlan plan(manifest, ranks, members);
+  SliceLoader loader(files, dir, manifest, plan, members, me, options.communicator);
+  return loader.Fill(slices, kReaderThreads,
+                     rank == 0 ? options.progress : std::function<void(int64_t, int64_t)>());
 }
 
 // The digests of what is now in the slices of all ranks, against the manifest.
 absl::Status CheckDigests(const std::string& dir, const std::vector<PlannedTensor>& wanted,
-                          const TensorMap& tensors, const std::vector<StateSlice>& slices,
+                          const pb::Manifest& manifest, const std::vector<StateSlice>& slices,
                           Communicator* communicator) {
+  std::map<std::pair<std::string, int>, uint64_t> saved;
+  for (const pb::TensorEntry& entry : manifest.tensors()) {
+    saved[{entry.name(), entry.kind()}] = entry.digest();
+  }
   pb::RankReport mine;
   for (const StateSlice& slice : slices) mine.add_digests(DigestSlice(slice));
   std::vector<std::vector<uint64_t>> of_slices;
@@ -120,8 +92,9 @@ absl::Status CheckDigests(const std::string& dir, const std::vector<PlannedTenso
   const StateDigests digests = CombineDigests(wanted, of_slices);
   std::vector<std::string> different = digests.different_replicas;
   for (size_t t = 0; t < wanted.size(); ++t) {
-    const pb::TensorEntry& entry = *tensors.at({wanted[t].name, ToProto(wanted[t].kind)});
-    if (entry.digest() != digests.tensors[t]) different.push_back(Describe(wanted[t].name, wanted[t].kind));
+    if (saved.at({wanted[t].name, ToProto(wanted[t].kind)}) != digests.tensors[t]) {
+      different.push_back(Describe(wanted[t].name, wanted[t].kind));
+    }
   }
   if (different.empty()) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(dir,
@@ -131,28 +104,27 @@ absl::Status CheckDigests(const std::string& dir, const std::vector<PlannedTenso
 }
 }  // namespace
 
-absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices,
-                            Communicator* communicator, TrainState* state, FileSystem* files) {
+absl::Status LoadCheckpoint(const std::string& dir, const std::vector<StateSlice>& slices, TrainState* state,
+                            const LoadOptions& options) {
   PosixFileSystem posix;
-  FileSystem& fs = files != nullptr ? *files : posix;
+  FileSystem& fs = options.files != nullptr ? *options.files : posix;
+  Communicator* const communicator = options.communicator;
   pb::Manifest manifest;
   TrainState saved_state;
   CAROUSEL_RETURN_IF_ERROR(ReadOnRank0(fs, dir, communicator, &manifest, &saved_state));
 
   // What all ranks together want must be what is there.
+  pb::RankSlices mine = DescribeSlices(slices, saved_state);
+  mine.set_machine(MachineName(options));
   std::vector<pb::RankSlices> ranks;
-  for (const std::string& bytes :
-       GatherBytes(communicator, DescribeSlices(slices, saved_state).SerializeAsString())) {
+  for (const std::string& bytes : GatherBytes(communicator, mine.SerializeAsString())) {
     ranks.emplace_back();
     CAROUSEL_CHECK(ranks.back().ParseFromString(bytes));
   }
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<PlannedTensor> wanted, PlanTensors(ranks));
   CAROUSEL_RETURN_IF_ERROR(CompareTensors(wanted, manifest, dir));
-
-  TensorMap tensors;
-  for (const pb::TensorEntry& entry : manifest.tensors()) tensors[{entry.name(), entry.kind()}] = &entry;
-  CAROUSEL_RETURN_IF_ERROR(AgreeOn(communicator, FillSlices(fs, dir, manifest, tensors, slices)));
-  CAROUSEL_RETURN_IF_ERROR(CheckDigests(dir, wanted, tensors, slices, communicator));
+  CAROUSEL_RETURN_IF_ERROR(AgreeOn(communicator, FillSlices(fs, dir, manifest, ranks, slices, options)));
+  CAROUSEL_RETURN_IF_ERROR(CheckDigests(dir, wanted, manifest, slices, communicator));
   if (state != nullptr) *state = saved_state;
   return absl::OkStatus();
 }
@@ -188,7 +160,7 @@ absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std
     }
     const std::string dir = message.dir(), previous = message.previous_dir();
 
-    absl::Status loaded = LoadCheckpoint(dir, slices, communicator, state, &fs);
+    absl::Status loaded = LoadCheckpoint(dir, slices, state, options);
     // A save names its directory step-* after the manifest is on the disk: without one, it was lost.
     if (absl::IsNotFound(loaded)) loaded = absl::DataLossError(std::string(loaded.message()));
     if (loaded.ok()) return dir;

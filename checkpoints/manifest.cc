@@ -229,6 +229,7 @@ pb::TrainState ToProto(const TrainState& state) {
   message.set_last_skipped_step(state.last_skipped_step);
   message.set_evaluated_step(state.evaluated_step);
   message.set_validation_loss(state.validation_loss);
+  for (const double loss : state.loss_window) message.add_loss_window(loss);
   for (const int64_t count : state.consumed_by_source) message.add_consumed_by_source(count);
   return message;
 }
@@ -247,6 +248,7 @@ absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::str
       m.evaluated_step() > m.step()) {
     return fail("it counts steps that were not done");
   }
+  if (m.loss_window_size() > kMaxLossWindow) return fail("it has more losses than a window holds");
   int64_t of_sources = 0;
   for (const int64_t count : m.consumed_by_source()) {
     if (count < 0 || __builtin_add_overflow(of_sources, count, &of_sources)) {
@@ -268,6 +270,7 @@ absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::str
                     .last_skipped_step = m.last_skipped_step(),
                     .evaluated_step = m.evaluated_step(),
                     .validation_loss = m.validation_loss(),
+                    .loss_window = {m.loss_window().begin(), m.loss_window().end()},
                     .consumed_by_source = {m.consumed_by_source().begin(), m.consumed_by_source().end()}};
 }
 
@@ -339,6 +342,7 @@ std::string ManifestJson(const pb::Manifest& manifest, const TrainState& state) 
                    {"last_skipped_step", state.last_skipped_step},
                    {"evaluated_step", state.evaluated_step},
                    {"validation_loss", state.validation_loss},
+                   {"loss_window", state.loss_window},
                    {"consumed_by_source", state.consumed_by_source}};
   for (const pb::FileEntry& f : manifest.files()) {
     Json blocks = Json::array();

@@ -18,6 +18,8 @@ constexpr int64_t kBlockBytes = int64_t{16} << 20;
 constexpr int64_t kMaxManifestBytes = int64_t{256} << 20;  // millions of boxes
 constexpr int64_t kMaxDims = 8;                            // BoxesTile takes 2^dims time
 
+constexpr int64_t kMaxLossWindow = 1024;  // losses in a TrainState
+
 constexpr char kManifestMagic[] = "XLCKPT01";
 constexpr char kStateMagic[] = "XLSTAT01";
 constexpr char kManifestFile[] = "MANIFEST.pb";

@@ -41,7 +41,13 @@ absl::Status ShardReader::Load(int64_t file, int64_t block) {
   const checkpoint::FileEntry& entry = manifest_->files(static_cast<int>(file));
   const int64_t begin = block * kBlockBytes, n = std::min(kBlockBytes, entry.size() - begin);
   block_.resize(static_cast<size_t>(n));
-  CAROUSEL_RETURN_IF_ERROR(open_->ReadAt(begin, block_.data(), n));
+  const absl::Status read = open_->ReadAt(begin, block_.data(), n);
+  if (!read.ok()) {
+    return absl::Status(
+        read.code(),
+        absl::StrCat(read.message(), "; block ", block, " holds ",
+                     NameTensors(*manifest_, TensorsInBytes(*manifest_, file, begin, begin + n))));
+  }
   const uint32_t actual = UpdateCrc32c(0, block_.data(), n);
   const uint32_t expected = entry.block_crc32c(static_cast<int>(block));
   if (actual != expected) {
@@ -52,6 +58,11 @@ absl::Status ShardReader::Load(int64_t file, int64_t block) {
   }
   block_number_ = block;
   return absl::OkStatus();
+}
+
+absl::StatusOr<const char*> ShardReader::Block(int64_t file, int64_t block) {
+  CAROUSEL_RETURN_IF_ERROR(Load(file, block));
+  return block_.data();
 }
 
 absl::Status ShardReader::Read(int64_t file, int64_t offset, int64_t num_bytes,

@@ -20,6 +20,10 @@ class ShardReader {
   ShardReader(FileSystem& files, std::string dir, const checkpoint::Manifest& manifest)
       : files_(&files), dir_(std::move(dir)), manifest_(&manifest) {}
 
+  // The contents of a whole block: kBlockBytes, fewer for the last one of a file. Valid until the next call.
+  // Errors as of Read.
+  absl::StatusOr<const char*> Block(int64_t file, int64_t block);
+
   // Calls use(data, n) for consecutive pieces of bytes [offset, offset + num_bytes) of file number `file`.
   // Keeps the last block, so that reads by rising offset read every block once. DataLoss: the file is
   // missing, has another size, or the block is damaged.
