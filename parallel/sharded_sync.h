@@ -8,13 +8,14 @@
 //
 // What one rank sends in a step: M micro-batches, of which each rank computes `a` (M / (R F)); G bytes of
 // gradients of all its segments and W bytes of weights, both with the segments' padding; shard and replicas
-// of F and n ranks; AllToAll, ReduceScatterSum and AllGather send (P-1)/P of the whole:
-//   gradients, shard axis    a G (F-1)/F          at every GradReady                            none if F ==
-//   1 gradients, replicas      k (G/F) (n-1)/n      at the last GradReady of a group              none if n
-//   == 1 weights, replicas        (W/F) (n-1)/n        at WeightsUpdated                             none if
-//   n == 1 weights, shard axis      (F-1)/F of what weight_gather.h says: at most (2 a W)              none
-//   if F == 1 gradients, tensor axis   2 (t-1)/t of the shard's gradients of parameters that need it: one
-//   AllReduceSum
+// of F and n ranks; AllToAll, ReduceScatterSum and AllGather send (P-1)/P of the whole, in one call per
+// segment that is not empty (two per block):
+//   gradients over shard, F > 1: a G (F-1)/F, at every GradReady
+//   gradients over replicas, n > 1: k (G/F) (n-1)/n, at the last GradReady of a group, k calls
+//   gradients over tensor, t > 1: 2 (t-1)/t of the shard's gradients of parameters that need it, one
+//     AllReduceSum in FinishStep
+//   weights over replicas, n > 1: (W/F) (n-1)/n, at WeightsUpdated
+//   weights over shard, F > 1: (F-1)/F of what weight_gather.h says, at most 2 a W
 // k is the number of nodes of the summation tree that a rank may be left with: 1 if M / R is a power of two,
 // and without order. bf16 on the wire halves both lines of gradients.
 #pragma once

@@ -1,6 +1,7 @@
 #include "parallel/weight_gather.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace carousel {
 
@@ -52,13 +53,22 @@ WeightGather::Place* WeightGather::Find(int group) {
   return nullptr;
 }
 
-// The free place used longest ago.
+// Of the free places the one used longest ago, but rather one that no pass that begins with `group` finds in
+// place than one that it does: the next 1 + distance groups in either direction can all be in place at once.
 WeightGather::Place* WeightGather::FindFree(int group) {
+  const auto is_worse = [&](const Place& found, const Place& place) {
+    const int found_steps = std::abs(found.group - group), steps = std::abs(place.group - group);
+    const bool found_is_near = found.group >= 0 && found_steps <= distance_;
+    const bool is_near = place.group >= 0 && steps <= distance_;
+    if (found_is_near != is_near) return found_is_near;
+    if (is_near && found_steps != steps) return found_steps < steps;
+    return place.used < found.used;
+  };
   Place* found = nullptr;
   for (size_t i = 0; i < places_.size(); ++i) {
     Place& place = places_[i];
     if (alone(group) != (i == 0) || !place.free()) continue;
-    if (found == nullptr || place.used < found->used) found = &place;
+    if (found == nullptr || is_worse(*found, place)) found = &place;
   }
   return found;
 }

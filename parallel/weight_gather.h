@@ -1,14 +1,17 @@
 // WeightGather: weights that exist in parts on the ranks of the shard axis (ZeRO-3, Rajbhandari et al. 2020,
 // arXiv:1910.02054) as whole groups while they are used.
 //
-// Group 0, the embedding, has a place of its own; all other groups take turns in 1 + distance places, each as
-// large as the largest of them. What is still in its place is not gathered again while the weights are the
-// same. So a model whose passes use the groups 0 1 .. L H forwards and (H) L .. 1 backwards, H the head,
-// gathers at distance 1 in a step of `a` micro-batches and L >= 2 blocks:
-//   the embedding once, the head a times, the blocks a times twice except: 1 and 2 forwards only in the first
-//   micro-batch (they are there from the last backward), and L backwards never (it is there from forwards):
-//   a (2 sum(w_1..w_L) - w_1 - w_2 - w_L + w_H) + w_1 + w_2 + w_0 elements, of which each rank sends its part
-//   to the F - 1 others: (F - 1) / F of the bytes, padding included, in one AllGather per segment.
+// Group 0, the embedding, has a place of its own and is gathered once per step; all other groups take turns
+// in K = 1 + distance places, each as large as the largest of them. What is still in its place is not
+// gathered again while the weights are the same. Where passes go over groups 1 .. n (blocks, and the head
+// where there is one) forwards in rising, backwards in falling order, the last K of them are there after a
+// forward pass, the first K after a backward pass, and what of these lies among the first K of the next pass
+// stays. So in a step of m micro-batches, of which k = min(p - s - 1, m - 1) are forward passes that follow
+// one another on stage s of p (and as many backward ones), group j is gathered
+//   once                                               if n <= K, otherwise
+//   1 + (m - 1 - k) [j > K] + (m - k) [j <= n - K] + 2 k [j > K or j <= n - K]   times,
+// which is the least that so many places allow. Each time a rank sends its part to the F - 1 others: (F - 1)
+// / F of the bytes, padding included, in one AllGather per segment.
 #pragma once
 #include <vector>
 
