@@ -53,6 +53,20 @@ class Matrix {
   Tensor tensor_;
 };
 
+// The two halves of a workspace.
+class Buffers {
+ public:
+  explicit Buffers(int64_t bytes) : space_(static_cast<size_t>(2 * bytes + 1)) {
+    const Tensor both(space_.data(), DType::kU8, {2 * bytes});
+    workspace_ = {.sent = both.Rows(0, bytes), .received = both.Rows(bytes, bytes)};
+  }
+  const HeadExchange::Workspace& workspace() const { return workspace_; }
+
+ private:
+  std::vector<uint8_t> space_;
+  HeadExchange::Workspace workspace_;
+};
+
 // `body` on P ranks, each with an axis and ops of its own.
 void OnRanks(int P, const std::function<void(const Axis&, Ops&)>& body) {
   RunLocalMesh({.sequence = P}, [&](const Mesh& mesh) {
@@ -71,8 +85,8 @@ void ExpectExchange(const Case& c, int64_t heads_padding, int64_t tokens_padding
     const HeadExchange exchange(axis);
     const int64_t rank = axis.index;
     const int64_t rows = c.local_rows(), columns = c.local_columns(), tokens_per_rank = c.T / c.P;
-    std::vector<T> space(static_cast<size_t>(exchange.WorkspaceElems(rows, c.W)));
-    const Tensor workspace(space.data(), DTypeOf<T>::value, {static_cast<int64_t>(space.size())});
+    const Buffers buffers(exchange.BufferBytes(rows, {{.dtype = DTypeOf<T>::value, .width = c.W}}));
+    const HeadExchange::Workspace& workspace = buffers.workspace();
     Matrix<T> tokens(rows, c.W, tokens_padding), heads(c.B * c.T, columns, heads_padding);
     const auto value = [](int64_t b, int64_t t, int64_t w) {
       return static_cast<T>(static_cast<Wide<T>>(Value(b, t, w)));
@@ -120,14 +134,153 @@ TEST(HeadExchange, LeavesWhatLiesBetweenTheRowsOfStridedTensors) {
   }
 }
 
+// Five tensors of two dtypes, three and two of them side by side in `heads`, as an mLSTM cell has them: one
+// call, and each tensor as by itself. `odd`: widths whose blocks end between two elements of the larger type.
+template <class Small, class Large>
+void ExpectFusedExchange(const Case& c, bool odd, int64_t padding) {
+  const int64_t widths[] = {c.W, c.W, odd ? 3 * c.P : 2 * c.W, c.P,
+                            c.P};  // small, small, small, large, large
+  OnRanks(c.P, [&](const Axis& axis, Ops& ops) {
+    const HeadExchange exchange(axis);
+    const int64_t rows = c.local_rows(), rank = axis.index, tokens_per_rank = c.T / c.P;
+    const int64_t small_width = widths[0] + widths[1] + widths[2], large_width = widths[3] + widths[4];
+    const std::vector<HeadExchange::Columns> columns = {
+        {.dtype = DTypeOf<Large>::value, .width = large_width},
+        {.dtype = DTypeOf<Small>::value, .width = small_width}};
+    const Buffers buffers(exchange.BufferBytes(rows, columns));
+    // Whole numbers, different for all elements of all five tensors, or to within bf16's 8 bits.
+    const auto value = [&](int tensor, int64_t b, int64_t t, int64_t w) {
+      return static_cast<double>(((tensor * 3 + b) * 7 + t) * 5 + w);
+    };
+    std::vector<Matrix<Small>> small, small_back;
+    std::vector<Matrix<Large>> large, large_back;
+    const auto fill = [&](auto& matrix, int tensor) {
+      for (int64_t n = 0; n < rows; ++n) {
+        for (int64_t w = 0; w < matrix.tensor().dim[1]; ++w) {
+          using T = std::decay_t<decltype(matrix.at(0, 0))>;
+          matrix.at(n, w) = static_cast<T>(static_cast<Wide<T>>(
+              value(tensor, n / tokens_per_rank, rank * tokens_per_rank + n % tokens_per_rank, w)));
+        }
+      }
+    };
+    for (int j = 0; j < 3; ++j) {
+      small.emplace_back(rows, widths[j], padding);
+      small_back.emplace_back(rows, widths[j], padding);
+      fill(small.back(), j);
+    }
+    for (int j = 3; j < 5; ++j) {
+      large.emplace_back(rows, widths[j], padding);
+      large_back.emplace_back(rows, widths[j], padding);
+      fill(large.back(), j);
+    }
+    Matrix<Small> small_heads(c.B * c.T, small_width / c.P, padding);
+    Matrix<Large> large_heads(c.B * c.T, large_width / c.P, 0);
+    const auto parts = [&](std::vector<Matrix<Small>>& s, std::vector<Matrix<Large>>& l) {
+      return std::vector<HeadExchange::Fused>{
+          {.heads = large_heads.tensor(), .tokens = {l[0].tensor(), l[1].tensor()}},
+          {.heads = small_heads.tensor(), .tokens = {s[0].tensor(), s[1].tensor(), s[2].tensor()}}};
+    };
+    const int64_t calls_before = axis.communicator->recorder().num_calls();
+    exchange.ToHeads(ops, parts(small, large), c.B, buffers.workspace());
+    exchange.ToTokens(ops, parts(small_back, large_back), c.B, buffers.workspace());
+    EXPECT_EQ(axis.communicator->recorder().num_calls() - calls_before, 2);
+    const auto check_heads = [&](auto& heads, int first_tensor, int num_tensors) {
+      using T = std::decay_t<decltype(heads.at(0, 0))>;
+      int64_t first_column = 0;
+      for (int j = first_tensor; j < first_tensor + num_tensors; ++j) {
+        const int64_t mine = widths[j] / c.P;
+        for (int64_t n = 0; n < c.B * c.T; ++n) {
+          for (int64_t w = 0; w < mine; ++w) {
+            const T expected =
+                static_cast<T>(static_cast<Wide<T>>(value(j, n / c.T, n % c.T, rank * mine + w)));
+            ASSERT_EQ(static_cast<Wide<T>>(heads.at(n, first_column + w)), static_cast<Wide<T>>(expected))
+                << "tensor " << j << " row " << n << " column " << w << " of rank " << rank;
+          }
+        }
+        first_column += mine;
+      }
+      EXPECT_EQ(heads.NumChangedOutside(), 0);
+    };
+    check_heads(small_heads, 0, 3);
+    check_heads(large_heads, 3, 2);
+    const auto check_back = [&](auto& matrices, auto& back) {
+      for (size_t j = 0; j < matrices.size(); ++j) {
+        for (int64_t n = 0; n < rows; ++n) {
+          for (int64_t w = 0; w < matrices[j].tensor().dim[1]; ++w) {
+            using T = std::decay_t<decltype(back[j].at(0, 0))>;
+            ASSERT_EQ(static_cast<Wide<T>>(back[j].at(n, w)), static_cast<Wide<T>>(matrices[j].at(n, w)));
+          }
+        }
+        EXPECT_EQ(back[j].NumChangedOutside(), 0);
+      }
+    };
+    check_back(small, small_back);
+    check_back(large, large_back);
+  });
+}
+
+TEST(HeadExchange, CarriesTensorsOfTwoDtypesInOneCall) {
+  for (const Case& c : kCases) {
+    for (const bool odd : {false, true}) {
+      SCOPED_TRACE(testing::Message() << "P " << c.P << " B " << c.B << " T " << c.T << " W " << c.W);
+      ExpectFusedExchange<bfloat16, float>(c, odd, 0);
+      ExpectFusedExchange<bfloat16, float>(c, odd, 3);
+      ExpectFusedExchange<float, float>(c, odd, 0);
+      ExpectFusedExchange<double, double>(c, odd, 2);
+    }
+  }
+}
+
+TEST(HeadExchange, ABlockIsWhatIsSentToOneRankInWholeElements) {
+  const auto bytes = [](int64_t P, int64_t rows, int64_t wide, int64_t narrow) {
+    return HeadExchange::BlockBytes(
+        P, rows, {{.dtype = DType::kF32, .width = wide}, {.dtype = DType::kBF16, .width = narrow}});
+  };
+  EXPECT_EQ(bytes(2, 6, 4, 36), 6 * (2 * 4 + 18 * 2));
+  EXPECT_EQ(bytes(4, 3, 8, 20), 3 * (2 * 4 + 5 * 2) + 2);  // fifteen bf16: up to the next f32
+  EXPECT_EQ(HeadExchange::BlockBytes(2, 3, {{.dtype = DType::kBF16, .width = 10}}), 3 * 5 * 2);
+  // A larger type behind a smaller one begins at its own multiple.
+  EXPECT_EQ(
+      HeadExchange::BlockBytes(1, 1, {{.dtype = DType::kU8, .width = 3}, {.dtype = DType::kF64, .width = 2}}),
+      8 + 16);
+}
+
+// What has been packed may lie where the answer arrives.
+TEST(HeadExchange, TakesHeadsFromTheMemoryThatItReceivesInto) {
+  const Case c = {2, 1, 4, 4};
+  OnRanks(c.P, [&](const Axis& axis, Ops& ops) {
+    const HeadExchange exchange(axis);
+    const int64_t rows = c.local_rows();
+    const Buffers buffers(exchange.BufferBytes(
+        rows, {{.dtype = DType::kF32, .width = c.W}, {.dtype = DType::kF32, .width = c.W}}));
+    const Tensor received(buffers.workspace().received.data, DType::kF32, {2 * c.T, c.W / c.P});
+    for (int64_t j = 0; j < received.num_elems(); ++j) {
+      received.as<float>()[j] = static_cast<float>(100 * axis.index + j);
+    }
+    Matrix<float> first(rows, c.W, 0), second(rows, c.W, 0);
+    exchange.ToTokens(ops,
+                      {{.heads = received.Rows(0, c.T), .tokens = {first.tensor()}},
+                       {.heads = received.Rows(c.T, c.T), .tokens = {second.tensor()}}},
+                      c.B, buffers.workspace());
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t w = 0; w < c.W; ++w) {
+        // Column w is column w % 2 of rank w / 2, whose row is this rank's n.
+        const auto at = static_cast<float>(100 * (w / 2) + (axis.index * rows + n) * 2 + w % 2);
+        EXPECT_EQ(first.at(n, w), at);
+        EXPECT_EQ(second.at(n, w), at + static_cast<float>(c.T * 2));
+      }
+    }
+  });
+}
+
 // <ToHeads(x), g> = <x, ToTokens(g)>, summed over ranks: each is the other's gradient.
 TEST(HeadExchange, EachDirectionIsTheGradientOfTheOther) {
   for (const Case& c : kCases) {
     OnRanks(c.P, [&](const Axis& axis, Ops& ops) {
       const HeadExchange exchange(axis);
       const int64_t rows = c.local_rows(), columns = c.local_columns();
-      std::vector<double> space(static_cast<size_t>(exchange.WorkspaceElems(rows, c.W)));
-      const Tensor workspace(space.data(), DType::kF64, {static_cast<int64_t>(space.size())});
+      const Buffers buffers(exchange.BufferBytes(rows, {{.dtype = DType::kF64, .width = c.W}}));
+      const HeadExchange::Workspace& workspace = buffers.workspace();
       Matrix<double> x(rows, c.W, 0), y(c.B * c.T, columns, 0), dx(rows, c.W, 0), dy(c.B * c.T, columns, 0);
       uint64_t draw = static_cast<uint64_t>(axis.index) << 32;
       const auto fill = [&](Matrix<double>& m) {
@@ -156,10 +309,10 @@ TEST(HeadExchange, OneRankCopiesNothing) {
   const std::unique_ptr<Device> device = MakeDevice("cpu", 1, &error);
   ASSERT_NE(device, nullptr) << error;
   const HeadExchange exchange(Axis{});
-  EXPECT_EQ(exchange.WorkspaceElems(6, 4), 0);
+  EXPECT_EQ(exchange.BufferBytes(6, {{.dtype = DType::kF32, .width = 4}}), 0);
   Matrix<float> x(6, 4, 1);
-  exchange.ToHeads(device->ops(), x.tensor(), x.tensor(), 2, Tensor());
-  exchange.ToTokens(device->ops(), x.tensor(), x.tensor(), 2, Tensor());
+  exchange.ToHeads(device->ops(), x.tensor(), x.tensor(), 2, {});
+  exchange.ToTokens(device->ops(), x.tensor(), x.tensor(), 2, {});
   EXPECT_EQ(x.at(0, 0), -1.0f);
 }
 
@@ -170,8 +323,9 @@ TEST(HeadExchange, SendsOnceWhatOtherRanksNeed) {
   const std::unique_ptr<Device> device = MakeDevice("cpu", 1, &error);
   ASSERT_NE(device, nullptr) << error;
   const HeadExchange exchange(axis);
-  Matrix<float> tokens(6, 8, 0), heads(24, 2, 0), space(1, exchange.WorkspaceElems(6, 8), 0);
-  exchange.ToHeads(device->ops(), heads.tensor(), tokens.tensor(), 2, space.tensor());
+  Matrix<float> tokens(6, 8, 0), heads(24, 2, 0);
+  const Buffers buffers(exchange.BufferBytes(6, {{.dtype = DType::kF32, .width = 8}}));
+  exchange.ToHeads(device->ops(), heads.tensor(), tokens.tensor(), 2, buffers.workspace());
   EXPECT_EQ(counting.Totals().total.num_calls, 1);
   EXPECT_EQ(counting.Totals().total.wire_bytes, 6 * 8 * 4 * 3 / 4);
 }
@@ -183,8 +337,10 @@ TEST(HeadExchangeDeathTest, RefusesWidthsThatDoNotDivide) {
   const std::unique_ptr<Device> device = MakeDevice("cpu", 1, &error);
   ASSERT_NE(device, nullptr) << error;
   const HeadExchange exchange(axis);
-  Matrix<float> tokens(6, 10, 0), heads(24, 2, 0), space(1, 1000, 0);
-  EXPECT_DEATH(exchange.ToHeads(device->ops(), heads.tensor(), tokens.tensor(), 2, space.tensor()), "CHECK");
+  Matrix<float> tokens(6, 10, 0), heads(24, 2, 0);
+  const Buffers buffers(10000);
+  EXPECT_DEATH(exchange.ToHeads(device->ops(), heads.tensor(), tokens.tensor(), 2, buffers.workspace()),
+               "CHECK");
 }
 }  // namespace
 }  // namespace carousel

@@ -223,7 +223,7 @@ TEST(SlstmParallelLayer, OneRankHasNoExchangeMemory) {
   const LoneRank rank(Spec(), {}, 2, 16);
   EXPECT_FALSE(rank.bound.saved.x.defined());
   EXPECT_FALSE(rank.bound.scratch.exchange.outside.defined());
-  EXPECT_FALSE(rank.bound.scratch.exchange.workspace.defined());
+  EXPECT_FALSE(rank.bound.scratch.exchange.workspace.sent.defined());
   EXPECT_FALSE(rank.bound.scratch.packed.recurrent.defined());
 }
 

@@ -82,8 +82,7 @@ void Block::Forward(const LayerContext& ctx, const Memory& memory, const Forward
   norm_.Forward(ctx, s.norm1,
                 {.y = u1, .sum = a.delta_in.defined() ? x1 : Tensor(), .x = a.x, .delta = a.delta_in});
   if (!ffn_) {
-    // A recomputing caller wants no result, only what Backward reads.
-    MixerForward(ctx, memory, a.delta_out.defined() ? a.delta_out : delta, u1, a.initial, a.last);
+    MixerForward(ctx, memory, a.delta_out, u1, a.initial, a.last);
     return;
   }
   MixerForward(ctx, memory, delta, u1, a.initial, a.last);

@@ -49,7 +49,8 @@ class Block {
   LayerState BindState(Arena& arena, int64_t B) const;
 
   struct ForwardArgs {
-    Tensor delta_out;  // (N, D) compute out: what is to be added to Stream(); may alias delta_in
+    Tensor delta_out;  // (N, D) compute out: what is to be added to Stream(); may alias delta_in. Undefined:
+                       // only what Backward reads is wanted, of memory bound for it
     Tensor x;  // (N, D) wide: the stream so far; may be memory.saved.x1 itself if delta_in is not given
     Tensor delta_in = {};                // (N, D) compute, optional: what is still to be added to x
     LayerState initial = {}, last = {};  // optional, as the mixer's

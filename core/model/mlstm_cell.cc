@@ -3,56 +3,34 @@
 #include <algorithm>
 
 #include "core/base/int_math.h"
-#include "core/comm/head_exchange.h"
 #include "core/model/layer_init.h"
 #include "core/model/sequence_choice.h"
 
 namespace carousel {
 namespace {
 
-// A part of a flat tensor.
-Tensor Part(Tensor flat, int64_t begin, int64_t rows, int64_t columns) {
-  return flat.Rows(begin, rows * columns).Reshape({rows, columns});
-}
-
-// What the op works on in kHeads: q, k, v (or their gradients) and the two gates of all tokens.
-struct QkvOfHeads {
+// The columns of what lies side by side: q, k, v or their gradients, and the two gates or theirs.
+struct Qkv {
   Tensor q, k, v;
 };
-QkvOfHeads SplitQkv(Tensor flat, const MlstmShape& s) {
-  const int64_t N = s.B * s.T, qk = s.NH * s.DHQK, v = s.NH * s.DHV;
-  return {.q = Part(flat, 0, N, qk), .k = Part(flat, N * qk, N, qk), .v = Part(flat, 2 * N * qk, N, v)};
+Qkv SplitQkv(Tensor x, const MlstmShape& s) {
+  const int64_t qk = s.NH * s.DHQK, v = s.NH * s.DHV;
+  return {.q = x.Columns(0, qk), .k = x.Columns(qk, qk), .v = x.Columns(2 * qk, v)};
 }
-struct GatesOfHeads {
+struct Gates {
   Tensor i, f;
 };
-GatesOfHeads SplitGates(Tensor flat, const MlstmShape& s) {
-  const int64_t N = s.B * s.T;
-  return {.i = Part(flat, 0, N, s.NH), .f = Part(flat, N * s.NH, N, s.NH)};
+Gates SplitGates(Tensor x, const MlstmShape& s) {
+  return {.i = x.Columns(0, s.NH), .f = x.Columns(s.NH, s.NH)};
 }
 
-// The exchange with its workspace.
-class Exchanger {
- public:
-  Exchanger(const LayerContext& ctx, Tensor workspace)
-      : ctx_(ctx), exchange_(ctx.axes.sequence), workspace_(workspace) {}
-  void ToHeads(Tensor heads, Tensor tokens, CallSite site = CallSite::Here()) const {
-    exchange_.ToHeads(ctx_.ops, heads, tokens, ctx_.B, Workspace(tokens), site);
-  }
-  void ToTokens(Tensor tokens, Tensor heads, CallSite site = CallSite::Here()) const {
-    exchange_.ToTokens(ctx_.ops, tokens, heads, ctx_.B, Workspace(tokens), site);
-  }
-
- private:
-  Tensor Workspace(Tensor tokens) const {
-    const int64_t elems = exchange_.WorkspaceElems(tokens.dim[0], tokens.dim[1]);
-    CAROUSEL_CHECK_LE(elems * SizeOf(tokens.dtype), workspace_.num_bytes());
-    return Tensor(workspace_.data, tokens.dtype, {elems});
-  }
-  const LayerContext& ctx_;
-  HeadExchange exchange_;
-  Tensor workspace_;
-};
+// What the cell reads, or the gradients of it, in both forms: one exchange. The gates' elements are the
+// larger ones and come first.
+std::vector<HeadExchange::Fused> InputParts(Tensor gates, Tensor qkv, const Gates& gates_of_tokens,
+                                            const Qkv& qkv_of_tokens) {
+  return {{.heads = gates, .tokens = {gates_of_tokens.i, gates_of_tokens.f}},
+          {.heads = qkv, .tokens = {qkv_of_tokens.q, qkv_of_tokens.k, qkv_of_tokens.v}}};
+}
 }  // namespace
 
 MlstmCell::MlstmCell(const ModelSpec& spec, int64_t num_heads) : spec_(spec), NH_(num_heads) {}
@@ -100,18 +78,25 @@ MlstmCell::Memory MlstmCell::Bind(Arena& arena, const Ops& ops, DType compute, c
   }
   if (!by_heads) return memory;
   Memory::Heads& h = memory.heads;
-  h.qkv = arena.Saved(compute, {N * (2 * qk + v)});
-  h.gates = arena.Saved(wide, {2 * N * NH_});
-  h.h = arena.Saved(compute, {N * v});
-  const HeadExchange exchange(shape.axes.sequence);
-  h.exchange =
-      arena.Scratch(DType::kU8, {std::max(exchange.WorkspaceElems(N, std::max(qk, v)) * SizeOf(compute),
-                                          exchange.WorkspaceElems(N, NH_) * SizeOf(wide))});
-  if (train) {
-    h.dqkv = arena.Scratch(compute, {N * (2 * qk + v)});
-    h.dgates = arena.Scratch(wide, {2 * N * NH_});
-    h.dh = arena.Scratch(compute, {N * v});
+  const int64_t M = N * S, qkv_width = 2 * qk + v, gates_width = 2 * NH_;
+  h.qkv = arena.Saved(compute, {M, qkv_width / S});
+  h.gates = arena.Saved(wide, {M, gates_width / S});
+  h.h = arena.Saved(compute, {M, v / S});
+  const int64_t exchange_bytes =
+      HeadExchange(shape.axes.sequence)
+          .BufferBytes(N, {{.dtype = wide, .width = gates_width}, {.dtype = compute, .width = qkv_width}});
+  h.exchange.sent = arena.Scratch(DType::kU8, {exchange_bytes});
+  if (!train) {
+    h.exchange.received = arena.Scratch(DType::kU8, {exchange_bytes});
+    return memory;
   }
+  // The gradients lie where what comes back for them arrives: they have been sent by then.
+  const int64_t dgates_bytes = RoundUp(M * gates_width / S * SizeOf(wide), Arena::kAlignBytes);
+  const int64_t dqkv_bytes = M * qkv_width / S * SizeOf(compute);
+  h.exchange.received = arena.Scratch(DType::kU8, {std::max(exchange_bytes, dgates_bytes + dqkv_bytes)});
+  h.dgates = Tensor(h.exchange.received.data, wide, {M, gates_width / S});
+  h.dqkv = Tensor(h.exchange.received.Rows(dgates_bytes, dqkv_bytes).data, compute, {M, qkv_width / S});
+  h.dh = arena.Scratch(compute, {M, v / S});
   return memory;
 }
 
@@ -155,23 +140,23 @@ void MlstmCell::Forward(const LayerContext& ctx, const Memory& memory, const For
   }
 
   CAROUSEL_CHECK_MSG(ctx.resets.defined() == ctx.all_resets.defined(), "resets without those of all tokens");
-  const Exchanger exchange(ctx, memory.heads.exchange);
-  const QkvOfHeads x = SplitQkv(memory.heads.qkv, s);
-  const GatesOfHeads gates = SplitGates(memory.heads.gates, s);
-  exchange.ToHeads(x.q, a.q);
-  exchange.ToHeads(x.k, a.k);
-  exchange.ToHeads(x.v, a.v);
-  exchange.ToHeads(gates.i, a.i_pre);
-  exchange.ToHeads(gates.f, a.f_pre);
-  cell.h = Part(memory.heads.h, 0, N, s.NH * s.DHV);
+  const HeadExchange exchange(ctx.axes.sequence);
+  const Memory::Heads& heads = memory.heads;
+  const Tensor qkv = heads.qkv.Rows(0, N), gates = heads.gates.Rows(0, N);
+  exchange.ToHeads(ctx.ops,
+                   InputParts(gates, qkv, {.i = a.i_pre, .f = a.f_pre}, {.q = a.q, .k = a.k, .v = a.v}),
+                   ctx.B, heads.exchange);
+  const Qkv x = SplitQkv(qkv, s);
+  const Gates pre = SplitGates(gates, s);
+  cell.h = heads.h.Rows(0, N);
   cell.q = x.q;
   cell.k = x.k;
   cell.v = x.v;
-  cell.i_pre = gates.i;
-  cell.f_pre = gates.f;
+  cell.i_pre = pre.i;
+  cell.f_pre = pre.f;
   cell.reset = ctx.all_resets;
   ctx.ops.MlstmForward(cell);
-  exchange.ToTokens(a.h, cell.h);
+  exchange.ToTokens(ctx.ops, a.h, cell.h, ctx.B, heads.exchange);
 }
 
 void MlstmCell::Backward(const LayerContext& ctx, const Memory& memory, const BackwardArgs& a) const {
@@ -218,28 +203,28 @@ void MlstmCell::Backward(const LayerContext& ctx, const Memory& memory, const Ba
     return;
   }
 
-  const Exchanger exchange(ctx, memory.heads.exchange);
-  const QkvOfHeads x = SplitQkv(memory.heads.qkv, s), dx = SplitQkv(memory.heads.dqkv, s);
-  const GatesOfHeads gates = SplitGates(memory.heads.gates, s), dgates = SplitGates(memory.heads.dgates, s);
+  const HeadExchange exchange(ctx.axes.sequence);
+  const Memory::Heads& heads = memory.heads;
+  const Tensor dqkv = heads.dqkv.Rows(0, N), dgates = heads.dgates.Rows(0, N);
+  const Qkv x = SplitQkv(heads.qkv.Rows(0, N), s), dx = SplitQkv(dqkv, s);
+  const Gates pre = SplitGates(heads.gates.Rows(0, N), s), dpre = SplitGates(dgates, s);
   cell.dq = dx.q;
   cell.dk = dx.k;
   cell.dv = dx.v;
-  cell.di_pre = dgates.i;
-  cell.df_pre = dgates.f;
-  cell.dh = Part(memory.heads.dh, 0, N, s.NH * s.DHV);
+  cell.di_pre = dpre.i;
+  cell.df_pre = dpre.f;
+  cell.dh = heads.dh.Rows(0, N);
   cell.q = x.q;
   cell.k = x.k;
   cell.v = x.v;
-  cell.i_pre = gates.i;
-  cell.f_pre = gates.f;
+  cell.i_pre = pre.i;
+  cell.f_pre = pre.f;
   cell.reset = ctx.all_resets;
-  cell.h = Part(memory.heads.h, 0, N, s.NH * s.DHV);
-  exchange.ToHeads(cell.dh, a.dh);
+  cell.h = heads.h.Rows(0, N);
+  exchange.ToHeads(ctx.ops, cell.dh, a.dh, ctx.B, heads.exchange);
   ctx.ops.MlstmBackward(cell);
-  exchange.ToTokens(a.dq, dx.q);
-  exchange.ToTokens(a.dk, dx.k);
-  exchange.ToTokens(a.dv, dx.v);
-  exchange.ToTokens(a.di_pre, dgates.i);
-  exchange.ToTokens(a.df_pre, dgates.f);
+  exchange.ToTokens(
+      ctx.ops, InputParts(dgates, dqkv, {.i = a.di_pre, .f = a.df_pre}, {.q = a.dq, .k = a.dk, .v = a.dv}),
+      ctx.B, heads.exchange);
 }
 }  // namespace carousel

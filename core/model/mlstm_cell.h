@@ -4,9 +4,10 @@
 //   kState: a rank computes its own tokens, from the state that core/comm/sequence_carry.h brings.
 //   kHeads: the ranks exchange tokens for heads (core/comm/head_exchange.h), each computes all tokens of NH/S
 //     heads, and h goes back; in the backward pass dh goes there and dq, dk, dv and the gates' gradients come
-//     back.
+//     back. Two exchanges in each pass.
 // Both compute the same function. The mode is chosen when memory is bound (core/model/sequence_choice.h).
 #pragma once
+#include "core/comm/head_exchange.h"
 #include "core/comm/sequence_carry.h"
 #include "core/model/layer_context.h"
 #include "core/model/pass_shape.h"
@@ -24,14 +25,14 @@ class MlstmCell {
     Tensor denominator, m;                    // saved: (N, NH) wide; kHeads: (S*N, NH/S)
     Tensor workspace;                         // scratch: u8, of the op
     SequenceCarry::Memory carry;              // kState
-    // kHeads: all tokens of a part of the heads, (S*N, width/S), one tensor after the other.
+    // kHeads: all M = S*N tokens of a part of the heads, NH/S.
     struct Heads {
-      Tensor qkv;           // saved: (N * (2*NH*DHQK + NH*DHV)) compute: q, k, v
-      Tensor gates;         // saved: (2*N*NH) wide: i_pre, f_pre
-      Tensor h;             // saved: (N * NH*DHV) compute
-      Tensor exchange;      // scratch: u8, of the exchange
-      Tensor dqkv, dgates;  // scratch of Backward: as qkv and gates
-      Tensor dh;            // scratch of Backward: as h
+      Tensor qkv;                        // saved: (M, (2*NH*DHQK + NH*DHV)/S) compute: q, k, v side by side
+      Tensor gates;                      // saved: (M, 2*NH/S) wide: i_pre, f_pre
+      Tensor h;                          // saved: (M, NH*DHV/S) compute
+      HeadExchange::Workspace exchange;  // scratch
+      Tensor dqkv, dgates;               // of Backward, in exchange.received: as qkv and gates
+      Tensor dh;                         // scratch of Backward: as h
     } heads;
     // Whether Backward reads q, k, v, h and the gates of BackwardArgs: not in kHeads.
     bool reads_inputs() const { return mode != SequenceMode::kHeads; }

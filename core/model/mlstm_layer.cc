@@ -172,6 +172,7 @@ void MlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                                .bias = norm_bias_ >= 0 ? params.Weight(norm_bias_) : Tensor(),
                                .NH = NH_,
                                .eps = spec_.norm_eps});
+  if (!a.y.defined()) return;
 
   // Row-split projection: one rank's part of the sum has the bias.
   const Tensor all_y = border.AllRows(memory.scratch.rows, a.y);

@@ -53,7 +53,7 @@ class MlstmLayer {
   LayerState BindState(Arena& arena, DType wide, int64_t B) const;
 
   struct ForwardArgs {
-    Tensor y;                 // (n, D) compute out
+    Tensor y;                 // (n, D) compute out; undefined: only what Backward reads is wanted
     Tensor x;                 // (n, D) compute
     LayerState initial = {};  // optional: where the sequences continue. States: one rank of both axes
     LayerState last = {};     // optional out; may alias initial

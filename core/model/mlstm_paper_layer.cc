@@ -291,6 +291,7 @@ void MlstmPaperLayer::Forward(const LayerContext& ctx, const Memory& memory, con
                                .eps = spec_.norm_eps,
                                .gate = OutputGate::kSilu,
                                .residual_weight = spec_.residual_norm_weights()});
+  if (!a.y.defined()) return;
 
   // Row-split: one rank's part of the sum has the bias.
   const Tensor all_y = border.AllRows(memory.scratch.rows, a.y);

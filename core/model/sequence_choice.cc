@@ -1,5 +1,7 @@
 #include "core/model/sequence_choice.h"
 
+#include "core/comm/head_exchange.h"
+
 namespace carousel {
 
 int64_t StateBytes(const MlstmShape& segment, int64_t S, DType compute) {
@@ -8,8 +10,11 @@ int64_t StateBytes(const MlstmShape& segment, int64_t S, DType compute) {
 
 int64_t HeadsBytes(const MlstmShape& segment, int64_t S, DType compute) {
   const MlstmShape& s = segment;
-  const int64_t row = 4 * (s.DHQK + s.DHV) * SizeOf(compute) + 4 * SizeOf(WideOf(compute));
-  return s.B * s.T * s.NH * row / S * (S - 1);
+  const int64_t rows = s.B * s.T, qkv = s.NH * (2 * s.DHQK + s.DHV);
+  const int64_t in = HeadExchange::BlockBytes(
+      S, rows, {{.dtype = WideOf(compute), .width = 2 * s.NH}, {.dtype = compute, .width = qkv}});
+  const int64_t out = HeadExchange::BlockBytes(S, rows, {{.dtype = compute, .width = s.NH * s.DHV}});
+  return 2 * (S - 1) * (in + out);
 }
 
 SequenceMode ChooseSequenceMode(SequenceMode asked, const MlstmShape& segment, int64_t S, DType compute) {

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "core/base/int_math.h"
-#include "core/comm/head_exchange.h"
 #include "core/model/layer_init.h"
 
 namespace carousel {
@@ -141,9 +140,11 @@ SlstmLayer::Memory SlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute,
     if (tensor.size() > 1 && sequence.size() > 1) {
       scratch.exchange.between = arena.Scratch(compute, {shape.N(), columns});
     }
-    scratch.exchange.workspace =
-        arena.Scratch(compute, {std::max(tensor.WorkspaceElems(shape.stream_rows(), spec_.embedding_dim),
-                                         sequence.WorkspaceElems(shape.N(), columns))});
+    const int64_t exchange_bytes =
+        std::max(tensor.BufferBytes(shape.stream_rows(), {{.dtype = compute, .width = spec_.embedding_dim}}),
+                 sequence.BufferBytes(shape.N(), {{.dtype = compute, .width = columns}}));
+    scratch.exchange.workspace = {.sent = arena.Scratch(DType::kU8, {exchange_bytes}),
+                                  .received = arena.Scratch(DType::kU8, {exchange_bytes})};
   }
   if (part.shares_parameters) {
     scratch.packed.recurrent = arena.Scratch(compute, {kNumGates * W, part.head_dim});
@@ -285,7 +286,9 @@ void SlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                      .places = Places(ctx, part)});
     y = dropped;
   }
-  const Tensor out = part.is_whole ? a.y : memory.scratch.exchange.outside.Rows(0, M);
+  // Also where nobody wants the result: the norm's statistics are read by Backward.
+  const Tensor scratch = part.is_whole ? memory.scratch.dy : memory.scratch.exchange.outside;
+  const Tensor out = part.is_whole && a.y.defined() ? a.y : scratch.Rows(0, M);
   ctx.ops.HeadNormGateForward({.y = out,
                                .mean = s.mean.Rows(0, M),
                                .rstd = s.rstd.Rows(0, M),
@@ -294,7 +297,7 @@ void SlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                                .NH = NH,
                                .eps = spec_.norm_eps,
                                .residual_weight = norm_weight_ >= 0 && spec_.residual_norm_weights()});
-  ToStream(ctx, memory, a.y, out);
+  if (a.y.defined()) ToStream(ctx, memory, a.y, out);
 }
 
 void SlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const BackwardArgs& a) const {

@@ -12,6 +12,7 @@
 #pragma once
 #include <string>
 
+#include "core/comm/head_exchange.h"
 #include "core/model/layer_context.h"
 #include "core/model/layer_state.h"
 #include "core/model/pass_shape.h"
@@ -44,10 +45,10 @@ class SlstmLayer {
     Tensor dwx;        // (M, 4*W) compute
     Tensor dconv;      // (M, W) compute; undefined without a convolution
     struct {
-      Tensor outside;    // (M, W) compute: the layer's result; its gradient, then that of x
-      Tensor between;    // (N, D/t) compute: after one exchange and before the other; only with both
-      Tensor workspace;  // compute
-    } exchange;          // undefined with one rank
+      Tensor outside;  // (M, W) compute: the layer's result; its gradient, then that of x
+      Tensor between;  // (N, D/t) compute: after one exchange and before the other; only with both
+      HeadExchange::Workspace workspace;
+    } exchange;  // undefined with one rank
     // Of this rank's heads, [gate][head] as the op takes them; undefined with one rank of the sequence axis,
     // where the parameters themselves lie so.
     struct {
@@ -67,7 +68,8 @@ class SlstmLayer {
   LayerState BindState(Arena& arena, DType wide, int64_t B) const;
 
   struct ForwardArgs {
-    Tensor y;                 // (stream rows, D) compute out
+    Tensor y;                 // (stream rows, D) compute out; undefined: only what Backward reads is wanted,
+                              // of memory bound with `train`
     Tensor x;                 // (stream rows, D) compute
     LayerState initial = {};  // optional: where the sequences continue. Only with one rank
     LayerState last = {};     // optional out; may alias initial. Only with one rank
