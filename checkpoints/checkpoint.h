@@ -16,6 +16,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "checkpoints/file_system.h"
+#include "checkpoints/retention.h"
+#include "checkpoints/run_lease.h"
 #include "core/comm/communicator.h"
 #include "core/train/state_visitor.h"
 
@@ -49,19 +51,6 @@ struct TrainState {
 struct MeshSummary {
   int64_t replicate = 0, shard = 0, sequence = 0, tensor = 0, pipe = 0;
   bool operator==(const MeshSummary&) const = default;
-};
-
-// The right to write below run_dir, held until destroyed or until the process dies. One rank takes it.
-class RunLease {
- public:
-  // FailedPrecondition if another process holds it; the message says which. Creates run_dir if need be.
-  static absl::StatusOr<std::unique_ptr<RunLease>> Acquire(const std::string& run_dir,
-                                                           FileSystem* files = nullptr);
-  const std::string& run_dir() const { return run_dir_; }
-
- private:
-  std::string run_dir_;
-  std::unique_ptr<FileLock> lock_;
 };
 
 struct SaveRequest {
@@ -149,8 +138,8 @@ inline absl::Status LoadCheckpoint(const std::string& dir, const std::vector<Sta
 absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std::vector<StateSlice>& slices,
                                            TrainState* state, const LoadOptions& options);
 
-// Removes what attempts that died left behind (.tmp-*, .trash-*). The caller holds the lease.
+// Removes what attempts that died left behind (.tmp-*, .trash-*, .probe-*). The caller holds the lease.
 absl::Status SweepLeftovers(const std::string& run_dir, FileSystem* files = nullptr);
-// Removes all checkpoints but the newest keep_last (0: none is removed). The caller holds the lease.
+// Removes all checkpoints but the newest keep_last (0: none is removed). Use RetentionPolicy (retention.h).
 absl::Status PruneCheckpoints(const std::string& run_dir, int64_t keep_last, FileSystem* files = nullptr);
 }  // namespace carousel

@@ -1,7 +1,5 @@
 #include "checkpoints/checkpoint_store.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -54,26 +52,6 @@ int64_t StepOfName(const std::string& name) {
   int64_t step;
   if (!StartsWith(name, "step-") || !absl::SimpleAtoi(name.substr(5), &step) || step < 0) return -1;
   return StepName(step) == name ? step : -1;
-}
-
-absl::StatusOr<std::unique_ptr<RunLease>> RunLease::Acquire(const std::string& run_dir, FileSystem* files) {
-  PosixFileSystem posix;
-  FileSystem& fs = files != nullptr ? *files : posix;
-  CAROUSEL_RETURN_IF_ERROR(CreateDirectories(fs, StoreDir(run_dir)));
-  char host[256] = {};
-  if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
-  const std::string owner = absl::StrCat("process ", getpid(), " on ", host[0] != '\0' ? host : "this host");
-  absl::StatusOr<std::unique_ptr<FileLock>> lock = fs.Lock(JoinPath(StoreDir(run_dir), kLeaseFile), owner);
-  if (absl::IsFailedPrecondition(lock.status())) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(run_dir, " is in use by ", lock.status().message(),
-                     "; wait until it ends, stop it, or use another run_dir"));
-  }
-  CAROUSEL_RETURN_IF_ERROR(lock.status());
-  std::unique_ptr<RunLease> lease(new RunLease);
-  lease->run_dir_ = run_dir;
-  lease->lock_ = std::move(*lock);
-  return lease;
 }
 
 absl::StatusOr<OpenedCheckpoint> OpenAndCheck(FileSystem& files, const std::string& dir) {
@@ -210,26 +188,16 @@ absl::Status SweepLeftovers(const std::string& run_dir, FileSystem* files) {
   FileSystem& fs = files != nullptr ? *files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListStore(fs, run_dir));
   for (const std::string& name : names) {
-    if (!StartsWith(name, kTemporaryPrefix) && !StartsWith(name, kTrashPrefix)) continue;
+    if (!StartsWith(name, kTemporaryPrefix) && !StartsWith(name, kTrashPrefix) &&
+        !StartsWith(name, kProbePrefix)) {
+      continue;
+    }
     CAROUSEL_RETURN_IF_ERROR(RemoveTree(fs, JoinPath(StoreDir(run_dir), name)));
   }
   return absl::OkStatus();
 }
 
 absl::Status PruneCheckpoints(const std::string& run_dir, int64_t keep_last, FileSystem* files) {
-  PosixFileSystem posix;
-  FileSystem& fs = files != nullptr ? *files : posix;
-  if (keep_last <= 0) return absl::OkStatus();
-  CAROUSEL_ASSIGN_OR_RETURN(std::vector<std::string> dirs, ListCheckpoints(run_dir, &fs));
-  if (static_cast<int64_t>(dirs.size()) <= keep_last) return absl::OkStatus();
-  dirs.resize(dirs.size() - static_cast<size_t>(keep_last));
-  for (const std::string& dir : dirs) {
-    // Out of sight at once and for good, then file by file: half a checkpoint is never seen.
-    std::string trash;
-    CAROUSEL_RETURN_IF_ERROR(
-        MoveAside(fs, run_dir, dir.substr(StoreDir(run_dir).size() + 1), kTrashPrefix, &trash));
-    CAROUSEL_RETURN_IF_ERROR(RemoveTree(fs, trash));
-  }
-  return absl::OkStatus();
+  return PruneCheckpoints(run_dir, RetentionPolicy{.keep_last = keep_last}, files);
 }
 }  // namespace carousel

@@ -17,6 +17,8 @@ constexpr char kTrashPrefix[] = ".trash-";
 constexpr char kBadPrefix[] = ".bad-";
 constexpr char kLatestFile[] = "LATEST";
 constexpr char kLeaseFile[] = ".lease";
+constexpr char kLeaseLockSuffix[] = ".lock";
+constexpr char kProbePrefix[] = ".probe-";
 
 std::string StoreDir(const std::string& run_dir);  // run_dir/checkpoints
 std::string StepName(int64_t step);                // "step-000000200"

@@ -3,8 +3,9 @@
 //
 // Errors are absl::Status with the path, what was attempted and the system's reason: NotFound (ENOENT),
 // AlreadyExists, FailedPrecondition (a file where a directory is needed, or the reverse), PermissionDenied
-// (EACCES, EROFS), ResourceExhausted (ENOSPC, EDQUOT: the disk is full), Unavailable for everything else
-// (EIO).
+// (EACCES, EROFS), ResourceExhausted (ENOSPC, EDQUOT: the disk is full; EMFILE: too many open files),
+// DataLoss (a file that ends too early), Unavailable for everything else (EIO, ESTALE). Interrupted calls and
+// calls that moved only some of the bytes go on where they were.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -60,6 +61,9 @@ class FileSystem {
   virtual absl::Status CreateDirectory(const std::string& path) = 0;  // its parent exists, it does not
   // Renames a file or a directory. An existing file at `to` is replaced; an existing directory is an error.
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
+  // A second name for a file. AlreadyExists if `to` exists: of several processes that try, one succeeds.
+  // Unimplemented: this file system has only one name for a file.
+  virtual absl::Status LinkFile(const std::string& from, const std::string& to) = 0;
   // Of a directory: FailedPrecondition.
   virtual absl::Status RemoveFile(const std::string& path) = 0;
   virtual absl::Status RemoveDirectory(const std::string& path) = 0;  // it is empty
@@ -68,7 +72,8 @@ class FileSystem {
   // Bytes that this user may still write on the file system of `path`.
   virtual absl::StatusOr<int64_t> FreeBytes(const std::string& path) = 0;
   // Takes an exclusive lock on the file (created if need be) and writes `owner` into it. If another process
-  // holds it: FailedPrecondition whose message is the owner's text.
+  // holds it: FailedPrecondition whose message is the owner's text. Unimplemented: this file system has no
+  // locks.
   virtual absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path,
                                                          const std::string& owner) = 0;
 };
@@ -81,6 +86,7 @@ class PosixFileSystem final : public FileSystem {
   absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) override;
   absl::Status CreateDirectory(const std::string& path) override;
   absl::Status Rename(const std::string& from, const std::string& to) override;
+  absl::Status LinkFile(const std::string& from, const std::string& to) override;
   absl::Status RemoveFile(const std::string& path) override;
   absl::Status RemoveDirectory(const std::string& path) override;
   absl::Status SyncDirectory(const std::string& path) override;

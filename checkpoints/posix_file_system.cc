@@ -33,6 +33,8 @@ absl::Status ErrnoStatus(int error, const char* what, const std::string& path) {
     case ENOSPC:
     case EDQUOT:
     case EFBIG:
+    case EMFILE:
+    case ENFILE:
       return absl::ResourceExhaustedError(message);
     case ENOTDIR:
     case EISDIR:
@@ -58,12 +60,17 @@ class Descriptor {
   int fd_;
 };
 
+// A call that a signal interrupts is made again.
+template <class Call>
+auto Retrying(Call&& call) {
+  while (true) {
+    const auto result = call();
+    if (result >= 0 || errno != EINTR) return result;
+  }
+}
+
 int OpenRetrying(const std::string& path, int flags, mode_t mode = 0) {
-  int fd;
-  do {
-    fd = open(path.c_str(), flags | O_CLOEXEC, mode);
-  } while (fd < 0 && errno == EINTR);
-  return fd;
+  return Retrying([&] { return open(path.c_str(), flags | O_CLOEXEC, mode); });
 }
 
 // Linux moves at most 0x7ffff000 bytes per call; 1 GiB keeps the calls aligned.
@@ -76,9 +83,8 @@ class PosixWritableFile final : public WritableFile {
   absl::Status Append(const void* data, int64_t num_bytes) override {
     const char* p = static_cast<const char*>(data);
     while (num_bytes > 0) {
-      const ssize_t n =
-          write(fd_.get(), p, static_cast<size_t>(std::min<int64_t>(num_bytes, kMaxTransferBytes)));
-      if (n < 0 && errno == EINTR) continue;
+      const size_t wanted = static_cast<size_t>(std::min(num_bytes, kMaxTransferBytes));
+      const ssize_t n = Retrying([&] { return write(fd_.get(), p, wanted); });
       if (n < 0) return ErrnoStatus(errno, "writing", path_);
       if (n == 0) return ErrnoStatus(EIO, "writing", path_);
       p += n;
@@ -87,7 +93,7 @@ class PosixWritableFile final : public WritableFile {
     return absl::OkStatus();
   }
   absl::Status Sync() override {
-    if (fdatasync(fd_.get()) != 0) return ErrnoStatus(errno, "syncing", path_);
+    if (Retrying([&] { return fdatasync(fd_.get()); }) != 0) return ErrnoStatus(errno, "syncing", path_);
     return absl::OkStatus();
   }
   absl::Status Close() override {
@@ -109,9 +115,8 @@ class PosixReadableFile final : public ReadableFile {
   absl::Status ReadAt(int64_t offset, void* data, int64_t num_bytes) const override {
     char* p = static_cast<char*>(data);
     while (num_bytes > 0) {
-      const ssize_t n =
-          pread(fd_.get(), p, static_cast<size_t>(std::min<int64_t>(num_bytes, kMaxTransferBytes)), offset);
-      if (n < 0 && errno == EINTR) continue;
+      const size_t wanted = static_cast<size_t>(std::min(num_bytes, kMaxTransferBytes));
+      const ssize_t n = Retrying([&] { return pread(fd_.get(), p, wanted, offset); });
       if (n < 0) return ErrnoStatus(errno, "reading", path_);
       if (n == 0) {
         return absl::DataLossError(
@@ -200,6 +205,21 @@ absl::Status PosixFileSystem::Rename(const std::string& from, const std::string&
   return absl::OkStatus();
 }
 
+absl::Status PosixFileSystem::LinkFile(const std::string& from, const std::string& to) {
+  if (link(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
+  const int error = errno;
+  if (error == EPERM || error == EOPNOTSUPP || error == ENOSYS || error == EMLINK) {
+    return absl::UnimplementedError(absl::StrCat("linking ", from, " to ", to, ": ", strerror(error)));
+  }
+  // Over a network the answer may be lost and the link made: then the file has two names.
+  struct stat info;
+  if (error != EEXIST && stat(from.c_str(), &info) == 0 && info.st_nlink == 2) {
+    struct stat made;
+    if (stat(to.c_str(), &made) == 0 && made.st_ino == info.st_ino) return absl::OkStatus();
+  }
+  return ErrnoStatus(error, absl::StrCat("linking ", from, " to").c_str(), to);
+}
+
 absl::Status PosixFileSystem::RemoveFile(const std::string& path) {
   if (unlink(path.c_str()) != 0) return ErrnoStatus(errno, "removing", path);
   return absl::OkStatus();
@@ -214,7 +234,8 @@ absl::Status PosixFileSystem::SyncDirectory(const std::string& path) {
   const Descriptor fd(OpenRetrying(path, O_RDONLY | O_DIRECTORY));
   if (fd.get() < 0) return ErrnoStatus(errno, "opening directory", path);
   // Some network file systems cannot sync a directory: their renames are durable at once.
-  if (fsync(fd.get()) != 0 && errno != EINVAL) return ErrnoStatus(errno, "syncing directory", path);
+  if (Retrying([&] { return fsync(fd.get()); }) != 0 && errno != EINVAL)
+    return ErrnoStatus(errno, "syncing directory", path);
   return absl::OkStatus();
 }
 
@@ -228,9 +249,12 @@ absl::StatusOr<std::unique_ptr<FileLock>> PosixFileSystem::Lock(const std::strin
                                                                 const std::string& owner) {
   Descriptor fd(OpenRetrying(path, O_RDWR | O_CREAT, 0666));
   if (fd.get() < 0) return ErrnoStatus(errno, "opening", path);
-  if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+  if (Retrying([&] { return flock(fd.get(), LOCK_EX | LOCK_NB); }) != 0) {
+    if (errno == ENOLCK || errno == ENOSYS || errno == EOPNOTSUPP || errno == EINVAL) {
+      return absl::UnimplementedError(absl::StrCat("locking ", path, ": ", strerror(errno)));
+    }
     if (errno != EWOULDBLOCK) return ErrnoStatus(errno, "locking", path);
-    char text[256] = {};
+    char text[1024] = {};
     const ssize_t n = pread(fd.get(), text, sizeof(text) - 1, 0);
     return absl::FailedPreconditionError(n > 0 ? std::string(text, static_cast<size_t>(n))
                                                : std::string("an unknown process"));

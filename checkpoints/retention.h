@@ -33,7 +33,7 @@ struct RetentionPolicy {
 // What the rule knows about a checkpoint.
 struct CheckpointMarks {
   int64_t step = 0;
-  std::optional<double> validation_loss;  // nats per token
+  std::optional<double> validation_loss = {};  // nats per token
   bool good = false;
   std::string damage = {};  // why a mark of it cannot be read; empty: all can
 };
@@ -76,7 +76,8 @@ absl::Status MarkGood(const std::string& run_dir, int64_t step, FileSystem* file
 // The directory of the newest checkpoint that is marked as good: where a run that diverged goes back to.
 // NotFound if there is none.
 absl::StatusOr<std::string> FindGoodCheckpoint(const std::string& run_dir, FileSystem* files = nullptr);
-// Removes the marks of later steps. To be called when a run goes on from `step`: what it will do after it is
-// not what an earlier attempt did.
+// Removes the marks of later steps, and what writers of marks left that died. To be called when a run goes on
+// from `step`, before it records anything: what it will do is not what an earlier attempt did.
+// (RunHealth::Open does.)
 absl::Status ForgetMarksAfter(const std::string& run_dir, int64_t step, FileSystem* files = nullptr);
 }  // namespace carousel

@@ -75,7 +75,10 @@ class RunLease {
   struct Record;
   RunLease() = default;
   absl::Status Claim();
-  absl::Status WaitForDeath(const Record& found, const std::string& found_text);
+  absl::Status CreateOrReplace(const std::string& text, bool create);
+  absl::Status RemoveTemporaries();
+  absl::Status WaitForDeath(const std::string& found_text);
+  absl::Status CheckLocked() const;  // StillHeld, under the mutex
   absl::Status Refused(const std::string& text) const;
   void BeatUntilStopped();
 
@@ -88,9 +91,9 @@ class RunLease {
   std::string nonce_;  // of this lease alone
   int64_t started_unix_nanos_ = 0;
   std::unique_ptr<FileLock> lock_;  // null where the file system has no locks
-  mutable std::mutex mutex_;        // guards what follows, and the file
-  int64_t count_ = 0;
   bool claimed_ = false;
+  mutable std::mutex mutex_;  // guards what follows, and the file
+  int64_t count_ = 0;
   bool stop_ = false;
   std::condition_variable stopped_;
   std::thread thread_;

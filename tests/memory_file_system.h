@@ -118,6 +118,16 @@ class MemoryFileSystem final : public FileSystem {
     from_parent->journal.push_back(std::move(change));
     return absl::OkStatus();
   }
+  absl::Status LinkFile(const std::string& from, const std::string& to) override {
+    const Guard guard(this, "link", to);
+    if (!guard.status().ok()) return guard.status();
+    const std::shared_ptr<Node> node = Find(from);
+    if (node == nullptr) return absl::NotFoundError(from);
+    const auto [parent, name] = Parent(to);
+    if (parent->entries.count(name) != 0) return absl::AlreadyExistsError(to);
+    Link(*parent, name, node);
+    return absl::OkStatus();
+  }
   absl::Status RemoveFile(const std::string& path) override { return Remove("unlink", path, false); }
   absl::Status RemoveDirectory(const std::string& path) override { return Remove("rmdir", path, true); }
   absl::Status SyncDirectory(const std::string& path) override {

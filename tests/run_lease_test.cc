@@ -1,0 +1,395 @@
+// One writer per run directory: on one machine, between machines, after crashes, with a clock of the test.
+#include "checkpoints/run_lease.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/directory_probe.h"
+#include "core/base/log.h"
+#include "core/base/status_macros.h"
+#include "parallel/local_communicator.h"
+#include "tests/checkpoint_testing.h"
+#include "tests/memory_file_system.h"
+#include "tests/temp_dir.h"
+
+namespace carousel {
+namespace {
+
+constexpr char kLease[] = "run/checkpoints/.lease";
+
+// Stands still but for Sleep, which may do something first.
+class TestClock final : public LeaseClock {
+ public:
+  int64_t UnixNanos() override { return 1'767'323'045'000'000'000 + static_cast<int64_t>(1e9 * now_); }
+  double Seconds() override { return now_; }
+  void Sleep(double seconds) override {
+    now_ += seconds;
+    if (on_sleep) on_sleep();
+  }
+  std::function<void()> on_sleep;
+
+ private:
+  double now_ = 0;
+};
+
+// The disk as a machine sees it whose locks other machines do not see.
+class OtherMachine final : public FileSystem {
+ public:
+  explicit OtherMachine(FileSystem& files, bool has_locks = true) : files_(files), has_locks_(has_locks) {}
+  absl::StatusOr<std::unique_ptr<WritableFile>> CreateFile(const std::string& path) override {
+    return files_.CreateFile(path);
+  }
+  absl::StatusOr<std::unique_ptr<ReadableFile>> OpenFile(const std::string& path) override {
+    return files_.OpenFile(path);
+  }
+  absl::StatusOr<FileInfo> Stat(const std::string& path) override { return files_.Stat(path); }
+  absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) override {
+    return files_.ListDirectory(path);
+  }
+  absl::Status CreateDirectory(const std::string& path) override { return files_.CreateDirectory(path); }
+  absl::Status Rename(const std::string& from, const std::string& to) override {
+    return files_.Rename(from, to);
+  }
+  absl::Status LinkFile(const std::string& from, const std::string& to) override {
+    return has_locks_ ? files_.LinkFile(from, to) : absl::UnimplementedError("no links");
+  }
+  absl::Status RemoveFile(const std::string& path) override { return files_.RemoveFile(path); }
+  absl::Status RemoveDirectory(const std::string& path) override { return files_.RemoveDirectory(path); }
+  absl::Status SyncDirectory(const std::string& path) override { return files_.SyncDirectory(path); }
+  absl::StatusOr<int64_t> FreeBytes(const std::string& path) override { return files_.FreeBytes(path); }
+  absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string&, const std::string&) override {
+    if (!has_locks_) return absl::UnimplementedError("no locks");
+    if (locked_) return absl::FailedPreconditionError("somebody");
+    locked_ = true;
+    return std::unique_ptr<FileLock>(std::make_unique<Held>(&locked_));
+  }
+  void Kill() { locked_ = false; }  // the process is dead, its locks with it
+
+ private:
+  class Held final : public FileLock {
+   public:
+    explicit Held(bool* locked) : locked_(locked) {}
+    ~Held() override { *locked_ = false; }
+
+   private:
+    bool* locked_;
+  };
+  FileSystem& files_;
+  const bool has_locks_;
+  bool locked_ = false;
+};
+
+LeaseOptions OptionsOf(FileSystem& files, LeaseClock& clock, const std::string& host, int64_t pid) {
+  return {.files = &files,
+          .clock = &clock,
+          .owner = {.host = host, .machine = "boot-of-" + host, .pid = pid},
+          .attempt = 7,
+          .thread = false};
+}
+bool Has(const absl::Status& status, const std::string& part) {
+  return std::string(status.message()).find(part) != std::string::npos;
+}
+// What a process leaves that is killed.
+void Leak(std::unique_ptr<RunLease> lease) { (void)lease.release(); }
+
+class RunLeaseTest : public testing::Test {
+ protected:
+  void SetUp() override { SetMinLogLevel(LogLevel::ERROR); }
+  void TearDown() override { SetMinLogLevel(LogLevel::INFO); }
+
+  MemoryFileSystem disk_;
+  OtherMachine a_{disk_}, b_{disk_};
+  TestClock clock_;
+};
+
+TEST_F(RunLeaseTest, ASecondProcessIsRefusedAndToldWhoHoldsItSinceWhenAndWhatToDo) {
+  auto held = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
+  ASSERT_TRUE(held.ok()) << held.status();
+  const absl::Status second = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4243)).status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(Has(second, "process 4242 on node1, attempt 7, since 2026-01-02 03:04:05 UTC")) << second;
+  EXPECT_TRUE(Has(second, "remove run/checkpoints/.lease")) << second;
+  EXPECT_EQ(clock_.Seconds(), 0);  // at once
+  EXPECT_TRUE((*held)->StillHeld().ok());
+  held->reset();
+  EXPECT_EQ(disk_.Contents(kLease), nullptr);
+  EXPECT_TRUE(RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 1)).ok());
+  EXPECT_EQ(clock_.Seconds(), 0);
+}
+
+TEST_F(RunLeaseTest, AProcessThatDiedOnThisMachineIsSucceededAtOnce) {
+  Leak(*RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242)));
+  a_.Kill();
+  ASSERT_NE(disk_.Contents(kLease), nullptr);
+  const auto next = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4243));
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_EQ(clock_.Seconds(), 0);
+  EXPECT_NE(disk_.Contents(kLease)->find("pid=4243"), std::string::npos);
+}
+
+TEST_F(RunLeaseTest, ALivingHolderOnAnotherMachineIsNotRobbedHoweverSlowItIs) {
+  auto held = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
+  ASSERT_TRUE(held.ok());
+  // From far too often to just before the limit of 60 s.
+  for (const double interval : {1.0, 5.0, 30.0, 57.0}) {
+    double next = clock_.Seconds() + interval;
+    clock_.on_sleep = [&] {
+      if (clock_.Seconds() < next) return;
+      next += interval;
+      EXPECT_TRUE((*held)->Beat().ok());
+    };
+    const absl::Status refused = RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 1)).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << interval;
+    EXPECT_TRUE(Has(refused, "process 4242 on node1")) << refused;
+    EXPECT_TRUE((*held)->StillHeld().ok());
+  }
+}
+
+TEST_F(RunLeaseTest, ADeadMachineIsSucceededAfterTheLimitAndASlowHolderLearnsThatItLost) {
+  auto slow = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
+  ASSERT_TRUE(slow.ok());
+  auto next = RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 1));
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_GE(clock_.Seconds(), 60);
+  EXPECT_LE(clock_.Seconds(), 80);
+  // It was only asleep: it may not write any more, not even its lease.
+  for (const absl::Status& lost : {(*slow)->StillHeld(), (*slow)->Beat()}) {
+    EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_TRUE(Has(lost, "taken over by process 1 on node2")) << lost;
+  }
+  slow->reset();
+  EXPECT_TRUE((*next)->StillHeld().ok());  // nor remove that of its successor
+  EXPECT_TRUE((*next)->Beat().ok());
+}
+
+TEST_F(RunLeaseTest, AHolderThatGivesItBackWhileWatchedMakesWay) {
+  auto held = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
+  ASSERT_TRUE(held.ok());
+  clock_.on_sleep = [&] {
+    if (clock_.Seconds() >= 10) held->reset();
+  };
+  const auto next = RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 1));
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_LT(clock_.Seconds(), 15);
+}
+
+TEST_F(RunLeaseTest, OfTwoThatWatchTheSameDeadLeaseOneGetsIt) {
+  Leak(*RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242)));
+  OtherMachine c(disk_);
+  absl::StatusOr<std::unique_ptr<RunLease>> other = absl::UnknownError("");
+  TestClock clock_of_c;
+  bool began = false;
+  clock_.on_sleep = [&] {
+    // While b waits whether anybody wrote at the same time, c does.
+    if (clock_.Seconds() < 61 || began) return;
+    began = true;
+    other = RunLease::Acquire("run", OptionsOf(c, clock_of_c, "node3", 3));
+  };
+  const auto next = RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 2));
+  ASSERT_TRUE(began);
+  EXPECT_EQ(next.ok() + other.ok(), 1) << next.status() << other.status();
+}
+
+TEST_F(RunLeaseTest, WithoutLocksAndLinksTheCountDecides) {
+  OtherMachine a(disk_, false), b(disk_, false);
+  auto held = RunLease::Acquire("run", OptionsOf(a, clock_, "node1", getpid()));
+  ASSERT_TRUE(held.ok()) << held.status();
+  clock_.on_sleep = [&] { EXPECT_TRUE((*held)->Beat().ok()); };
+  EXPECT_FALSE(RunLease::Acquire("run", OptionsOf(b, clock_, "node2", 1)).ok());
+  EXPECT_FALSE(RunLease::Acquire("run", OptionsOf(a, clock_, "node1", getpid())).ok());
+  clock_.on_sleep = nullptr;
+  // A process number that is not in use: dead for certain, if it was of this machine.
+  held->reset();
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  Leak(*RunLease::Acquire("run", OptionsOf(a, clock_, "node1", child)));
+  const double begin = clock_.Seconds();
+  EXPECT_TRUE(RunLease::Acquire("run", OptionsOf(a, clock_, "node1", getpid())).ok());
+  EXPECT_EQ(clock_.Seconds(), begin);
+}
+
+TEST_F(RunLeaseTest, ALeaseThatCannotBeReadIsWatchedLikeAnyOther) {
+  Leak(*RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242)));
+  a_.Kill();
+  const std::string intact = *disk_.Contents(kLease);
+  for (const std::string& damaged : {std::string(), intact.substr(0, 20), "x" + intact}) {
+    *disk_.Contents(kLease) = damaged;
+    const double begin = clock_.Seconds();
+    auto next = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4243));
+    ASSERT_TRUE(next.ok()) << next.status();
+    EXPECT_GE(clock_.Seconds() - begin, 60);
+    next->reset();
+    const auto file = disk_.CreateFile(kLease);
+    ASSERT_TRUE(file.ok());
+  }
+}
+
+TEST_F(RunLeaseTest, ACrashAtAnyCallLeavesADirectoryThatTheNextProcessGetsAtOnce) {
+  const auto cycle = [&](MemoryFileSystem& disk) {
+    auto lease = RunLease::Acquire("run", OptionsOf(disk, clock_, "node1", 4242));
+    if (!lease.ok()) return lease.status();
+    CAROUSEL_RETURN_IF_ERROR((*lease)->Beat());
+    return (*lease)->StillHeld();
+  };
+  MemoryFileSystem whole;
+  ASSERT_TRUE(cycle(whole).ok());
+  const int64_t num_calls = whole.num_calls();
+  ASSERT_GT(num_calls, 15);
+  for (int64_t k = 0; k <= num_calls; ++k) {
+    for (int mode = 0; mode < 4; ++mode) {
+      MemoryFileSystem disk;
+      disk.SetFault([&](int64_t index, const std::string&, const std::string&) {
+        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
+      });
+      (void)cycle(disk);
+      disk.CrashNow(mode == 0   ? MemoryFileSystem::Crash::kLoseAll
+                    : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
+                                : MemoryFileSystem::Crash::kRandom,
+                    static_cast<uint64_t>(10 * k + mode));
+      const double begin = clock_.Seconds();
+      {
+        auto next = RunLease::Acquire("run", OptionsOf(disk, clock_, "node1", 4243));
+        ASSERT_TRUE(next.ok()) << next.status() << " call " << k << " mode " << mode;
+        EXPECT_EQ(clock_.Seconds(), begin) << "call " << k << " mode " << mode;
+        EXPECT_TRUE((*next)->StillHeld().ok());
+      }
+      for (const std::string& path : disk.AllFiles()) EXPECT_EQ(path, "/run/checkpoints/.lease.lock");
+    }
+  }
+}
+
+TEST_F(RunLeaseTest, ADiskThatDoesNotAnswerIsNotTheSameAsALostLease) {
+  const auto held = RunLease::Acquire("run", OptionsOf(disk_, clock_, "node1", 4242));
+  ASSERT_TRUE(held.ok());
+  disk_.SetFault([](int64_t, const std::string&, const std::string&) {
+    return absl::UnavailableError("injected: Input/output error");
+  });
+  EXPECT_EQ((*held)->StillHeld().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ((*held)->Beat().code(), absl::StatusCode::kUnavailable);
+  disk_.SetFault(nullptr);
+  EXPECT_TRUE((*held)->StillHeld().ok());
+  EXPECT_TRUE((*held)->Beat().ok());
+  // Somebody followed the advice for a process that is certainly dead, and was wrong.
+  ASSERT_TRUE(disk_.RemoveFile(kLease).ok());
+  EXPECT_TRUE(Has((*held)->StillHeld(), "was removed"));
+}
+
+TEST_F(RunLeaseTest, TheThreadKeepsTheCountRisingWhileOthersAsk) {
+  LeaseOptions options = OptionsOf(disk_, clock_, "node1", 4242);
+  options.thread = true;
+  options.beat_seconds = 0.002;
+  const auto held = RunLease::Acquire("run", options);
+  ASSERT_TRUE(held.ok());
+  std::atomic<int> asked = 0;
+  std::vector<std::thread> askers;
+  for (int i = 0; i < 3; ++i) {
+    askers.emplace_back([&] {
+      for (int n = 0; n < 50; ++n) {
+        EXPECT_TRUE((*held)->StillHeld().ok());
+        ++asked;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    });
+  }
+  for (std::thread& asker : askers) asker.join();
+  EXPECT_EQ(asked, 150);
+  EXPECT_TRUE((*held)->Beat().ok());
+  EXPECT_EQ(disk_.Contents(kLease)->find("count=0 "), std::string::npos) << *disk_.Contents(kLease);
+}
+
+TEST_F(RunLeaseTest, OnARealDiskAKilledProcessLeavesNothingInTheWay) {
+  const TempDir dir;
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const auto lease = RunLease::Acquire(dir.path());
+    const char byte = lease.ok() ? 'y' : 'n';
+    if (write(ready[1], &byte, 1) != 1) _exit(1);
+    pause();
+    _exit(0);
+  }
+  char byte = 0;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  ASSERT_EQ(byte, 'y');
+  const absl::Status refused = RunLease::Acquire(dir.path()).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(Has(refused, absl::StrCat("process ", child, " on "))) << refused;
+  ASSERT_EQ(kill(child, SIGKILL), 0);
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  close(ready[0]);
+  close(ready[1]);
+  auto lease = RunLease::Acquire(dir.path());
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  EXPECT_TRUE((*lease)->Beat().ok());
+  EXPECT_TRUE((*lease)->StillHeld().ok());
+  lease->reset();
+  PosixFileSystem files;
+  EXPECT_FALSE(files.Stat(dir.path() + "/checkpoints/.lease")->exists);
+}
+
+// ---- the probe of the directory
+
+TEST_F(RunLeaseTest, AProbeTriesEveryCallOnEveryRankAndLeavesNothing) {
+  for (const int world : {1, 3}) {
+    MemoryFileSystem whole;
+    const auto probe = [&](FileSystem& files) {
+      std::vector<absl::Status> statuses(static_cast<size_t>(world));
+      RunLocalRanks(world, [&](Communicator& c) {
+        statuses[static_cast<size_t>(c.rank())] =
+            ProbeRunDirectory("run", world == 1 ? nullptr : &c, true, &files);
+      });
+      for (const absl::Status& status : statuses) EXPECT_EQ(status, statuses[0]);
+      return statuses[0];
+    };
+    ASSERT_TRUE(probe(whole).ok());
+    EXPECT_TRUE(whole.AllFiles().empty());
+    int failed = 0;
+    for (int64_t k = 0; k < whole.num_calls(); ++k) {
+      MemoryFileSystem files;
+      std::string call;
+      files.SetFault([&](int64_t index, const std::string& name, const std::string& path) {
+        if (index != k) return absl::OkStatus();
+        call = absl::StrCat(name, " ", path);
+        return absl::ResourceExhaustedError("injected: No space left on device");
+      });
+      const absl::Status probed = probe(files);
+      if (!probed.ok()) {
+        ++failed;
+        EXPECT_EQ(probed.code(), absl::StatusCode::kResourceExhausted) << call;
+        EXPECT_TRUE(Has(probed, "injected") && Has(probed, "run directory")) << probed;
+      } else {
+        EXPECT_EQ(call.substr(0, 6), "unlink") << call;  // of what is not there any more
+      }
+      files.SetFault(nullptr);
+      ASSERT_TRUE(SweepLeftovers("run", &files).ok());
+      EXPECT_TRUE(files.AllFiles().empty()) << call;
+    }
+    EXPECT_GT(failed, 15);
+  }
+}
+
+TEST_F(RunLeaseTest, AProbeSaysWhenARankSeesAnotherDirectory) {
+  MemoryFileSystem shared, alone;
+  std::vector<absl::Status> statuses(2);
+  RunLocalRanks(2, [&](Communicator& c) {
+    FileSystem& files = c.rank() == 0 ? shared : alone;
+    EXPECT_TRUE(CreateDirectories(files, "run/checkpoints").ok());
+    statuses[static_cast<size_t>(c.rank())] = ProbeRunDirectory("run", &c, true, &files);
+  });
+  EXPECT_EQ(statuses[0], statuses[1]);
+  EXPECT_EQ(statuses[0].code(), absl::StatusCode::kFailedPrecondition) << statuses[0];
+  EXPECT_TRUE(Has(statuses[0], "rank 1") && Has(statuses[0], "that all ranks share")) << statuses[0];
+}
+}  // namespace
+}  // namespace carousel
