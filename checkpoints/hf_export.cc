@@ -81,7 +81,9 @@ absl::StatusOr<ModelDirectoryResult> ExportHf(const ModelSpec& spec, const Weigh
                                 .progress = progress};
     if (transformers) comparison.skip.insert(kOutNormBias);  // it is zero and not in the files
     if (spec.tie_embeddings) comparison.copies["lm_head.weight"] = "embedding.weight";
-    return CompareDigests(comparison);
+    CAROUSEL_ASSIGN_OR_RETURN(const int64_t num_compared, CompareDigests(comparison));
+    if (options.accept) CAROUSEL_RETURN_IF_ERROR(options.accept(dir));
+    return num_compared;
   };
   if (transformers) {
     directory.files = {{"config.json", TransformersConfigJson(spec, options.tokens, options.dtype)},

@@ -6,6 +6,7 @@
 //                  which that function does not read
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct HfExportOptions {
   SpecialTokens tokens = {};                // kTransformers only
   std::vector<ModelDirectoryFile> extra_files = {};
   ExportProgress progress = {};
+  // The last word on the directory, which is complete and has another name yet; may be null.
+  std::function<absl::Status(const std::string& dir)> accept = {};
 };
 
 // Writes out_dir as WriteModelDirectory does, with its errors, and compares the digests of what HfModel reads

@@ -75,12 +75,15 @@ absl::StatusOr<ModelDirectoryResult> ExportPackage(const PackageConfig& config, 
   directory.check = [&](const std::string& dir,
                         const std::function<void(int64_t)>& progress) -> absl::StatusOr<int64_t> {
     CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<PackageModel> written, PackageModel::Open(dir, &files));
-    return CompareDigests({.expected = &weights,
-                           .expected_name = options.source_name,
-                           .written = written.get(),
-                           .written_name = options.out_dir,
-                           .dtype = options.dtype,
-                           .progress = progress});
+    CAROUSEL_ASSIGN_OR_RETURN(const int64_t num_compared,
+                              CompareDigests({.expected = &weights,
+                                              .expected_name = options.source_name,
+                                              .written = written.get(),
+                                              .written_name = options.out_dir,
+                                              .dtype = options.dtype,
+                                              .progress = progress}));
+    if (options.accept) CAROUSEL_RETURN_IF_ERROR(options.accept(dir));
+    return num_compared;
   };
   directory.files = {{"config.json", PackageConfigJson(config)}};
   directory.files.insert(directory.files.end(), options.extra_files.begin(), options.extra_files.end());

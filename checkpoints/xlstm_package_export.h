@@ -4,6 +4,7 @@
 //   format "pt",  family "xlstm_v1",  slstm_backend "vanilla" | "cuda" (only with sLSTM blocks).
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@ struct PackageExportOptions {
   std::string source_name = "the model";    // of the weights, in messages
   std::vector<ModelDirectoryFile> extra_files = {};
   ExportProgress progress = {};
+  // The last word on the directory, which is complete and has another name yet; may be null.
+  std::function<absl::Status(const std::string& dir)> accept = {};
 };
 
 // Writes out_dir as WriteModelDirectory does, with its errors, and compares the digests of what PackageModel

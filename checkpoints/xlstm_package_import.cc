@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "checkpoints/file_system.h"
 #include "checkpoints/hf_names.h"
 #include "checkpoints/model_files.h"
+#include "checkpoints/yaml_fields.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -16,6 +18,26 @@ namespace {
 constexpr int64_t kMaxJsonBytes = int64_t{64} << 20;
 constexpr int64_t kPieceElems = int64_t{1} << 20;
 constexpr const char* kKernelSuffix = ".xlstm.slstm_cell._recurrent_kernel_";
+
+struct ConfigText {
+  std::string path, json;
+};
+// config.json, or config.yaml as JSON.
+absl::StatusOr<ConfigText> ReadConfig(FileSystem& files, const std::string& dir) {
+  ConfigText config{.path = JoinPath(dir, "config.json"), .json = {}};
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo json, files.Stat(config.path));
+  const std::string yaml_path = JoinPath(dir, "config.yaml");
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo yaml, files.Stat(yaml_path));
+  if (json.exists || !yaml.exists) {
+    CAROUSEL_ASSIGN_OR_RETURN(config.json, ReadFile(files, config.path, kMaxJsonBytes));
+    return config;
+  }
+  config.path = yaml_path;
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, yaml_path, kMaxJsonBytes));
+  CAROUSEL_ASSIGN_OR_RETURN(const nlohmann::json object, ParseYamlObject(text, yaml_path));
+  config.json = object.dump();
+  return config;
+}
 
 class PackageModelImpl final : public PackageModel {
  public:
@@ -49,10 +71,8 @@ class PackageModelImpl final : public PackageModel {
 
 absl::Status PackageModelImpl::Load(const std::string& dir) {
   dir_ = dir;
-  const std::string config_path = JoinPath(dir, "config.json");
-  CAROUSEL_ASSIGN_OR_RETURN(const std::string config_text,
-                            ReadFile(file_system_, config_path, kMaxJsonBytes));
-  CAROUSEL_ASSIGN_OR_RETURN(config_, ParsePackageConfig(config_text, config_path));
+  CAROUSEL_ASSIGN_OR_RETURN(const ConfigText config, ReadConfig(file_system_, dir));
+  CAROUSEL_ASSIGN_OR_RETURN(config_, ParsePackageConfig(config.json, config.path));
   params_ = ModelParams(config_.spec);
   CAROUSEL_ASSIGN_OR_RETURN(files_, ModelFiles::Open(dir, ShardNames::kNumberedFromOne, file_system_));
   CAROUSEL_RETURN_IF_ERROR(FindBackend());
@@ -157,8 +177,8 @@ absl::Status PackageModelImpl::Read(const std::string& name, int64_t begin, int6
 
 bool IsPackageDirectory(const std::string& dir) {
   PosixFileSystem files;
-  const absl::StatusOr<std::string> text = ReadFile(files, JoinPath(dir, "config.json"), kMaxJsonBytes);
-  return text.ok() && IsPackageConfig(*text);
+  const absl::StatusOr<ConfigText> config = ReadConfig(files, dir);
+  return config.ok() && IsPackageConfig(config->json);
 }
 
 absl::StatusOr<std::unique_ptr<PackageModel>> PackageModel::Open(const std::string& dir, FileSystem* files) {

@@ -79,7 +79,7 @@ std::string TrainingSection(const ModelSource& source) {
 std::string Architecture(const ModelSource& source, const ModelCardOptions& options) {
   const ModelSpec& spec = source.spec;
   const char* dtype = options.dtype == DType::kBF16 ? "bfloat16" : "float32";
-  if (options.format == ExportFormat::kTransformers) {
+  if (options.format != ExportFormat::kPackage) {
     return absl::StrFormat(
         "An xLSTM language model (large family: mLSTM blocks with gated feed-forward layers), trained and "
         "exported with carousel.\n\n"
@@ -113,6 +113,27 @@ std::string TransformersUse(const std::string& name) {
       "- Transformers keeps the recurrent state in the dtype of the weights: with bfloat16 weights its "
       "logits "
       "drift from those of an f32 state.\n");
+  return text;
+}
+
+std::string NxaiUse(const ModelSource& source, const ModelCardOptions& options) {
+  const std::string ids = source.text_is_bytes.ok() ? "[[256, *b\"It is a truth\"]]" : "[[0]]";
+  std::string text = absl::StrCat(
+      "## Use\n\n```python\nimport torch\n"
+      "from xlstm.xlstm_large.from_pretrained import load_from_pretrained\n\n",
+      "model = load_from_pretrained(\"", options.name, "\").eval()\n", "tokens = torch.tensor(", ids,
+      ")\nlogits, state = model(tokens)\n");
+  text += source.text_is_bytes.ok()
+              ? "text, state = model.generate(tokens, max_length=100)\n"
+                "print(bytes(t for t in text[0].tolist() if t < 256).decode(errors=\"replace\"))\n"
+              : "text, state = model.generate(tokens, max_length=100)\n";
+  absl::StrAppend(
+      &text, "```\n\n- pip install xlstm==", kPackageVersion,
+      " mlstm_kernels omegaconf safetensors; checked with that version.\n",
+      "- config.yaml names kernels that run everywhere. On an NVIDIA GPU with Triton faster ones can "
+      "be chosen: `chunkwise_kernel_name=\"chunkwise--triton_xl_chunk\", "
+      "sequence_kernel_name=\"native_sequence__triton\", step_kernel_name=\"triton\"`.\n",
+      "- Batch only prompts of equal length: padding would enter the state.\n");
   return text;
 }
 
@@ -153,6 +174,7 @@ std::string PackageUse(const ModelSource& source, const ModelCardOptions& option
 
 std::string ModelCard(const ModelSource& source, const ModelCardOptions& options) {
   const bool transformers = options.format == ExportFormat::kTransformers;
+  const bool nxai = options.format == ExportFormat::kNxai;
   std::string text =
       absl::StrCat("---\nlibrary_name: ", transformers ? "transformers" : "xlstm",
                    "\npipeline_tag: text-generation\ntags:\n- xlstm\n---\n\n# ", options.name, "\n\n");
@@ -162,7 +184,9 @@ std::string ModelCard(const ModelSource& source, const ModelCardOptions& options
   } else {
     absl::StrAppend(&text, "## Training\n\nConverted from ", source.description, ".\n\n");
   }
-  text += transformers ? TransformersUse(options.name) : PackageUse(source, options);
+  text += transformers ? TransformersUse(options.name)
+          : nxai       ? NxaiUse(source, options)
+                       : PackageUse(source, options);
   if (source.text_is_bytes.ok()) {
     absl::StrAppendFormat(&text,
                           "- The tokens are bytes; 256 starts every text and ends documents%s, 257 is "

@@ -9,7 +9,10 @@
 namespace carousel {
 
 // Which program the files beside the card are for.
-enum class ExportFormat { kTransformers, kPackage };  // kPackage: the Python package xlstm
+//   kTransformers  Hugging Face Transformers
+//   kNxai          xLSTMLarge of the Python package xlstm
+//   kPackage       xLSTMLMModel of that package
+enum class ExportFormat { kTransformers, kNxai, kPackage };
 
 struct ModelCardOptions {
   std::string name;  // the title

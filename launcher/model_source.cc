@@ -59,6 +59,32 @@ absl::StatusOr<ModelSource> OpenHuggingFace(const std::string& path) {
   return source;
 }
 
+// For formats that say nothing of text: only a tokenizer.json beside the weights can.
+void FindText(ModelSource* source) {
+  if (HasFile(source->path, "tokenizer.json")) {
+    source->text_is_bytes = CheckTokenizer(source->path, source->spec.vocab_size);
+  } else {
+    source->text_is_bytes = absl::FailedPreconditionError(
+        absl::StrCat(source->path,
+                     " has no tokenizer.json, so it is not known what its token ids mean; if they are bytes, "
+                     "import it with --set data.tokenizer=BYTES and use the run"));
+  }
+  if (!source->text_is_bytes.ok()) source->tokens = {.bos = -1, .eos = {}, .pad = -1};
+}
+
+absl::StatusOr<ModelSource> OpenNxai(const std::string& path) {
+  CAROUSEL_ASSIGN_OR_RETURN(std::unique_ptr<HfModel> model,
+                            HfModel::Open(path, nullptr, ConfigDialect::kReference));
+  ModelSource source;
+  source.kind = ModelSource::Kind::kNxai;
+  source.path = path;
+  source.description = absl::StrCat("NX-AI directory ", path);
+  source.spec = model->config().spec;
+  FindText(&source);
+  source.weights = std::move(model);
+  return source;
+}
+
 absl::StatusOr<ModelSource> OpenPackage(const std::string& path) {
   CAROUSEL_ASSIGN_OR_RETURN(std::unique_ptr<PackageModel> model, PackageModel::Open(path));
   ModelSource source;
@@ -71,15 +97,7 @@ absl::StatusOr<ModelSource> OpenPackage(const std::string& path) {
   }
   source.hints = {.sequence_length = std::max<int64_t>(model->config().context_length, 0),
                   .decay_embedding = model->config().decay_embedding};
-  if (HasFile(path, "tokenizer.json")) {
-    source.text_is_bytes = CheckTokenizer(path, source.spec.vocab_size);
-  } else {
-    source.text_is_bytes = absl::FailedPreconditionError(
-        absl::StrCat(path,
-                     " has no tokenizer.json, so it is not known what its token ids mean; if they are bytes, "
-                     "import it with --set data.tokenizer=BYTES and use the run"));
-    source.tokens = {.bos = -1, .eos = {}, .pad = -1};
-  }
+  FindText(&source);
   source.weights = std::move(model);
   return source;
 }
@@ -118,22 +136,20 @@ absl::StatusOr<ModelSource> OpenModel(const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(
         path,
         " is a file; a model is a run directory, a checkpoint directory, a Hugging Face directory or a ",
-        "directory of the package xlstm"));
+        "directory of the package xlstm",
+        HasFile(ParentPath(path), "config.json") || HasFile(ParentPath(path), "config.yaml")
+            ? absl::StrCat(": give ", ParentPath(path))
+            : ""));
   }
   if (IsPackageDirectory(path)) return OpenPackage(path);
   if (IsHfDirectory(path)) return OpenHuggingFace(path);
+  if (IsNxaiDirectory(path)) return OpenNxai(path);
   absl::StatusOr<ModelSource> run = OpenRun(path);
-  for (const char* yaml : {"config.yaml", "config.yml"}) {
-    if (!absl::IsNotFound(run.status()) || !HasFile(path, yaml)) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        path, " has a ", yaml, " and no config.json: YAML is not read; write the same fields as ",
-        "JSON, as json.dump(dataclasses.asdict(config), ...) does, to config.json"));
-  }
   if (absl::IsNotFound(run.status())) {
     return absl::NotFoundError(
         absl::StrCat(path,
                      " holds no model: it has no config.json (a Hugging Face directory or one of the package "
-                     "xlstm) and no checkpoint of a run: ",
+                     "xlstm), no config.yaml (one of its xLSTMLarge) and no checkpoint of a run: ",
                      run.status().message()));
   }
   return run;

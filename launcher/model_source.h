@@ -1,5 +1,5 @@
 // Opens "a model", however it is stored: a run directory, one checkpoint in it, a Hugging Face directory, or
-// a directory of the Python package xlstm.
+// a directory of the Python package xlstm, of which there are two kinds.
 #pragma once
 #include <memory>
 #include <string>
@@ -22,7 +22,7 @@ struct TrainingHints {
 };
 
 struct ModelSource {
-  enum class Kind { kRun, kHuggingFace, kPackage };
+  enum class Kind { kRun, kHuggingFace, kNxai, kPackage };
   Kind kind = Kind::kRun;
   std::string path;         // what holds the weights: the checkpoint or the directory
   std::string description;  // one line for people: "run runs/demo, checkpoint of step 200"
@@ -39,8 +39,9 @@ struct ModelSource {
 };
 
 // `path`: a run directory (its newest checkpoint is taken), a checkpoint, a Hugging Face directory, or a
-// directory of the package xlstm (checkpoints/xlstm_package_import.h), which its config.json tells apart.
-// NotFound if there is no such model, with what was looked for.
+// directory of the package xlstm: with a config.json of xLSTMLMModel (checkpoints/xlstm_package_import.h) or
+// a config.yaml of xLSTMLarge (checkpoints/hf_import.h). A config.json goes before a config.yaml. NotFound if
+// there is no such model, with what was looked for.
 absl::StatusOr<ModelSource> OpenModel(const std::string& path);
 
 // Sets every weight of `model` from `weights`, tensor by tensor. All parameters must be there with equal

@@ -193,14 +193,16 @@ TEST(OpenModel, TellsThePackageFromTransformers) {
   ExpectEqualWeights(*source->weights, MemoryWeights(MixedPaperSpec()));
 }
 
-TEST(OpenModel, SaysThatYamlIsNotRead) {
-  const TempDir temp;
+TEST(OpenModel, ReadsAConfigOfThePackageInYaml) {
+  PackageDirectory dir(MixedPaperSpec(), SlstmBackend::kCuda);
+  dir.Write();
+  std::filesystem::remove(dir.path() + "/config.json");
   PosixFileSystem files;
-  ASSERT_TRUE(WriteFile(files, temp.path() + "/config.yaml", "vocab_size: 3\n").ok());
-  const auto source = OpenModel(temp.path());
-  EXPECT_EQ(source.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(Contains(source.status(), "config.yaml")) << source.status();
-  EXPECT_TRUE(Contains(source.status(), "config.json")) << source.status();
+  ASSERT_TRUE(WriteFile(files, dir.path() + "/config.yaml", "# JSON is YAML\n---\n" + dir.config).ok());
+  const auto source = OpenModel(dir.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(source->kind, ModelSource::Kind::kPackage);
+  ExpectEqualWeights(*source->weights, MemoryWeights(MixedPaperSpec()));
 }
 
 TEST(ImportedRun, HoldsAModelOfThePackageAndItsConfigDescribesIt) {
