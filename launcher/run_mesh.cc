@@ -11,7 +11,8 @@ constexpr Axis Mesh::*kAxes[] = {&Mesh::pipe,   &Mesh::replicate, &Mesh::shard, 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RunMesh>> RunMesh::Connect(const MeshSizes& sizes, Transport transport,
-                                                          Communicator& world, Device& device) {
+                                                          Communicator& world, Device& device,
+                                                          double call_seconds) {
   std::unique_ptr<RunMesh> self(new RunMesh());
   self->host_ = BuildMesh(sizes, world);
   self->mesh_ = self->host_->mesh();
@@ -19,10 +20,13 @@ absl::StatusOr<std::unique_ptr<RunMesh>> RunMesh::Connect(const MeshSizes& sizes
 
   if (transport == Transport::kNccl || (transport == Transport::kAuto && HasNccl())) {
     self->side_stream_ = device.MakeStream();
-    CAROUSEL_ASSIGN_OR_RETURN(self->device_world_, MakeNcclCommunicator(world, device));
-    NcclOptions beside;
+    const NcclOptions options{.timeout_seconds = call_seconds};
+    CAROUSEL_ASSIGN_OR_RETURN(self->device_world_, MakeNcclCommunicator(world, device, options));
+    NcclOptions beside = options;
     beside.stream = self->side_stream_.get();
     CAROUSEL_ASSIGN_OR_RETURN(self->side_world_, MakeNcclCommunicator(world, device, beside));
+    self->device_world_->set_name("world");
+    self->side_world_->set_name("world");
     self->side_ = BuildMesh(sizes, *self->side_world_);
     self->mesh_.side = self->side_stream_.get();
   } else {

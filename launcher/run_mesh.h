@@ -17,10 +17,11 @@ namespace carousel {
 class RunMesh {
  public:
   enum class Transport : uint8_t { kAuto, kNccl, kStaged };  // kAuto: NCCL where the program has it
-  // Collective over `world`; the same status on every rank. world and device must outlive the result.
-  // REQUIRES: sizes.world() == world.size().
+  // Collective over `world`; the same status on every rank. world and device must outlive the result. A call
+  // of NCCL that takes longer than `call_seconds` ends the job. REQUIRES: sizes.world() == world.size().
   static absl::StatusOr<std::unique_ptr<RunMesh>> Connect(const MeshSizes& sizes, Transport transport,
-                                                          Communicator& world, Device& device);
+                                                          Communicator& world, Device& device,
+                                                          double call_seconds = 1800);
   const Mesh& mesh() const { return mesh_; }
 
  private:

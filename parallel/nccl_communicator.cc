@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "core/base/check.h"
 #include "parallel/nccl_communicator_impl.h"
 
@@ -348,13 +349,29 @@ void NcclCommunicator::Fail(const std::string& call, const std::string& text, bo
     std::this_thread::sleep_for(kEndTime);
     std::_Exit(kCommunicationExitCode);
   }).detach();
-  const int process_rank = ProcessRank() >= 0 ? ProcessRank() : rank();
-  std::fprintf(stderr, "[rank %d] %s: %s\nthe last calls of this rank:\n%s", process_rank, call.c_str(),
-               text.c_str(), LastLines(recorder().Dump(), kNumCallsPrinted).c_str());
+  const int process_rank = ProcessRank() >= 0 ? ProcessRank() : WorldRank(rank());
+  std::fprintf(stderr, "[rank %d] %s: %s%s\nthe last calls of this rank:\n%s", process_rank, call.c_str(),
+               text.c_str(), WhoseRanks().c_str(), LastLines(recorder().Dump(), kNumCallsPrinted).c_str());
   std::fflush(stderr);
   // Without it the GPU would go on waiting for the other ranks. Not where another thread is inside of NCCL.
   if (holds_mutex || nccl_mutex_.try_lock_for(kMutexTime)) AbandonNccl(communicator_);
   Abort(kCommunicationExitCode);
+}
+
+std::string NcclCommunicator::WhoseRanks() {
+  const std::string name = recorder().name();
+  std::vector<int> of_job;
+  bool same = true;
+  for (int r = 0; r < size(); ++r) {
+    of_job.push_back(WorldRank(r));
+    same = same && of_job.back() == r;
+  }
+  if (same) return "";
+  constexpr size_t kMostShown = 16;
+  const bool all = of_job.size() <= kMostShown;
+  if (!all) of_job.resize(kMostShown);
+  return absl::StrCat(" (ranks 0 to ", size() - 1, name.empty() ? " of it" : absl::StrCat(" of '", name, "'"),
+                      " are ranks ", absl::StrJoin(of_job, ", "), all ? "" : ", ...", " of the job)");
 }
 
 void NcclCommunicator::Abort(int exit_code) {

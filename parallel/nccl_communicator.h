@@ -33,11 +33,11 @@ struct NcclOptions {
   bool ranks_may_share_gpu = false;
 };
 
-// Collective over `host`, whose ranks and numbering it takes and over which control messages go. The error is
-// the same on all ranks: one without a GPU, two on one GPU, different versions of NCCL, a rank whose set-up
-// failed or did not end in time. A rank that does not even answer over `host` cannot be told so: the others
-// print which one it is and end. Host, device and stream must outlive the communicator, and a run over
-// several ranks must end with all of them destroying it, and several of them in one order.
+// Collective over `host`, whose ranks, numbering and verify_calls it takes and over which control messages
+// go. The error is the same on all ranks: one without a GPU, two on one GPU, different versions of NCCL, a
+// rank whose set-up failed or did not end in time. A rank that does not even answer over `host` cannot be
+// told so: the others print which one it is and end. Host, device and stream must outlive the communicator,
+// and a run over several ranks must end with all of them destroying it, and several of them in one order.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator& host, Device& device,
                                                                    const NcclOptions& options = {});
 

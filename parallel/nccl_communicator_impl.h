@@ -42,6 +42,7 @@ class NcclCommunicator final : public Communicator {
 
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
+  int WorldRank(int rank) const override { return host_.WorldRank(rank); }
   [[noreturn]] void Abort(int exit_code) override;
   // What the next part split off will be ordered with.
   void set_part_stream(Stream* stream) { part_stream_ = stream; }
@@ -81,6 +82,8 @@ class NcclCommunicator final : public Communicator {
   void SumTerms(Tensor out, Tensor own);        // out: in rank order, of own and the staged terms; may be own
 
   [[noreturn]] void Fail(const std::string& call, const std::string& text, bool holds_mutex);
+  // " (ranks 0 to 1 of 'tensor' are ranks 2, 3 of the job)"; empty where the numbers are the same.
+  std::string WhoseRanks();
   void CheckRuntime(cudaError_t status, const char* what);
 
   const std::unique_ptr<Communicator> own_host_;

@@ -67,7 +67,8 @@ class Deadline {
     std::fprintf(stderr,
                  "[rank %d] %s: rank %d of %d has not come within %g s%s; see what it printed and whether it "
                  "is still running\n",
-                 host_.rank(), what_.c_str(), awaited_, host_.size(), seconds_,
+                 host_.WorldRank(host_.rank()), what_.c_str(), host_.WorldRank(awaited_), host_.size(),
+                 seconds_,
                  host_.rank() == 0 && awaited_ + 1 < host_.size() ? " (ranks after it were not asked)" : "");
     std::fflush(stderr);
     host_.Abort(kCommunicationExitCode);
@@ -124,10 +125,12 @@ Introduction Introduce(Device& device, const std::string& problem) {
   return mine;
 }
 
-absl::Status CheckIntroductions(const std::vector<Introduction>& all, bool ranks_may_share_gpu) {
+absl::Status CheckIntroductions(const Communicator& host, const std::vector<Introduction>& all,
+                                bool ranks_may_share_gpu) {
+  const auto number = [&](size_t r) { return host.WorldRank(static_cast<int>(r)); };
   std::vector<std::string> problems;
   for (size_t r = 0; r < all.size(); ++r) {
-    if (all[r].problem[0] != 0) problems.push_back(absl::StrCat("rank ", r, ": ", all[r].problem));
+    if (all[r].problem[0] != 0) problems.push_back(absl::StrCat("rank ", number(r), ": ", all[r].problem));
   }
   if (!problems.empty()) {
     return absl::FailedPreconditionError(
@@ -135,16 +138,20 @@ absl::Status CheckIntroductions(const std::vector<Introduction>& all, bool ranks
   }
   for (size_t r = 0; r < all.size(); ++r) {
     if (all[r].version == all[0].version) continue;
-    return absl::FailedPreconditionError(absl::StrCat("rank 0 has NCCL ", all[0].version, " and rank ", r,
-                                                      " has ", all[r].version,
+    return absl::FailedPreconditionError(absl::StrCat("rank ", number(0), " has NCCL ", all[0].version,
+                                                      " and rank ", number(r), " has ", all[r].version,
                                                       "; install one version on all machines"));
   }
   if (ranks_may_share_gpu) return absl::OkStatus();
-  std::map<std::string, std::vector<size_t>> ranks_on;
-  for (size_t r = 0; r < all.size(); ++r) ranks_on[all[r].key].push_back(r);
+  std::map<std::string, std::vector<int>> ranks_on;
+  std::map<std::string, const Introduction*> first_on;
+  for (size_t r = 0; r < all.size(); ++r) {
+    ranks_on[all[r].key].push_back(number(r));
+    first_on.try_emplace(all[r].key, &all[r]);
+  }
   for (const auto& [key, ranks] : ranks_on) {
     if (ranks.size() == 1) continue;
-    const Introduction& first = all[ranks[0]];
+    const Introduction& first = *first_on[key];
     problems.push_back(absl::StrCat("ranks ", absl::StrJoin(ranks, " and "), " are both on ", first.gpu,
                                     " of host '", first.host, "'"));
     if (ranks.size() > 2) {
@@ -171,13 +178,15 @@ struct Verdict {
   char problem[2044];  // empty: all ranks are done, or not yet
 };
 
-Verdict Judge(const std::vector<Answer>& answers, const std::string& what, bool late,
-              double timeout_seconds) {
+Verdict Judge(const Communicator& host, const std::vector<Answer>& answers, const std::string& what,
+              bool late, double timeout_seconds) {
   std::vector<std::string> failed, pending;
   for (size_t r = 0; r < answers.size(); ++r) {
-    if (answers[r].state == State::kFailed)
-      failed.push_back(absl::StrCat("rank ", r, ": ", answers[r].problem));
-    if (answers[r].state == State::kPending) pending.push_back(absl::StrCat(r));
+    const int number = host.WorldRank(static_cast<int>(r));
+    if (answers[r].state == State::kFailed) {
+      failed.push_back(absl::StrCat("rank ", number, ": ", answers[r].problem));
+    }
+    if (answers[r].state == State::kPending) pending.push_back(absl::StrCat(number));
   }
   Verdict verdict = {};
   verdict.goes_on = failed.empty() && !pending.empty() && !late;
@@ -225,7 +234,7 @@ absl::Status WaitForAllRanks(Communicator& host, const std::string& what, double
         host.Recv(Bytes(&answers[static_cast<size_t>(r)]), r);
       }
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-      verdict = Judge(answers, what, seconds > timeout_seconds, timeout_seconds);
+      verdict = Judge(host, answers, what, seconds > timeout_seconds, timeout_seconds);
     } else {
       host.Send(Bytes(&mine), 0);
     }
@@ -274,7 +283,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator&
   Introduction mine = Introduce(device, problem);
   std::vector<Introduction> all(static_cast<size_t>(host.size()));
   host.AllGather(Bytes(all.data(), host.size()), Bytes(&mine));
-  if (const absl::Status status = CheckIntroductions(all, options.ranks_may_share_gpu); !status.ok()) {
+  if (const absl::Status status = CheckIntroductions(host, all, options.ranks_may_share_gpu); !status.ok()) {
     return status;
   }
   host.Broadcast(Bytes(&id), 0);
@@ -295,7 +304,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator&
     AbandonNccl(communicator);
     return status;
   }
-  return std::make_unique<NcclCommunicator>(host, nullptr, device, communicator, options);
+  auto made = std::make_unique<NcclCommunicator>(host, nullptr, device, communicator, options);
+  made->set_verify_calls(host.verify_calls());
+  return made;
 }
 
 std::unique_ptr<Communicator> SplitNcclCommunicator(Communicator& whole, int color, Stream* stream,

@@ -61,6 +61,7 @@ class SharedMemoryCommunicator final : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(members_.size()); }
+  int WorldRank(int rank) const override { return members_[static_cast<size_t>(rank)]; }
 
  protected:
   void DoAllGather(Tensor all, Tensor mine) override {

@@ -46,6 +46,7 @@ cudaError_t Enter(const char* function, Needs needs) {
   if (in_operation) return cudaErrorNotPermitted;  // a host function on a stream must not call CUDA
   State& s = GetState();
   const int64_t call = s.calls[function]++;
+  s.last_call = Seconds();
   if (s.options.fail_function == function && s.options.fail_call == call) return s.options.fail_error;
   if (needs == Needs::kNothing) return cudaSuccess;
   if (!s.options.has_driver || s.options.driver_version / 1000 < CUDART_VERSION / 1000) {

@@ -2,17 +2,15 @@
 // bodies, linked in place of libcudart. It is compiled against the same cuda_runtime.h as the code that calls
 // it, so a signature cannot differ.
 //
-// - A stream is a queue. Its work runs only when the host waits for something, in a seeded interleaving of
-// all
-//   streams which respects the order within a stream and events, and nothing else. So a missing event, a
-//   pinned buffer that is used again too early and a result read too early are seen, in some seeds at least.
+// - A stream is a queue. Its work runs only when the host waits for something (or has left the GPU alone for
+//   long: RunWhileIdle), in a seeded interleaving of all streams which respects the order within a stream and
+//   events, and nothing else. So a missing event, a pinned buffer that is used again too early and a result
+//   read too early are seen, in some seeds at least.
 // - A kernel is run by the emulator (emulator.h). A kernel that fails is a sticky error of every later call,
-// as
-//   on a GPU; cudaGetErrorString gives the emulator's report.
+//   as on a GPU; cudaGetErrorString gives the emulator's report.
 // - Copies check that device memory is alive and large enough and that both ends are what `kind` says.
 // - Captured graphs keep the order that streams and events gave and no more: their nodes run in any order
-// that
-//   respects it. What CUDA refuses while a stream is captured is refused.
+//   that respects it. What CUDA refuses while a stream is captured is refused.
 //
 // Any thread may call. State is the process's own: a child of fork() starts with a copy of it.
 #pragma once
@@ -75,6 +73,9 @@ cudaError_t Enqueue(cudaStream_t stream, Operation operation);
 
 // Runs the next piece of every stream once. False if there was nothing to run. For calls that block the host.
 bool RunOnce();
+// A GPU goes on while its host waits for something else, another rank's message, say. Runs what can be run if
+// no function of the runtime has been called for a while. For what a program's watching threads call.
+void RunWhileIdle();
 
 // Whether [p, p + bytes) lies inside one live allocation of device memory. An Operation may ask.
 bool IsDeviceMemory(const void* p, int64_t bytes);

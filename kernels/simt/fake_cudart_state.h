@@ -96,6 +96,8 @@ struct State {
   const char* lowest_device_memory = nullptr;  // of all allocations there have been
   const char* highest_device_memory = nullptr;
 
+  double last_call = 0;  // Seconds() when a function was called, or has waited, for the last time
+
   cudaError_t sticky = cudaSuccess;  // a kernel failed: no later call succeeds
   std::string sticky_text;
 };

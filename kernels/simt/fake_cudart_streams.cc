@@ -12,6 +12,7 @@
 namespace carousel::fake_cuda {
 namespace {
 constexpr double kStuckSeconds = 180;  // work that waits so long for another process will not go on
+constexpr double kIdleSeconds = 0.05;  // a program that works on the GPU calls something sooner
 constexpr int kYieldsBeforeSleep = 200, kSleepMicroseconds = 50;
 
 void Fail(cudaError_t error, const std::string& text) {
@@ -110,6 +111,7 @@ cudaError_t RunUntil(Lock& lock, const std::function<bool()>& done) {
     }
   }
   Bury();
+  s.last_call = Seconds();
   return s.sticky;
 }
 
@@ -122,6 +124,12 @@ bool RunOnceLocked() {
 bool RunOnce() {
   const Lock lock(GetState().mutex);
   return RunOnceLocked();
+}
+void RunWhileIdle() {
+  const Lock lock(GetState().mutex);
+  if (Seconds() - GetState().last_call < kIdleSeconds) return;
+  while (RunOnceLocked()) {
+  }
 }
 
 cudaError_t Drain(Lock& lock, const CUstream_st* stream) {

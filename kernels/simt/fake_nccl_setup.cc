@@ -387,6 +387,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* error) {
   const std::shared_ptr<ncclComm> communicator = fake::Find(handle);
   if (communicator == nullptr) return ncclInvalidArgument;
   *error = communicator->Poll();
+  carousel::fake_cuda::RunWhileIdle();
   return ncclSuccess;
 }
 }  // extern "C"
