@@ -41,6 +41,18 @@ std::string Product(const MeshSizes& sizes) {
 
 std::string Ranks(int64_t n) { return absl::StrCat(n, n == 1 ? " rank" : " ranks"); }
 
+// "set parallel.pipe to 8 or parallel.shard to 4": single axes whose nearest such value makes the product
+// divide the world. Empty: there is none.
+std::string ChangesThatFit(const MeshSizes& sizes, int64_t product, int64_t world) {
+  std::vector<std::string> changes;
+  for (const MeshAxis axis : {MeshAxis::kPipe, MeshAxis::kShard, MeshAxis::kSequence, MeshAxis::kTensor}) {
+    const int64_t size = sizes.of(axis), others = product / size;
+    if (size == 1 || world % others != 0) continue;
+    changes.push_back(absl::StrCat(FieldOf(axis), " to ", NearestDivisor(world / others, size)));
+  }
+  return changes.empty() ? "" : absl::StrCat("set ", absl::StrJoin(changes, " or "));
+}
+
 // The ranks that were started must be the mesh, or a multiple of it if replicate is what is left.
 void CheckWorld(const MeshSpec& spec, std::vector<std::string>* violations) {
   MeshSizes sizes = spec.sizes;
@@ -50,10 +62,11 @@ void CheckWorld(const MeshSpec& spec, std::vector<std::string>* violations) {
   if (fill ? spec.world % asked == 0 : spec.world == asked) return;
   const std::string was = spec.world == 1 ? " was started; start " : " were started; start ";
   if (fill) {
+    const std::string changes = ChangesThatFit(sizes, asked, spec.world);
     violations->push_back(absl::StrCat(
-        Product(sizes), asked == 1 ? "" : absl::StrCat(" takes ", Ranks(asked)), " and does not fit the ",
-        Ranks(spec.world), was, NearestMultiple(spec.world, asked), " (mpirun -np ",
-        NearestMultiple(spec.world, asked), "), or change these to a product that divides ", spec.world));
+        Product(sizes), " takes ", Ranks(asked), " and does not fit the ", Ranks(spec.world), " that", was,
+        NearestMultiple(spec.world, asked), " (mpirun -np ", NearestMultiple(spec.world, asked), "), or ",
+        changes.empty() ? absl::StrCat("change these to a product that divides ", spec.world) : changes));
     return;
   }
   const int64_t others = asked / sizes.replicate;
@@ -83,9 +96,13 @@ void CheckBatch(const MeshSpec& spec, bool sizes_are_good, std::vector<std::stri
   const MeshSizes& sizes = spec.sizes;
   const int64_t others =
       MeshSizes{.pipe = sizes.pipe, .sequence = sizes.sequence, .tensor = sizes.tensor}.world();
+  // If the axes do not fit the world: of the world that CheckWorld proposes.
+  const int64_t whole =
+      MeshSizes{.pipe = sizes.pipe, .shard = sizes.shard, .sequence = sizes.sequence, .tensor = sizes.tensor}
+          .world();
   const int64_t ranks = sizes.replicate > 0
                             ? MeshSizes{.replicate = sizes.replicate, .shard = sizes.shard}.world()
-                            : spec.world / others;
+                            : NearestMultiple(spec.world, whole) / others;
   const int64_t micro_batches = spec.global_batch / spec.micro_batch;
   if (ranks < 1 || ranks > (int64_t{1} << 30) || micro_batches % ranks == 0) return;
   std::string fix = absl::StrCat(
@@ -106,6 +123,19 @@ void CheckBatch(const MeshSpec& spec, bool sizes_are_good, std::vector<std::stri
                                      " / train.micro_batch=", spec.micro_batch, ") evenly; ", fix));
 }
 
+// "2 or 4": the divisors of n next to size, below and above.
+std::string Nearest(int64_t n, int64_t size) {
+  std::vector<int64_t> near;
+  for (const int64_t d : WorldSizesThatFit(n)) {
+    if (d > size) {
+      near.push_back(d);
+      break;
+    }
+    near.assign(1, d);
+  }
+  return absl::StrJoin(near, " or ");
+}
+
 // One number of the model that an axis must divide.
 struct Divides {
   const char* field;
@@ -121,16 +151,8 @@ void CheckDivides(const std::string& what, int64_t size, const std::vector<Divid
     if (number.value % size != 0) wrong.push_back(absl::StrCat(number.field, "=", number.value));
   }
   if (wrong.empty()) return;
-  std::vector<int64_t> near;  // the nearest ones below and above
-  for (const int64_t d : WorldSizesThatFit(common)) {
-    if (d > size) {
-      near.push_back(d);
-      break;
-    }
-    near.assign(1, d);
-  }
   violations->push_back(absl::StrCat(what, "=", size, " does not divide ", absl::StrJoin(wrong, ", "),
-                                     "; use ", absl::StrJoin(near, " or "), otherwise));
+                                     "; use ", Nearest(common, size), otherwise));
 }
 
 bool HasMlstm(const ModelSpec& m) { return static_cast<int64_t>(m.slstm_at.size()) < m.num_blocks; }
@@ -157,9 +179,10 @@ void CheckSequence(const MeshSpec& spec, std::vector<std::string>* violations) {
   const ModelSpec& m = *spec.model;
   const auto length = [&](const char* field, int64_t T) {
     if (T % (S * t) == 0) return;
-    violations->push_back(absl::StrCat(field, "=", T,
-                                       " is not a multiple of parallel.sequence x parallel.tensor = ", S * t,
-                                       ", whose ranks share the tokens; use ", NearestMultiple(T, S * t)));
+    violations->push_back(
+        absl::StrCat(field, "=", T, " is not a multiple of parallel.sequence x parallel.tensor = ", S * t,
+                     ", whose ranks share the tokens; use ", NearestMultiple(T, S * t),
+                     S > 1 && T % t == 0 ? absl::StrCat(", or parallel.sequence=", Nearest(T / t, S)) : ""));
   };
   length("data.sequence_length", spec.sequence_length);
   if (spec.eval_sequence_length > 0 && spec.eval_sequence_length != spec.sequence_length) {

@@ -151,11 +151,30 @@ TEST(MeshBuilder, TheRestOfTheRanksReplicate) {
   spec.global_batch = 6;
   ASSERT_TRUE(ValidateMesh(spec).ok()) << ValidateMesh(spec);
   EXPECT_EQ(ResolveSizes(spec).replicate, 3);
-  spec.world = 10;
-  EXPECT_TRUE(
-      Contains(std::string(ValidateMesh(spec).message()),
-               "parallel.shard=2 x parallel.tensor=2 takes 4 ranks and does not fit the 10 ranks were"))
-      << ValidateMesh(spec);
+}
+
+TEST(MeshBuilder, AProductThatDoesNotFitNamesTheNearestOfEachAxisAndOfTheRanks) {
+  MeshSpec spec = {.world = 10, .sizes = {.shard = 2, .tensor = 2}, .global_batch = 8, .micro_batch = 1};
+  spec.sizes.replicate = 0;
+  const auto problems = [&] { return MeshViolations(spec); };
+  ASSERT_EQ(problems().size(), 1u);
+  EXPECT_EQ(problems()[0],
+            "parallel.shard=2 x parallel.tensor=2 takes 4 ranks and does not fit the 10 ranks that were "
+            "started; start 8 (mpirun -np 8), or set parallel.shard to 1 or parallel.tensor to 1");
+  // No single axis is wrong by itself.
+  spec.world = 1;
+  EXPECT_TRUE(Contains(problems()[0],
+                       "does not fit the 1 rank that was started; start 4 (mpirun -np 4), or change these "
+                       "to a product that divides 1"))
+      << problems()[0];
+  // The batch is held against the ranks that are proposed: 4088 / 7 = 584.
+  spec = {.world = 4096, .sizes = {.pipe = 7, .shard = 8}, .global_batch = 512, .micro_batch = 1};
+  spec.sizes.replicate = 0;
+  ASSERT_EQ(problems().size(), 2u);
+  EXPECT_TRUE(Contains(problems()[0], "start 4088 (mpirun -np 4088), or set parallel.pipe to 8"))
+      << problems()[0];
+  EXPECT_TRUE(Contains(problems()[1], "replicate x shard = 584 ranks cannot share the 512 micro-batches"))
+      << problems()[1];
 }
 
 // A model whose every number is of interest.
@@ -203,6 +222,12 @@ TEST(MeshBuilder, AxesThatDoNotDivideTheModelNameEveryNumberAndTheNearestOnes) {
       all[1],
       "data.sequence_length=100 is not a multiple of parallel.sequence x parallel.tensor = 21, whose ranks "
       "share the tokens; use 105");
+  // Where the tensor axis divides it, the sequence axis could be another one.
+  EXPECT_EQ(
+      Violations(model, {.sequence = 3, .tensor = 2}, 100),
+      std::vector<std::string>{
+          "data.sequence_length=100 is not a multiple of parallel.sequence x parallel.tensor = 6, whose "
+          "ranks share the tokens; use 102, or parallel.sequence=2 or 5"});
   EXPECT_TRUE(Contains(all[2], "does not divide model.slstm_num_heads=6; use 6")) << all[2];
   EXPECT_EQ(all[3],
             "parallel.pipe=7 is more than model.num_blocks=6; a stage is at least one block: use at most 6");

@@ -51,7 +51,7 @@ says log_options "\[rank 1, 2\] .*started on .* with other options than rank 0"
 # Meshes that cannot be: all problems at once.
 ! mpirun -np 6 "${train[@]}" --run_dir r2 --set parallel.tensor=3 --set parallel.sequence=5 --set parallel.pipe=4 >log_mesh 2>&1 ||
   fail "an impossible mesh was accepted"
-says log_mesh "parallel.pipe=4 x parallel.sequence=5 x parallel.tensor=3 takes 60 ranks and does not fit the 6 ranks were started"
+says log_mesh "parallel.pipe=4 x parallel.sequence=5 x parallel.tensor=3 takes 60 ranks and does not fit the 6 ranks that were started"
 says log_mesh "parallel.tensor=3 does not divide"
 says log_mesh "data.sequence_length=64 is not a multiple of"
 says log_mesh "parallel.pipe=4 is more than model.num_blocks=2"
