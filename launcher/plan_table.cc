@@ -74,13 +74,18 @@ void AddTraffic(const RunPlan& plan, Table* table) {
   table->Title(plan.mesh.pipe == 1
                    ? "sent per rank and step, bytes"
                    : absl::StrFormat("sent per rank of stage %d and step, bytes", plan.slowest_stage));
-  int64_t total = 0;
+  int64_t within_node = 0, between_nodes = 0;
   for (const AxisTraffic& row : rank.traffic) {
+    const bool within = SpanOf(plan.mesh, row.axis) <= plan.assumptions.ranks_per_node;
     table->Row(absl::StrCat(row.axis, ": ", row.op), WithCommas(row.wire_bytes),
                absl::StrFormat("%s in %s calls", Binary(row.wire_bytes), WithCommas(row.num_calls)));
-    total += row.wire_bytes;
+    (within ? within_node : between_nodes) += row.wire_bytes;
   }
-  table->Bytes("total", total);
+  table->Bytes("total", within_node + between_nodes);
+  if (plan.world == 1) return;
+  const std::string of_ranks = absl::StrFormat(", of %d ranks", plan.assumptions.ranks_per_node);
+  table->Row("axes within a node", WithCommas(within_node), Binary(within_node) + of_ranks);
+  table->Row("axes across nodes", WithCommas(between_nodes), Binary(between_nodes));
 }
 
 void AddTime(const RunSpec& run, const RunPlan& plan, Table* table) {

@@ -10,6 +10,7 @@
 
 #include "core/train/trainer.h"
 #include "kernels/make_device.h"
+#include "launcher/plan.h"
 #include "launcher/step_walk.h"
 #include "launcher/train_setup.h"
 #include "parallel/counting_communicator.h"
@@ -191,6 +192,50 @@ TEST(CommunicationVolume, EqualsTheFormulasForMeshesUpTo4096Ranks) {
       EXPECT_EQ(expected.at("world: AllReduceSum").calls, 1) << Name(c);
       ExpectEqual(Counted(*walk), expected, Name(c) + Name(place));
     }
+  }
+}
+
+std::string WithCommas(int64_t value) {
+  std::string digits = std::to_string(value);
+  for (int64_t i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
+    digits.insert(static_cast<size_t>(i), ",");
+  return digits;
+}
+
+TEST(CommunicationVolume, ThePlanPrintsThem) {
+  std::string error;
+  const auto device = MakeDevice("cpu", 1, &error);
+  ASSERT_NE(device, nullptr) << error;
+  for (const Case& c : Cases()) {
+    RunSpec run = RunOf(c);
+    run.steps = 10;
+    run.parallel.pipe = c.sizes.pipe;
+    run.parallel.shard = c.sizes.shard;
+    run.parallel.sequence = c.sizes.sequence;
+    run.parallel.tensor = c.sizes.tensor;
+    const absl::StatusOr<RunPlan> plan = MakePlan(run, c.sizes.world(), *device);
+    ASSERT_TRUE(plan.ok()) << Name(c) << ": " << plan.status();
+    const std::string text = FormatPlan(run, *plan);
+    const MeshPlace place = {.pipe = static_cast<int64_t>(plan->slowest_stage)};
+    int64_t total = 0, within_node = 0;
+    for (const auto& [key, sent] : StepFormulas(run, c.sizes, place).All()) {
+      const size_t at = text.find("  " + key + " ");
+      ASSERT_NE(at, std::string::npos) << Name(c) << ": " << key << "\n" << text;
+      const std::string line = text.substr(at, text.find('\n', at) - at);
+      EXPECT_NE(line.find(" " + WithCommas(sent.bytes) + " "), std::string::npos) << line;
+      EXPECT_NE(line.find(" in " + WithCommas(sent.calls) + " calls"), std::string::npos) << line;
+      total += sent.bytes;
+      if (SpanOf(c.sizes, key.substr(0, key.find(':'))) <= 8) within_node += sent.bytes;
+    }
+    const auto has_row = [&](const std::string& label, int64_t bytes) {
+      const size_t at = text.find("  " + label + " ", text.find("sent per rank"));
+      ASSERT_NE(at, std::string::npos) << label;
+      const std::string line = text.substr(at, text.find('\n', at) - at);
+      EXPECT_NE(line.find(" " + WithCommas(bytes) + " "), std::string::npos) << Name(c) << ": " << line;
+    };
+    has_row("total", total);
+    has_row("axes within a node", within_node);
+    has_row("axes across nodes", total - within_node);
   }
 }
 
