@@ -109,7 +109,8 @@ absl::StatusOr<int64_t> CompareDigests(const DigestComparison& comparison) {
     problems.resize(kMaxReported);
     problems.push_back(absl::StrCat("... ", total - kMaxReported, " more"));
   }
-  return absl::DataLossError(absl::StrCat(comparison.written_name, " is not what ", comparison.expected_name,
-                                          " holds; do not use it\n  ", absl::StrJoin(problems, "\n  ")));
+  return absl::DataLossError(absl::StrCat(comparison.written_name, " and ", comparison.expected_name,
+                                          " do not hold the same values; do not use what was written\n  ",
+                                          absl::StrJoin(problems, "\n  ")));
 }
 }  // namespace carousel

@@ -125,6 +125,7 @@ absl::Status ModelFiles::OpenIndexed(const std::string& dir, const std::string& 
   std::vector<std::string> problems;
   for (const auto& [file, tensors] : tensors_of) {
     const absl::Status opened = OpenFile(JoinPath(dir, file));
+    if (!opened.ok() && !absl::IsNotFound(opened) && !absl::IsInvalidArgument(opened)) return opened;
     if (!opened.ok()) {
       problems.push_back(
           absl::StrCat(opened.message(), " (it should hold \"", tensors[0], "\"",
