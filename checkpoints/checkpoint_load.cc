@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +14,7 @@
 #include "checkpoints/load_plan.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard_plan.h"
+#include "checkpoints/shard_reader.h"
 #include "checkpoints/slice_loader.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
@@ -23,15 +25,33 @@ namespace {
 
 constexpr int kReaderThreads = 2;  // one reads while what the other has read is used
 
+// The files that hold no tensor, the config above all: no slice needs them, and a checkpoint without them is
+// damaged all the same.
+absl::Status CheckFilesWithoutTensors(FileSystem& files, const std::string& dir,
+                                      const pb::Manifest& manifest) {
+  std::set<int64_t> with_tensors;
+  for (const pb::TensorEntry& tensor : manifest.tensors()) {
+    for (const pb::Box& box : tensor.boxes()) with_tensors.insert(box.file());
+  }
+  ShardReader reader(files, dir, manifest);
+  for (int f = 0; f < manifest.files_size(); ++f) {
+    if (with_tensors.count(f) != 0) continue;
+    CAROUSEL_RETURN_IF_ERROR(reader.Read(f, 0, manifest.files(f).size(), [](const char*, int64_t) {}));
+  }
+  return absl::OkStatus();
+}
+
 // Rank 0 reads and checks; everybody gets its result.
 absl::Status ReadOnRank0(FileSystem& files, const std::string& dir, Communicator* communicator,
                          pb::Manifest* manifest, TrainState* state) {
   pb::RootMessage message;
   if (RankOf(communicator) == 0) {
     const absl::StatusOr<OpenedCheckpoint> opened = OpenAndCheck(files, dir);
-    message.set_code(opened.status().raw_code());
-    message.set_message(std::string(opened.status().message()));
-    if (opened.ok()) {
+    absl::Status status = opened.status();
+    if (status.ok()) status = CheckFilesWithoutTensors(files, dir, opened->manifest);
+    message.set_code(status.raw_code());
+    message.set_message(std::string(status.message()));
+    if (status.ok()) {
       message.set_manifest_payload(opened->manifest_payload);
       message.set_state_payload(opened->state_payload);
     }

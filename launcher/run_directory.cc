@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -80,6 +81,13 @@ absl::Status RecordStart(const RunSpec& run, const std::string& build_line) {
   return absl::OkStatus();
 }
 
+int64_t NumStarts(const std::string& run_dir) {
+  std::ifstream file(run_dir + "/build.txt");
+  int64_t lines = 0;
+  for (std::string line; std::getline(file, line);) ++lines;
+  return lines;
+}
+
 std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const RunSpec& now) {
   std::vector<ConfigDifference> differences;
   bool acceptable = false;  // of the fields that follow
@@ -87,6 +95,7 @@ std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const Ru
     if (a != b) differences.push_back({absl::StrCat(field, ": ", a, " in the run, ", b, " now"), acceptable});
   };
   const auto number = [](auto value) { return static_cast<int64_t>(value); };
+  const auto wire = [](const RunSpec& run) { return std::string(run.parallel.bf16_wire ? "BF16" : "WIDE"); };
   const ModelSpec &m = earlier.model, &n = now.model;
   const auto family = [](const ModelSpec& spec) {
     return std::string(spec.family == Family::kPaper ? "XLSTM_PAPER" : "XLSTM_LARGE");
@@ -136,6 +145,7 @@ std::vector<ConfigDifference> ConfigDifferences(const RunSpec& earlier, const Ru
   compare("train.global_batch", earlier.global_batch, now.global_batch);
   compare("train.micro_batch", earlier.micro_batch, now.micro_batch);
   compare("train.compute", NameOf(earlier.compute), NameOf(now.compute));
+  compare("parallel.gradient_wire", wire(earlier), wire(now));
   compare("train.seed", earlier.seed, now.seed);
   compare("train.steps", earlier.steps, now.steps);
   compare("optimizer.beta1", earlier.adamw.beta1, now.adamw.beta1);

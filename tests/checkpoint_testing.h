@@ -111,7 +111,14 @@ inline TrainState StateAt(int64_t step) {
           .consumed_tokens = 1024 * step,
           .seed = 0xfedcba9876543210u,
           .skipped_steps = step / 7,
-          .wall_seconds = 1.5 * static_cast<double>(step)};
+          .wall_seconds = 1.5 * static_cast<double>(step),
+          .data_fingerprint = 77,
+          .skipped_in_row = step >= 7 ? 1 : 0,
+          .last_skipped_step = step >= 7 ? step : 0,
+          .evaluated_step = step / 2,
+          .validation_loss = 1.25,
+          .loss_window = {2.5, 1.5},
+          .consumed_by_source = {5 * step, 3 * step}};
 }
 
 // Saves the small model with the values of `seed` at `step`, as rank communicator->rank() (null: alone).
@@ -127,6 +134,8 @@ inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t 
   request.slices = state.slices();
   request.config_text = "model {}\n";
   request.writer = "checkpoint_test";
+  request.attempt = 3;
+  request.mesh = {.replicate = 2, .shard = 1, .sequence = 1, .tensor = 1, .pipe = 1};
   request.keep_last = keep_last;
   request.communicator = communicator;
   request.files = files;
