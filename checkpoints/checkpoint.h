@@ -19,6 +19,7 @@
 #include "checkpoints/retention.h"
 #include "checkpoints/run_lease.h"
 #include "core/comm/communicator.h"
+#include "core/train/state_copier.h"
 #include "core/train/state_visitor.h"
 
 namespace carousel {
@@ -62,20 +63,24 @@ struct SaveRequest {
   std::string writer;       // program, version, git revision; for people
   int64_t attempt = 0;      // rank 0's: which start of the run saves this, from 1; 0: unknown
   MeshSummary mesh = {};
-  int64_t keep_last = 0;  // how many checkpoints stay, this one included; 0 = all
+  RetentionPolicy keep = {};  // which checkpoints stay when this one is there
   Communicator* communicator = nullptr;
   const RunLease* lease = nullptr;  // rank 0's, if it holds one; null: taken for the time of the save
   int64_t max_file_bytes = int64_t{4} << 30;  // a rank with more state than this writes several files
   FileSystem* files = nullptr;                // null: the real one
+  // Copies the slices' memory where the host cannot read it (background_saver.h); null: the host can.
+  StateCopier* copier = nullptr;
 };
-// Collective. Writes step-<state.step> and makes it the newest, then removes what keep_last does not keep.
+// Collective. Writes step-<state.step> and makes it the newest, then removes what `keep` does not keep.
+// Training waits; background_saver.h is the same save while training goes on. REQUIRES: copier == null.
 // After an error nothing is left of the attempt, or (if this fails as well) something that SweepLeftovers
 // removes. Errors: ResourceExhausted (the disk is full, known before anything is written if possible),
 // InvalidArgument (the slices of the ranks do not tile the tensors), FailedPrecondition (another process
 // holds the lease, or replicas of a slice differ: their names and ranks are told), AlreadyExists (a
 // checkpoint of this step with other contents; one with the same contents is success without writing
 // anything), or what the file system says.
-absl::Status SaveCheckpoint(const SaveRequest& request);
+// *num_bytes (optional): of the shards of all ranks.
+absl::Status SaveCheckpoint(const SaveRequest& request, int64_t* num_bytes = nullptr);
 
 // What is known of a committed checkpoint without reading its tensors.
 struct CheckpointInfo {

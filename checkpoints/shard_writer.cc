@@ -8,9 +8,8 @@
 
 namespace carousel {
 namespace {
-// The size of writes. Divides a block; fits into a core's cache, where the checksums find it.
+// The size of writes. Fits into a core's cache, where the checksums find it.
 constexpr int64_t kBufferBytes = int64_t{1} << 20;
-static_assert(kBlockBytes % kBufferBytes == 0);
 }  // namespace
 
 absl::StatusOr<ShardWriter> ShardWriter::Create(FileSystem& files, const std::string& dir,
@@ -24,34 +23,51 @@ absl::StatusOr<ShardWriter> ShardWriter::Create(FileSystem& files, const std::st
 absl::Status ShardWriter::Append(const void* data, int64_t num_bytes) {
   const char* p = static_cast<const char*>(data);
   while (num_bytes > 0) {
-    const int64_t n = std::min(num_bytes, kBufferBytes - static_cast<int64_t>(buffer_.size()));
-    buffer_.insert(buffer_.end(), p, p + n);
+    const int64_t room = kBufferBytes - static_cast<int64_t>(buffer_.size());
+    const int64_t n = std::min(num_bytes, room);
+    if (n == kBufferBytes) {
+      CAROUSEL_RETURN_IF_ERROR(Write(p, n));
+    } else {
+      buffer_.insert(buffer_.end(), p, p + n);
+      if (n == room) CAROUSEL_RETURN_IF_ERROR(Flush());
+    }
     p += n;
     num_bytes -= n;
-    if (static_cast<int64_t>(buffer_.size()) == kBufferBytes) CAROUSEL_RETURN_IF_ERROR(Flush());
   }
   return absl::OkStatus();
 }
 
 absl::Status ShardWriter::Flush() {
-  const int64_t n = static_cast<int64_t>(buffer_.size());
-  CAROUSEL_RETURN_IF_ERROR(file_->Append(buffer_.data(), n));
-  entry_.set_crc32c(UpdateCrc32c(entry_.crc32c(), buffer_.data(), n));
-  block_crc_ = UpdateCrc32c(block_crc_, buffer_.data(), n);
-  block_bytes_ += n;
-  entry_.set_size(entry_.size() + n);
+  if (buffer_.empty()) return absl::OkStatus();
+  CAROUSEL_RETURN_IF_ERROR(Write(buffer_.data(), static_cast<int64_t>(buffer_.size())));
   buffer_.clear();
-  if (block_bytes_ == kBlockBytes) {
-    entry_.add_block_crc32c(block_crc_);
-    block_crc_ = 0;
-    block_bytes_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status ShardWriter::Write(const char* data, int64_t num_bytes) {
+  CAROUSEL_RETURN_IF_ERROR(file_->Append(data, num_bytes));
+  entry_.set_size(entry_.size() + num_bytes);
+  while (num_bytes > 0) {
+    const int64_t n = std::min(num_bytes, kBlockBytes - block_bytes_);
+    block_crc_ = UpdateCrc32c(block_crc_, data, n);
+    block_bytes_ += n;
+    data += n;
+    num_bytes -= n;
+    if (block_bytes_ == kBlockBytes) EndBlock();
   }
   return absl::OkStatus();
 }
 
+void ShardWriter::EndBlock() {
+  entry_.add_block_crc32c(block_crc_);
+  entry_.set_crc32c(CombineCrc32c(entry_.crc32c(), block_crc_, block_bytes_));
+  block_crc_ = 0;
+  block_bytes_ = 0;
+}
+
 absl::StatusOr<checkpoint::FileEntry> ShardWriter::Finish() {
-  if (!buffer_.empty()) CAROUSEL_RETURN_IF_ERROR(Flush());
-  if (block_bytes_ > 0) entry_.add_block_crc32c(block_crc_);
+  CAROUSEL_RETURN_IF_ERROR(Flush());
+  if (block_bytes_ > 0) EndBlock();
   CAROUSEL_RETURN_IF_ERROR(file_->Sync());
   CAROUSEL_RETURN_IF_ERROR(file_->Close());
   return entry_;

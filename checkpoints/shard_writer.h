@@ -18,13 +18,17 @@ class ShardWriter {
   static absl::StatusOr<ShardWriter> Create(FileSystem& files, const std::string& dir,
                                             const std::string& name);
 
+  // Small pieces are gathered; what is large goes to the file from where it is.
   absl::Status Append(const void* data, int64_t num_bytes);
+  // Writes what was gathered. To be called where a part ends after which large pieces follow.
+  absl::Status Flush();
   // Everything is on stable storage and the file is closed. Its name, size and checksums.
   absl::StatusOr<checkpoint::FileEntry> Finish();
 
  private:
   ShardWriter() = default;
-  absl::Status Flush();
+  absl::Status Write(const char* data, int64_t num_bytes);
+  void EndBlock();
 
   std::unique_ptr<WritableFile> file_;
   checkpoint::FileEntry entry_;

@@ -1,5 +1,7 @@
 // Device: where tensors live and where an Ops runs. Implemented by kernels/<backend>.
 #pragma once
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -41,6 +43,12 @@ class Stream {
   // What is enqueued here from now on begins when `event`'s last Record has been reached. Nothing to wait for
   // if there was none.
   virtual void Wait(const Event& event) { static_cast<void>(event); }
+  // Enqueues a copy of device memory into memory of Device::AllocateHost; Synchronize waits for it.
+  virtual void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) {
+    std::memcpy(host_destination, device_source, static_cast<size_t>(bytes));
+  }
+  // Waits for everything enqueued here.
+  virtual void Synchronize() {}
 
  private:
   Ops& ops_;
@@ -68,6 +76,14 @@ class Device {
   // may be changed, CopyToHost when the destination holds the values.
   virtual void CopyToDevice(void* device_destination, const void* host_source, int64_t bytes) = 0;
   virtual void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) = 0;
+  // Host memory that Stream::CopyToHost reaches without a detour, aligned to pages; until FreeHost. Null:
+  // there is none left.
+  virtual void* AllocateHost(int64_t bytes) {
+    constexpr int64_t kPageBytes = 4096;
+    return std::aligned_alloc(kPageBytes,
+                              static_cast<size_t>((bytes + kPageBytes - 1) / kPageBytes * kPageBytes));
+  }
+  virtual void FreeHost(void* memory) { std::free(memory); }
   virtual void Synchronize() = 0;  // waits for everything enqueued
   virtual Ops& ops() = 0;          // bound to the device's compute stream
   // That stream, as the type of the device's runtime (cudaStream_t): for libraries that enqueue on it. Null

@@ -190,7 +190,7 @@ absl::Status TrainingRun::Save() {
                                               .slices = trainer_->States(),
                                               .config_text = run_.resolved_text,
                                               .writer = VersionLine(),
-                                              .keep_last = run_.checkpoint.keep_last,
+                                              .keep = {.keep_last = run_.checkpoint.keep_last},
                                               .communicator = &environment_.world(),
                                               .lease = lease_.get()});
   if (!status.ok()) return status;

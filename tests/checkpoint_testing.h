@@ -136,7 +136,7 @@ inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t 
   request.writer = "checkpoint_test";
   request.attempt = 3;
   request.mesh = {.replicate = 2, .shard = 1, .sequence = 1, .tensor = 1, .pipe = 1};
-  request.keep_last = keep_last;
+  request.keep.keep_last = keep_last;
   request.communicator = communicator;
   request.files = files;
   request.max_file_bytes = max_file_bytes;

@@ -65,6 +65,8 @@ class DeferredDevice final : public Device {
     Protect(PROT_NONE);
   }
   Ops& ops() override { return ops_; }
+  std::unique_ptr<Stream> ComputeStream() override { return std::make_unique<OneQueue>(*this); }
+  std::unique_ptr<Stream> MakeStream() override { return std::make_unique<OneQueue>(*this); }
   bool records() const override { return true; }
   std::unique_ptr<Recording> MakeRecording() override {
     ++num_recordings;
@@ -76,6 +78,19 @@ class DeferredDevice final : public Device {
 
  private:
   using Queue = std::vector<std::function<void()>>;
+
+  // All streams are the one queue.
+  class OneQueue final : public Stream {
+   public:
+    explicit OneQueue(DeferredDevice& device) : Stream(device.ops_), device_(device) {}
+    void CopyToHost(void* destination, const void* source, int64_t bytes) override {
+      device_.Later([=] { std::memcpy(destination, source, static_cast<size_t>(bytes)); });
+    }
+    void Synchronize() override { device_.Synchronize(); }
+
+   private:
+    DeferredDevice& device_;
+  };
 
   // The first run is eager, the second one is recorded.
   class Record final : public Recording {

@@ -111,5 +111,16 @@ TEST(Crc32c, MayBeTakenInPieces) {
     ASSERT_EQ(UpdateCrc32c(UpdateCrc32c(0, bytes, cut), bytes + cut, 4000 - cut), whole);
   }
 }
+
+TEST(Crc32c, OfTwoPartsMakeThatOfBoth) {
+  const std::vector<uint32_t> x = RandomElems(1000, 7);
+  const char* const bytes = reinterpret_cast<const char*>(x.data());
+  const uint32_t whole = UpdateCrc32c(0, bytes, 4000);
+  for (int64_t cut = 0; cut <= 4000; cut += 37) {
+    ASSERT_EQ(CombineCrc32c(UpdateCrc32c(0, bytes, cut), UpdateCrc32c(0, bytes + cut, 4000 - cut), 4000 - cut),
+              whole);
+  }
+  EXPECT_EQ(CombineCrc32c(whole, 0, 0), whole);
+}
 }  // namespace
 }  // namespace carousel

@@ -57,33 +57,33 @@ inline StateSlice WholeSlice(std::string name, StateKind kind, DType dtype, std:
           .data = data};
 }
 
-// Calls fn(elem, data, count) for runs of elements that follow each other in the tensor and in memory: count
-// elements from flat index elem of the tensor on lie at data (char*). Rising in both.
+// The elements of a slice as runs that follow each other in the tensor and in memory, one after the other.
+class SliceRuns {
+ public:
+  explicit SliceRuns(const StateSlice& slice);  // must outlive this
+  bool done() const { return done_; }
+  // REQUIRES: !done(). count elements from flat index elem of the tensor on lie at data. Rising in both.
+  int64_t elem() const { return elem_; }
+  char* data() const { return data_; }
+  int64_t count() const { return count_; }
+  void Next();
+
+ private:
+  void SetElem();
+
+  const StateSlice& slice_;
+  size_t inner_ = 0;        // the dims from here on make one run
+  int64_t count_ = 0;       // elements of a run
+  int64_t step_bytes_ = 0;  // from one run to the next
+  std::vector<int64_t> index_;
+  char* data_ = nullptr;
+  int64_t elem_ = 0;
+  bool done_ = false;
+};
+
+// Calls fn(elem, data, count) for all runs of a slice.
 template <class Fn>
 void ForEachRun(const StateSlice& slice, Fn&& fn) {
-  const size_t dims = slice.size.size();
-  if (slice.num_elems() == 0) return;
-  // The dims from `inner` on make one run: those below it are whole, and nothing lies between rows.
-  size_t inner = dims == 0 ? 0 : dims - 1;
-  int64_t count = slice.row_elems();
-  while (inner > 0 && slice.size[inner] == slice.shape[inner] && slice.stride() == slice.row_elems()) {
-    count *= slice.size[--inner];
-  }
-  const int64_t rows_per_run = count / slice.row_elems();
-  char* data = static_cast<char*>(slice.data);
-  std::vector<int64_t> index = slice.offset;
-  while (true) {
-    int64_t elem = 0;
-    for (size_t d = 0; d < dims; ++d) elem = elem * slice.shape[d] + index[d];
-    fn(elem, data, count);
-    data += rows_per_run * slice.stride() * SizeOf(slice.dtype);
-    // the next index of the dims above `inner`
-    size_t d = inner;
-    while (d > 0 && ++index[d - 1] == slice.offset[d - 1] + slice.size[d - 1]) {
-      index[d - 1] = slice.offset[d - 1];
-      --d;
-    }
-    if (d == 0) return;
-  }
+  for (SliceRuns runs(slice); !runs.done(); runs.Next()) fn(runs.elem(), runs.data(), runs.count());
 }
 }  // namespace carousel

@@ -45,6 +45,20 @@ struct Trainer::Impl {
     memory = std::make_unique<DeviceMemory>(device, [this](Arena& arena) { Bind(arena); });
   }
 
+  // fn(group, segment, kind, shard) for every shard of state that is not empty; kind: 0 master, 1 m, 2 v.
+  template <class Fn>
+  void ForEachShard(const Fn& fn) {
+    for (int g = 0; g < params.num_groups(); ++g) {
+      for (int s = 0; s < ParamStore::kNumSegments; ++s) {
+        const ParamStore::Segment& segment = params.segment(g, s);
+        if (segment.size == 0) continue;
+        fn(g, s, 0, segment.master);
+        fn(g, s, 1, segment.m);
+        fn(g, s, 2, segment.v);
+      }
+    }
+  }
+
   const TrainSpec spec;
   Device& device;
   const Mesh mesh;
@@ -68,14 +82,33 @@ namespace {
 
 constexpr StateKind kKinds[] = {StateKind::kWeight, StateKind::kAdamM, StateKind::kAdamV};
 
-Tensor ShardOf(const ParamStore::Segment& segment, int kind) {
-  return kind == 0 ? segment.master : kind == 1 ? segment.m : segment.v;
-}
+// Copies on a stream of their own.
+class SideStreamCopier final : public StateCopier {
+ public:
+  explicit SideStreamCopier(Device& device)
+      : device_(device),
+        compute_(device.ComputeStream()),
+        side_(device.MakeStream()),
+        updated_(device.MakeEvent()) {}
+  void* Allocate(int64_t bytes) override { return device_.AllocateHost(bytes); }
+  void Free(void* memory) override { device_.FreeHost(memory); }
+  void Begin() override {
+    compute_->Record(*updated_);
+    side_->Wait(*updated_);
+  }
+  void Copy(void* host, const void* state, int64_t bytes) override { side_->CopyToHost(host, state, bytes); }
+  void Wait() override { side_->Synchronize(); }
+
+ private:
+  Device& device_;
+  std::unique_ptr<Stream> compute_, side_;
+  std::unique_ptr<Event> updated_;
+};
 
 // What makes a plan smaller, by what takes the most of it.
 std::string WhatToReduce(const Arena& plan, const TrainSpec& spec, const Mesh& mesh) {
   int64_t of_parameters = 0;
-  for (const char* category : {"weights", "optimizer", "gradients", "comm"}) {
+  for (const char* category : {"weights", "gathered weights", "optimizer", "gradients", "comm"}) {
     const auto found = plan.bytes_by_category().find(category);
     if (found != plan.bytes_by_category().end()) of_parameters += found->second;
   }
@@ -170,6 +203,7 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   // Gradients are sums over targets: divided once, by the global number, and clipped in the same factor.
   const double clip = t.spec.adamw.clip_norm;
   const double clip_scale = clip > 0 ? clip / std::max(clip, result.grad_norm) : 1;
+  if (options.before_update) options.before_update();
   const OpsRange range(ops, "AdamW");
   for (int group = 0; group < t.params.num_groups(); ++group) {
     UpdateShards(t.params, ops, group, t.spec.adamw, result.lr, mean * clip_scale,
@@ -189,38 +223,40 @@ int64_t Trainer::max_eval_tokens() const { return impl_->MaxEvalTokens(); }
 std::vector<StateSlice> Trainer::States() {
   Impl& t = *impl_;
   t.device.Synchronize();
-  const bool copy = !t.device.host_accessible();
-  t.host_shards.assign(
-      copy ? static_cast<size_t>(t.params.num_groups() * ParamStore::kNumSegments) : size_t{0}, {});
+  if (t.device.host_accessible()) return StatesInPlace();
+  t.host_shards.assign(static_cast<size_t>(t.params.num_groups() * ParamStore::kNumSegments), {});
   std::vector<StateSlice> slices;
-  for (int g = 0; g < t.params.num_groups(); ++g) {
-    for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-      if (t.params.segment(g, s).size == 0) continue;
-      for (int kind = 0; kind < 3; ++kind) {
-        Tensor shard = ShardOf(t.params.segment(g, s), kind);
-        if (copy) {
-          auto& bytes = t.host_shards[static_cast<size_t>(g * ParamStore::kNumSegments + s)].bytes[kind];
-          bytes.resize(static_cast<size_t>(shard.num_bytes()));
-          t.device.CopyToHost(bytes.data(), shard.data, shard.num_bytes());
-          shard.data = bytes.data();
-        }
-        AppendSlices(t.params, g, s, kKinds[kind], shard, &slices);
-      }
-    }
-  }
+  t.ForEachShard([&](int group, int segment, int kind, Tensor shard) {
+    auto& bytes = t.host_shards[static_cast<size_t>(group * ParamStore::kNumSegments + segment)].bytes[kind];
+    bytes.resize(static_cast<size_t>(shard.num_bytes()));
+    t.device.CopyToHost(bytes.data(), shard.data, shard.num_bytes());
+    shard.data = bytes.data();
+    AppendSlices(t.params, group, segment, kKinds[kind], shard, &slices);
+  });
   return slices;
+}
+
+std::vector<StateSlice> Trainer::StatesInPlace() {
+  std::vector<StateSlice> slices;
+  impl_->ForEachShard([&](int group, int segment, int kind, const Tensor& shard) {
+    AppendSlices(impl_->params, group, segment, kKinds[kind], shard, &slices);
+  });
+  return slices;
+}
+
+std::unique_ptr<StateCopier> Trainer::MakeStateCopier() {
+  if (impl_->device.host_accessible()) return nullptr;
+  return std::make_unique<SideStreamCopier>(impl_->device);
 }
 
 void Trainer::LoadedStates() {
   Impl& t = *impl_;
-  for (size_t i = 0; i < t.host_shards.size(); ++i) {
-    const int g = static_cast<int>(i) / ParamStore::kNumSegments;
-    const int s = static_cast<int>(i) % ParamStore::kNumSegments;
-    if (t.params.segment(g, s).size == 0) continue;
-    for (int kind = 0; kind < 3; ++kind) {
-      const Tensor shard = ShardOf(t.params.segment(g, s), kind);
-      t.device.CopyToDevice(shard.data, t.host_shards[i].bytes[kind].data(), shard.num_bytes());
-    }
+  if (!t.host_shards.empty()) {
+    t.ForEachShard([&](int group, int segment, int kind, const Tensor& shard) {
+      const auto& host = t.host_shards[static_cast<size_t>(group * ParamStore::kNumSegments + segment)];
+      t.device.CopyToDevice(shard.data, host.bytes[kind].data(), shard.num_bytes());
+    });
+    t.host_shards = {};
   }
   t.params.CastMasterToWeights(t.device.ops());
   for (int group = 0; group < t.params.num_groups(); ++group) t.sync->WeightsUpdated(group);

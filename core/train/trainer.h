@@ -19,6 +19,7 @@
 #include "core/train/actions.h"
 #include "core/train/batch.h"
 #include "core/train/evaluator.h"
+#include "core/train/state_copier.h"
 #include "core/train/state_visitor.h"
 
 namespace carousel {
@@ -61,6 +62,8 @@ struct StepOptions {
   // Called when this step's batches have been read, before the all-reduce of scalars: appends a few numbers
   // (as many on every rank) that are summed over all ranks with them, modulo 2^64.
   std::function<void(std::vector<int64_t>*)> contribute = {};
+  // Called before this step changes any of States(), if it does: on a step that is skipped not at all.
+  std::function<void()> before_update = {};
 };
 
 // How a mesh spreads parameters: the optimizer over shard x replicas (shard outermost), weights over shard.
@@ -104,6 +107,10 @@ class Trainer {
   // Every slice of state this rank owns, in host-accessible memory (on a device that is not, a copy made by
   // this call). Call LoadedStates() after writing into it.
   std::vector<StateSlice> States();
+  // The same slices where they live. On a device whose memory the host cannot read, `data` is for the copier
+  // of MakeStateCopier only, which is null on others.
+  std::vector<StateSlice> StatesInPlace();
+  std::unique_ptr<StateCopier> MakeStateCopier();
   // After the memory of States() was filled: weights := master, gathered over ranks.
   void LoadedStates();
   // Collective. Waits until params() shows the weights of the last update, for reading them outside of a

@@ -242,6 +242,25 @@ void CudaDevice::CopyToHost(void* host_destination, const void* device_source, i
   ring_->CopyToHost(host_destination, device_source, bytes);
 }
 
+void* CudaDevice::AllocateHost(int64_t bytes) {
+  CAROUSEL_CHECK_GE(bytes, int64_t{0});
+  MakeCurrent();
+  void* memory = nullptr;
+  const cudaError_t status = cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not an error of a later call
+    return nullptr;
+  }
+  context().Check(status, "cudaHostAlloc");
+  return memory;
+}
+
+void CudaDevice::FreeHost(void* memory) {
+  if (memory == nullptr) return;
+  MakeCurrent();
+  context().Check(cudaFreeHost(memory), "cudaFreeHost");
+}
+
 void CudaDevice::Synchronize() {
   MakeCurrent();
   context().Synchronize();
@@ -311,5 +330,15 @@ void CudaStream::Wait(const Event& event) {
   device_.MakeCurrent();
   queue_.context->Check(cudaStreamWaitEvent(queue_.stream, static_cast<const CudaEvent&>(event).native(), 0),
                         "cudaStreamWaitEvent");
+}
+void CudaStream::CopyToHost(void* host_destination, const void* device_source, int64_t bytes) {
+  device_.MakeCurrent();
+  queue_.context->Check(cudaMemcpyAsync(host_destination, device_source, static_cast<size_t>(bytes),
+                                        cudaMemcpyDeviceToHost, queue_.stream),
+                        "copy to the host beside the compute stream");
+}
+void CudaStream::Synchronize() {
+  device_.MakeCurrent();
+  queue_.context->Synchronize();
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -79,6 +79,8 @@ class CudaStream final : public Stream {
   void* native() override { return queue_.stream; }
   void Record(Event& event) override;
   void Wait(const Event& event) override;
+  void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) override;
+  void Synchronize() override;
 
  private:
   CudaDevice& device_;
@@ -102,6 +104,8 @@ class CudaDevice final : public Device {
   std::string allocation_error() const override { return allocation_error_; }
   void CopyToDevice(void* device_destination, const void* host_source, int64_t bytes) override;
   void CopyToHost(void* host_destination, const void* device_source, int64_t bytes) override;
+  void* AllocateHost(int64_t bytes) override;  // pinned
+  void FreeHost(void* memory) override;
   void Synchronize() override;
   Ops& ops() override;  // makes the device the calling thread's current one
   void* native_stream() override { return compute_->stream; }

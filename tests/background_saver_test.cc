@@ -1,0 +1,313 @@
+// Saving while training goes on: the same bytes as a save that waits, of the step that was asked for, through
+// bounded memory; and what happens when the disk hangs.
+#include "checkpoints/background_saver.h"
+
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <atomic>
+#include <filesystem>
+
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/checkpoint_tensors.h"
+#include "core/base/log.h"
+#include "parallel/local_communicator.h"
+#include "tests/background_save_testing.h"
+#include "tests/memory_file_system.h"
+#include "tests/temp_dir.h"
+
+namespace carousel {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+const BackgroundSaveOptions kSmall = {.staging_bytes = 4 * kMiB};
+
+// Three tensors of together 24 MiB with their moments; rows do not end where blocks do.
+std::vector<TestTensor> LargerModel() { return {{"a", {1000, 1027}}, {"b", {3, 333, 701}}, {"c", {350003}}}; }
+
+bool IsShard(const std::string& path) { return path.find(".safetensors") != std::string::npos; }
+
+// The value that was saved is that of `seed`.
+void ExpectSaved(FileSystem* files, const std::string& dir, const std::vector<TestTensor>& model,
+                 uint64_t seed) {
+  RankState loaded(model, 1, 0, 0);
+  const absl::Status status = LoadCheckpoint(dir, loaded.slices(), nullptr, nullptr, files);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(loaded.Holds(seed));
+}
+
+TEST(BackgroundSaver, WritesTheSameBytesAsASaveThatWaits) {
+  for (const int world : {1, 2, 3}) {
+    for (const int64_t max_file_bytes : {int64_t{600}, int64_t{1} << 30}) {
+      MemoryFileSystem waiting, background;
+      RunLocalRanks(world, [&](Communicator& c) {
+        const absl::Status saved = SaveStep("run", 5, 7, 0, &c, &waiting, max_file_bytes);
+        EXPECT_TRUE(saved.ok()) << saved;
+        RankState state(SmallModel(), world, c.rank(), 7);
+        BackgroundSaver saver(kSmall, nullptr);
+        ASSERT_TRUE(saver.Start(RequestFor("run", 5, 0, state, &c, &background, max_file_bytes)).ok());
+        EXPECT_TRUE(saver.in_flight());
+        const SaveOutcome outcome = StepUntilEnd(saver, &c);
+        EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+        EXPECT_EQ(outcome.step, 5);
+        EXPECT_GT(outcome.num_bytes, 0);
+        EXPECT_FALSE(saver.in_flight());
+      });
+      const std::vector<std::string> paths = waiting.AllFiles();
+      EXPECT_EQ(paths, background.AllFiles());
+      int compared = 0;
+      for (const std::string& path : paths) {
+        // The manifests say when; the lease says who.
+        if (path.find("step-") == std::string::npos || path.find("MANIFEST") != std::string::npos) continue;
+        EXPECT_EQ(*waiting.Contents(path), *background.Contents(path)) << path;
+        ++compared;
+      }
+      EXPECT_GE(compared, 4);
+      ExpectSaved(&background, "run/checkpoints/step-000000005", SmallModel(), 7);
+    }
+  }
+}
+
+TEST(BackgroundSaver, SavesTheStateOfItsStepAlthoughLaterStepsChangeIt) {
+  constexpr int kWorld = 2;
+  MemoryFileSystem memory;
+  Gate gate;
+  ObservedFiles files(memory, [&](const std::string& call, const std::string& path) {
+    if (call == "write" && IsShard(path)) gate.Pass();
+  });
+  RunLocalRanks(kWorld, [&](Communicator& c) {
+    RankState state(SmallModel(), kWorld, c.rank(), 5);
+    BackgroundSaver saver(kSmall, nullptr);
+    ASSERT_TRUE(saver.Start(RequestFor("run", 5, 0, state, &c, &files)).ok());
+    for (uint64_t step = 6; step < 9; ++step) {
+      EXPECT_FALSE(OneStep(saver, &c).has_value());
+      for (const StateSlice& slice : state.slices()) FillRandomBits(slice, step);
+    }
+    c.Barrier();
+    gate.Open();
+    const SaveOutcome outcome = StepUntilEnd(saver, &c);
+    EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+    EXPECT_TRUE(state.Holds(8));
+  });
+  ExpectSaved(&memory, "run/checkpoints/step-000000005", SmallModel(), 5);
+}
+
+TEST(BackgroundSaver, PassesAnyStateThroughAPoolOfBoundedSize) {
+  for (const int64_t blocks : {int64_t{1}, int64_t{2}, int64_t{5}}) {
+    MemoryFileSystem files;
+    RankState state(LargerModel(), 1, 0, 3);
+    BackgroundSaver saver({.staging_bytes = blocks * kMiB}, nullptr);
+    ASSERT_TRUE(saver.Start(RequestFor("run", 1, 0, state, nullptr, &files)).ok());
+    const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status;
+    EXPECT_GT(outcome.num_bytes, 20 * kMiB);
+    EXPECT_EQ(saver.most_staging_bytes_used(), blocks * kMiB);
+    ExpectSaved(&files, "run/checkpoints/step-000000001", LargerModel(), 3);
+  }
+}
+
+TEST(BackgroundSaver, TakesNoMoreMemoryThanItsPoolAndAnAllowance) {
+  const TempDir dir;
+  RankState state(LargerModel(), 1, 0, 3);
+  const auto in_use = [] {
+    const struct mallinfo2 info = mallinfo2();
+    return static_cast<int64_t>(info.uordblks + info.hblkhd);
+  };
+  const int64_t before = in_use();
+  std::atomic<int64_t> most = 0;
+  PosixFileSystem posix;
+  ObservedFiles files(posix, [&](const std::string&, const std::string&) {
+    const int64_t now = in_use();
+    if (now > most) most = now;
+  });
+  constexpr int64_t kPool = 3 * kMiB;
+  BackgroundSaver saver({.staging_bytes = kPool}, nullptr);
+  EXPECT_EQ(saver.staging_bytes(), kPool);
+  ASSERT_TRUE(saver.Start(RequestFor(dir.path(), 1, 0, state, nullptr, &files)).ok());
+  const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
+  ASSERT_TRUE(outcome.status.ok()) << outcome.status;
+  // The buffer of a file, names and places.
+  EXPECT_LT(most - before, kPool + 2 * kMiB);
+}
+
+TEST(BackgroundSaver, PlansAPoolForTheStateWithinItsLimit) {
+  EXPECT_EQ(StagingBytes(0, 0), 2 * kMiB);
+  EXPECT_EQ(StagingBytes(10 * kMiB + 1, 0), 13 * kMiB);
+  EXPECT_EQ(StagingBytes(10 * kMiB, 4 * kMiB), 4 * kMiB);
+  EXPECT_EQ(StagingBytes(int64_t{1} << 40, 0), int64_t{2} << 30);
+  EXPECT_EQ(StagingBytes(int64_t{1} << 40, int64_t{8} << 30), int64_t{8} << 30);
+}
+
+TEST(BackgroundSaver, ASaveThatIsWaitedForIsThereOnReturn) {
+  MemoryFileSystem files;
+  RunLocalRanks(2, [&](Communicator& c) {
+    RankState state(SmallModel(), 2, c.rank(), 4);
+    BackgroundSaver saver(kSmall, nullptr);
+    EXPECT_FALSE(saver.Finish().has_value());
+    ASSERT_TRUE(saver.Start(RequestFor("run", 4, 0, state, &c, &files)).ok());
+    const std::optional<SaveOutcome> outcome = saver.Finish();
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_TRUE(outcome->status.ok()) << outcome->status;
+    EXPECT_GE(outcome->stalled_seconds, 0.5 * outcome->seconds);
+  });
+  ExpectSaved(&files, *FindCheckpoint("run", &files), SmallModel(), 4);
+}
+
+TEST(BackgroundSaver, AStepThatIsThereAlreadyIsComparedAndNotWritten) {
+  MemoryFileSystem files;
+  ASSERT_TRUE(SaveStep("run", 4, 4, 0, nullptr, &files).ok());
+  for (const uint64_t seed : {4, 5}) {
+    int writes = 0;
+    files.SetFault([&](int64_t, const std::string& call, const std::string& path) {
+      writes += call == "write" && path.find(".lease") == std::string::npos;
+      return absl::OkStatus();
+    });
+    RunLocalRanks(2, [&](Communicator& c) {
+      RankState state(SmallModel(), 2, c.rank(), seed);
+      BackgroundSaver saver(kSmall, nullptr);
+      ASSERT_TRUE(saver.Start(RequestFor("run", 4, 0, state, &c, &files)).ok());
+      const absl::Status status = StepUntilEnd(saver, &c).status;
+      EXPECT_EQ(status.code(), seed == 4 ? absl::StatusCode::kOk : absl::StatusCode::kAlreadyExists)
+          << status;
+    });
+    EXPECT_EQ(writes, 0);
+    files.SetFault(nullptr);
+  }
+  ExpectSaved(&files, *FindCheckpoint("run", &files), SmallModel(), 4);
+}
+
+TEST(BackgroundSaver, ReplicasThatDifferAreRefused) {
+  for (const bool equal : {true, false}) {
+    MemoryFileSystem files;
+    RunLocalRanks(2, [&](Communicator& c) {
+      RankState state(SmallModel(), 1, 0, equal || c.rank() == 0 ? 4 : 5);  // all of it on both
+      if (c.rank() == 1) {
+        for (StateSlice& slice : state.slices()) slice.replica = true;
+      }
+      BackgroundSaver saver(kSmall, nullptr);
+      ASSERT_TRUE(saver.Start(RequestFor("run", 4, 0, state, &c, &files)).ok());
+      const absl::Status status = StepUntilEnd(saver, &c).status;
+      EXPECT_EQ(status.code(), equal ? absl::StatusCode::kOk : absl::StatusCode::kFailedPrecondition)
+          << status;
+    });
+  }
+}
+
+// ---- a disk that hangs
+
+class HangingDisk : public testing::Test {
+ protected:
+  void SetUp() override {
+    SetMinLogLevel(LogLevel::ERROR);
+    RunLocalRanks(2, [&](Communicator& c) { EXPECT_TRUE(SaveStep("run", 1, 1, 2, &c, &memory_).ok()); });
+  }
+  void ExpectOnlyStep1() {
+    EXPECT_EQ(ListCheckpoints("run", &memory_)->size(), 1u);
+    ExpectSaved(&memory_, *FindCheckpoint("run", &memory_), SmallModel(), 1);
+  }
+
+  MemoryFileSystem memory_;
+  Gate gate_;
+};
+
+TEST_F(HangingDisk, IsGivenUpInTimeWhileStepsGoOnAndUsedAgainWhenItComesBack) {
+  for (const char* const victim : {"optim-00001", "MANIFEST.pb.tmp"}) {  // of rank 1; of the commit
+    Gate gate;
+    ObservedFiles files(memory_, [&](const std::string& call, const std::string& path) {
+      if (call == "create" && path.find("step-000000002") != std::string::npos &&
+          path.find(victim) != std::string::npos) {
+        gate.Pass();
+      }
+    });
+    RunLocalRanks(2, [&](Communicator& c) {
+      RankState state(SmallModel(), 2, c.rank(), 2);
+      BackgroundSaver saver({.staging_bytes = 4 * kMiB, .timeout_seconds = 0.3}, nullptr);
+      ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, &c, &files)).ok());
+      int steps = 0;
+      const SaveOutcome outcome = StepUntilEnd(saver, &c, &steps);
+      EXPECT_EQ(outcome.status.code(), absl::StatusCode::kDeadlineExceeded) << outcome.status;
+      EXPECT_NE(std::string(outcome.status.message()).find("0.3 s"), std::string::npos) << outcome.status;
+      EXPECT_GT(steps, 10);
+      EXPECT_LT(outcome.stalled_seconds, 1.5);
+      EXPECT_LT(outcome.seconds, 2.5);
+      c.Barrier();
+      if (c.rank() == 0) ExpectOnlyStep1();
+      c.Barrier();
+
+      const absl::Status again = saver.Start(RequestFor("run", 3, 2, state, &c, &files));
+      EXPECT_EQ(again.code(), absl::StatusCode::kUnavailable) << again;
+      EXPECT_FALSE(saver.in_flight());
+      gate.Open();
+      absl::Status started;
+      do {
+        started = saver.Start(RequestFor("run", 2, 2, state, &c, &memory_));
+      } while (absl::IsUnavailable(started));
+      ASSERT_TRUE(started.ok()) << started;
+      EXPECT_TRUE(StepUntilEnd(saver, &c).status.ok());
+    });
+    ExpectSaved(&memory_, *FindCheckpoint("run", &memory_), SmallModel(), 2);
+    for (const std::string& path : memory_.AllFiles())
+      EXPECT_EQ(path.find("/.tmp-"), std::string::npos) << path;
+    ASSERT_TRUE(RemoveTree(memory_, "run/checkpoints/step-000000002").ok());
+  }
+}
+
+TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhenThePoolIsSmall) {
+  ObservedFiles files(memory_, [&](const std::string& call, const std::string& path) {
+    if (call == "write" && IsShard(path)) gate_.Pass();
+  });
+  RankState state(LargerModel(), 1, 0, 2);
+  BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 0.3}, nullptr);
+  ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, nullptr, &files)).ok());
+  const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
+  EXPECT_EQ(outcome.status.code(), absl::StatusCode::kDeadlineExceeded) << outcome.status;
+  EXPECT_GT(outcome.stalled_seconds, 0.2);
+  EXPECT_LT(outcome.stalled_seconds, 2);
+  ExpectOnlyStep1();
+  gate_.Open();
+}
+
+TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhileADirectoryIsMade) {
+  ObservedFiles files(memory_, [&](const std::string& call, const std::string&) {
+    if (call == "mkdir") gate_.Pass();
+  });
+  RunLocalRanks(2, [&](Communicator& c) {
+    RankState state(SmallModel(), 2, c.rank(), 2);
+    BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 0.3}, nullptr);
+    const absl::Status started = saver.Start(RequestFor("run", 2, 2, state, &c, &files));
+    EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded) << started;
+    EXPECT_FALSE(saver.in_flight());
+    c.Barrier();
+    gate_.Open();
+  });
+  ExpectOnlyStep1();
+}
+
+TEST_F(HangingDisk, DoesNotKeepTheSaverFromEnding) {
+  // What hangs may come back after the saver is gone: all of this lives until then.
+  const auto gate = std::make_shared<Gate>();
+  std::atomic<bool> came_back = false;
+  ObservedFiles files(memory_, [&, gate](const std::string& call, const std::string& path) {
+    if (call != "fdatasync" || !IsShard(path) || came_back) return;
+    gate->Pass();
+    came_back = true;
+  });
+  const auto start = std::chrono::steady_clock::now();
+  {
+    RankState state(SmallModel(), 1, 0, 2);
+    BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 0.2}, nullptr);
+    ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, nullptr, &files)).ok());
+    const std::optional<SaveOutcome> outcome = saver.Finish();
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->status.code(), absl::StatusCode::kDeadlineExceeded) << outcome->status;
+    EXPECT_TRUE(saver.hung());
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
+  ExpectOnlyStep1();
+  gate->Open();
+  while (!came_back) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // it leaves the file system
+  ExpectOnlyStep1();
+}
+}  // namespace
+}  // namespace carousel
