@@ -110,7 +110,7 @@ std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error)
 
 int ReportError(const absl::Status& status) {
   std::fprintf(stderr, "carousel: %s\n", std::string(status.message()).c_str());
-  return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailure;
+  return ExitCodeOf(status);
 }
 
 void AddConfigOptions(CLI::App& command, ConfigOptions* options) {

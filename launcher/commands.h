@@ -14,13 +14,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "launcher/exit_codes.h"
 
 namespace carousel {
-
-// Exit codes, the same for every subcommand (documented in `carousel --help`).
-constexpr int kExitOk = 0;       // done; for train also: stopped early as asked, with a checkpoint
-constexpr int kExitFailure = 1;  // the work failed: a file, the disk, a checksum, a tolerance, a rank
-constexpr int kExitUsage = 2;    // the command line or the config is wrong; nothing was started
 
 CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run);
@@ -32,8 +28,7 @@ CLI::App* AddDataCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddCheckpointCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run);
 
-// Prints "carousel: <message>" to stderr and returns the exit code: kExitUsage for InvalidArgument (what the
-// user wrote is wrong), otherwise kExitFailure. REQUIRES: !status.ok().
+// Prints "carousel: <message>" to stderr and returns ExitCodeOf(status). REQUIRES: !status.ok().
 int ReportError(const absl::Status& status);
 
 // --config F, repeated --set a.b.c=value and --run_dir DIR, with the same help text in every subcommand that

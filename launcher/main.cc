@@ -24,13 +24,14 @@ constexpr char kFooter[] =
 
 Files of a run, in its --run_dir:
   config.textproto            the config with every field, as it was used
-  metrics.jsonl               one line per step, evaluation and sample
+  metrics.jsonl               one line per step, evaluation, sample and checkpoint
   checkpoints/                weights and optimizer state; training goes on from the newest
 
 Exit status:
   0   done; training also: stopped early as asked, with a checkpoint
   1   the work failed: a file, the disk, a checksum, a tolerance, a rank
   2   the command line or the config is wrong; nothing was started
+  73  training could not be saved: checkpoint.max_failed_saves times in a row
 
 `carousel COMMAND --help` explains a command.
 )";

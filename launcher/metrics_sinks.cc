@@ -25,8 +25,8 @@ std::string SystemError(int error) { return std::generic_category().message(erro
 // What a line of the file says about its place in the run.
 struct LineInfo {
   bool whole = false;  // a JSON object
-  int64_t step = -1;   // of a training step, an evaluation or a sample; -1: none of them
-  bool evaluation = false, sample = false;
+  int64_t step = -1;   // that it is about; -1: none
+  bool evaluation = false, sample = false, saved = false;
 };
 
 int64_t StepIn(const Json& object) {
@@ -39,11 +39,17 @@ LineInfo Inspect(const std::string& line) {
   LineInfo info{.whole = json.is_object()};
   if (!info.whole) return info;
   info.step = StepIn(json);
-  for (const char* kind : {"evaluation", "sample"}) {
+  const auto find = [&](const char* kind) {
     const auto nested = json.find(kind);
-    if (nested == json.end() || !nested->is_object()) continue;
+    if (nested == json.end() || !nested->is_object()) return json.end();
     info.step = StepIn(*nested);
-    (kind[0] == 'e' ? info.evaluation : info.sample) = true;
+    return nested;
+  };
+  info.evaluation = find("evaluation") != json.end();
+  info.sample = find("sample") != json.end();
+  if (const auto checkpoint = find("checkpoint"); checkpoint != json.end()) {
+    const auto outcome = checkpoint->find("outcome");
+    info.saved = outcome != checkpoint->end() && (*outcome == "saved" || *outcome == "found");
   }
   return info;
 }
@@ -58,7 +64,7 @@ absl::StatusOr<std::unique_ptr<MetricsFile>> MetricsFile::Open(const std::string
                                                                int64_t finished_steps) {
   PosixFileSystem files;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path));
-  int64_t dropped = 0, last_evaluated = -1, last_sampled = -1;
+  int64_t dropped = 0, last_evaluated = -1, last_sampled = -1, last_saved = -1;
   if (info.exists) {
     CAROUSEL_ASSIGN_OR_RETURN(const std::string old, ReadFile(files, path, kMaxFileBytes));
     std::string kept;
@@ -78,6 +84,7 @@ absl::StatusOr<std::unique_ptr<MetricsFile>> MetricsFile::Open(const std::string
       absl::StrAppend(&kept, line, "\n");
       if (line_info.evaluation) last_evaluated = std::max(last_evaluated, line_info.step);
       if (line_info.sample) last_sampled = std::max(last_sampled, line_info.step);
+      if (line_info.saved) last_saved = std::max(last_saved, line_info.step);
     }
     if (changed) CAROUSEL_RETURN_IF_ERROR(ReplaceFile(files, path, kept));
   }
@@ -89,6 +96,7 @@ absl::StatusOr<std::unique_ptr<MetricsFile>> MetricsFile::Open(const std::string
   file->num_dropped_lines_ = dropped;
   file->last_evaluated_step_ = last_evaluated;
   file->last_sampled_step_ = last_sampled;
+  file->last_saved_step_ = last_saved;
   return file;
 }
 
@@ -162,5 +170,19 @@ absl::Status MetricsFile::AppendSample(int64_t step, const std::string& text) {
   CAROUSEL_RETURN_IF_ERROR(AppendLine(Dump(json)));
   last_sampled_step_ = step;
   return absl::OkStatus();
+}
+
+absl::Status MetricsFile::AppendCheckpoint(const CheckpointMetrics& metrics) {
+  Json checkpoint = {{"step", metrics.step},
+                     {"outcome", metrics.outcome},
+                     {"seconds", metrics.seconds},
+                     {"seconds_stalled", metrics.seconds_stalled},
+                     {"bytes", metrics.num_bytes},
+                     {"skipped", metrics.num_skipped},
+                     {"failed_in_row", metrics.failed_in_row}};
+  if (!metrics.message.empty()) checkpoint["message"] = metrics.message;
+  Json json;
+  json["checkpoint"] = std::move(checkpoint);
+  return AppendLine(Dump(json));
 }
 }  // namespace carousel

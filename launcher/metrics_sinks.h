@@ -8,6 +8,14 @@
 //   {"evaluation":{"step":100,"loss":0.2,"bits_per_byte":null,"num_targets":1820,"accuracy":0.93,
 //    "accuracy_by_length":[{"length_from":40,"length_to":59,"count":181,"accuracy":0.98}, ...]}}
 //   {"sample":{"step":200,"text":"It is a truth ..."}}
+//   {"checkpoint":{"step":200,"outcome":"saved","seconds":1.9,"seconds_stalled":0.02,"bytes":123456,
+//    "skipped":0,"failed_in_row":0}}
+//
+// "outcome" of a checkpoint that was due at "step": "saved"; "failed", with a "message"; "skipped": not
+// begun, since the one before was still being written; "found": there when the run went on from it, though
+// the run did not live to note it. "seconds" is from the step until it was there, "seconds_stalled" how long
+// training waited, "skipped" how many were skipped since the process began. The line stands after those of
+// the steps that were trained meanwhile.
 //
 // "accuracy" is the share of the targets that had the largest logit. A task's evaluation has
 // "accuracy_by_length": at most 12 ranges of problem lengths, both ends included (core/train/accuracy.h).
@@ -37,6 +45,15 @@ struct StepMetrics {
   bool skipped = false;
 };
 
+struct CheckpointMetrics {
+  int64_t step = 0;
+  std::string outcome;
+  double seconds = 0, seconds_stalled = 0;
+  int64_t num_bytes = 0;  // of the shards of all ranks
+  int64_t num_skipped = 0, failed_in_row = 0;
+  std::string message = {};
+};
+
 class MetricsFile {
  public:
   // Opens the file, or makes it, for a run that has `finished_steps` steps behind it: lines of later steps
@@ -56,6 +73,10 @@ class MetricsFile {
   absl::Status AppendEvaluation(const EvaluationReport& report);
   absl::Status AppendSample(int64_t step, const std::string& text);
 
+  absl::Status AppendCheckpoint(const CheckpointMetrics& metrics);
+
+  // Of the checkpoints noted as saved or found; -1: none.
+  int64_t last_saved_step() const { return last_saved_step_; }
   const std::string& path() const { return path_; }
   int64_t num_dropped_lines() const { return num_dropped_lines_; }
 
@@ -66,6 +87,6 @@ class MetricsFile {
   std::string path_;
   int fd_;
   int64_t num_dropped_lines_ = 0;
-  int64_t last_evaluated_step_ = -1, last_sampled_step_ = -1;
+  int64_t last_evaluated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
 };
 }  // namespace carousel

@@ -13,6 +13,7 @@
 #include "core/comm/mesh.h"
 #include "core/model/language_model.h"
 #include "core/train/trainer.h"
+#include "launcher/run_saver.h"
 #include "launcher/train_setup.h"
 #include "parallel/mesh_builder.h"
 #include "parallel/sharded_sync.h"
@@ -85,6 +86,7 @@ absl::StatusOr<RunPlan> MakePlan(const RunSpec& run, int64_t world, Device& devi
   plan.device = device.name();
   plan.device_memory = device.memory();
   plan.checkpoint_bytes = 3 * SizeOf(WideOf(run.compute)) * plan.num_parameters;
+  plan.staging_bytes = RunSaver::PlannedStagingBytes(run, plan.largest().memory_bytes);
   return plan;
 }
 }  // namespace carousel

@@ -36,6 +36,7 @@ struct RunPlan {
   MemoryInfo device_memory;
   double flops_per_token = 0;    // forward and backward
   int64_t checkpoint_bytes = 0;  // master weights and both Adam moments
+  int64_t staging_bytes = 0;     // host memory of the largest rank that saves pass through
 };
 
 // `device`: where it is to run: how much its kernels need in between, and how much memory it has.

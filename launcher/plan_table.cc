@@ -146,6 +146,7 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   for (const auto& [category, bytes] : rank.memory_bytes) table.Bytes(category, bytes);
   table.Bytes("scratch (largest layer)", rank.scratch_bytes);
   table.Bytes("total", rank.total_bytes);
+  table.Bytes("host memory, to save through", plan.staging_bytes);
   if (plan.device_memory.total_bytes > 0) {
     table.Bytes(absl::StrCat("memory of ", plan.device), plan.device_memory.total_bytes);
     table.Row("of it free", WithCommas(plan.device_memory.free_bytes),

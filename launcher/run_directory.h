@@ -20,6 +20,9 @@ absl::Status PrepareRunDirectory(const std::string& run_dir);
 // Writes config.textproto (synced, renamed into place) and appends to build.txt.
 absl::Status RecordStart(const RunSpec& run, const std::string& build_line);
 
+// How often the run was started so far, by build.txt.
+int64_t NumStarts(const std::string& run_dir);
+
 // One field that differs between a run's earlier config and the one that would go on with it:
 // "model.num_blocks: 4 in the run, 6 now".
 struct ConfigDifference {

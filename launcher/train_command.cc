@@ -93,12 +93,8 @@ int RunTrain(const TrainCommandOptions& options) {
   if (!environment.ok()) return ReportError(environment.status());
   const absl::Status status = Train(options, **environment);
   // The status is the same on every rank: one of them says it.
-  int exit_code = kExitOk;
-  if (!status.ok()) {
-    exit_code = absl::IsInvalidArgument(status) ? kExitUsage : kExitFailure;
-    if ((*environment)->rank() == 0) exit_code = ReportError(status);
-  }
-  return (*environment)->Finish(exit_code);
+  if (!status.ok() && (*environment)->rank() == 0) ReportError(status);
+  return (*environment)->Finish(ExitCodeOf(status));
 }
 }  // namespace
 

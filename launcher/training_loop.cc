@@ -13,19 +13,17 @@
 #include "core/text/utf8.h"
 #include "launcher/signals.h"
 #include "launcher/training_run.h"
-#include "launcher/version.h"
 
 namespace carousel {
 namespace {
 
-constexpr int64_t kMaxFailedSaves = 3;    // in a row, then the run stops
-constexpr int64_t kMaxSkippedInRow = 20;  // likewise
+constexpr int64_t kMaxSkippedInRow = 20;  // then the run stops
 
 double Seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-// A metrics line that cannot be written (a full disk) is no reason to lose the run.
-void ReportMetrics(const absl::Status& status) {
+// A metrics line or a mark that cannot be written (a full disk) is no reason to lose the run.
+void Warn(const absl::Status& status) {
   if (!status.ok()) CAROUSEL_LOG(WARNING) << status.message();
 }
 }  // namespace
@@ -34,32 +32,26 @@ absl::Status TrainingRun::Train() {
   if (IsMain()) {
     CAROUSEL_LOG(INFO) << environment_.Describe();
     CAROUSEL_LOG(INFO) << absl::StrFormat(
-        "%d parameters, %d tokens per step, %d training tokens, %s on %s, %.1f MiB planned per rank",
+        "%d parameters, %d tokens per step, %d training tokens, %s on %s, %.1f MiB planned per rank and %.1f "
+        "MiB to save through",
         NumParameters(run_.model), run_.global_batch * run_.sequence_length, train_data_->num_tokens(),
         NameOf(run_.compute), device_->name(),
-        static_cast<double>(trainer_->arena().total_bytes()) / (1 << 20));
+        static_cast<double>(trainer_->arena().total_bytes()) / (1 << 20),
+        static_cast<double>(saver_->staging_bytes()) / (1 << 20));
     if (state_.step >= run_.steps) CAROUSEL_LOG(INFO) << "all " << run_.steps << " steps are done already";
   }
   last_turn_ = Seconds();
-  Stop stop = state_.step < run_.steps ? StopBeforeTraining() : Stop::kNo;
-  while (state_.step < run_.steps && stop == Stop::kNo) {
-    const double start = Seconds();
-    // What else all ranks must know after this step goes with its one reduction of scalars: the digest of the
-    // tokens, counted once for each, and the reasons to stop.
-    const auto contribute = [this](std::vector<int64_t>* numbers) {
-      const uint64_t digest = loader_->TakeDigest();
-      numbers->push_back(mesh_->mesh().speaks_for_data() ? static_cast<int64_t>(digest) : 0);
-      for (const int64_t count : StopCounts()) numbers->push_back(count);
-    };
-    const StepResult result = trainer_->Step(state_.step, *loader_,
-                                             {.num_skipped = state_.skipped_steps, .contribute = contribute});
-    CAROUSEL_CHECK_EQ(result.contributed.size(), size_t{4});
-    CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
-    stop = StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
+  Stop stop = Stop::kNo;
+  if (const absl::Status trained = TrainSteps(&stop); !trained.ok()) {
+    // A save in flight is of an earlier, good state.
+    if (const absl::Status saved = saver_->Finish(); !saved.ok() && IsMain()) {
+      CAROUSEL_LOG(WARNING) << saved.message();
+    }
+    return trained;
   }
   // Whoever sent a signal may not wait long: save first, and leave the evaluation to the run that goes on.
   if (state_.step >= run_.steps) stop = Stop::kNo;
-  if (saved_step_ != state_.step) CAROUSEL_RETURN_IF_ERROR(Save());
+  CAROUSEL_RETURN_IF_ERROR(saver_->SaveNow(StateToSave()));
   if (stop != Stop::kSignal && evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
   if (IsMain()) {
     if (evaluated_step_ == state_.step && !evaluation_report_.by_length.empty()) {
@@ -76,6 +68,32 @@ absl::Status TrainingRun::Train() {
   return absl::OkStatus();
 }
 
+absl::Status TrainingRun::TrainSteps(Stop* stop) {
+  *stop = state_.step < run_.steps ? StopBeforeTraining() : Stop::kNo;
+  while (state_.step < run_.steps && *stop == Stop::kNo) {
+    const double start = Seconds();
+    // What else all ranks must know after this step goes with its one reduction of scalars: the digest of the
+    // tokens, counted once for each, the reasons to stop, and how far the save in flight is.
+    const auto contribute = [this](std::vector<int64_t>* numbers) {
+      const uint64_t digest = loader_->TakeDigest();
+      numbers->push_back(mesh_->mesh().speaks_for_data() ? static_cast<int64_t>(digest) : 0);
+      for (const int64_t count : StopCounts()) numbers->push_back(count);
+      saver_->Contribute(numbers);
+    };
+    const StepResult result = trainer_->Step(state_.step, *loader_,
+                                             {.num_skipped = state_.skipped_steps,
+                                              .contribute = contribute,
+                                              .before_update = [this] { saver_->BeforeUpdate(); }});
+    constexpr size_t kOwnNumbers = 4;
+    CAROUSEL_CHECK_EQ(result.contributed.size(), kOwnNumbers + RunSaver::kNumNumbers);
+    CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
+    CAROUSEL_RETURN_IF_ERROR(saver_->AfterStep(result.contributed.data() + kOwnNumbers));
+    CAROUSEL_RETURN_IF_ERROR(SaveIfDue());
+    *stop = StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TrainingRun::AfterStep(const StepResult& result, double step_seconds) {
   // The tokens that all ranks saw as one number: runs with equal digests saw equal data.
   const uint64_t digest = static_cast<uint64_t>(result.contributed[0]);
@@ -86,23 +104,26 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   state_.wall_seconds += Seconds() - last_turn_;  // evaluations and saves since the last step included
   last_turn_ = Seconds();
   state_.skipped_steps += result.skipped;
-  skipped_in_row_ = result.skipped ? skipped_in_row_ + 1 : 0;
+  state_.skipped_in_row = result.skipped ? state_.skipped_in_row + 1 : 0;
+  if (result.skipped) state_.last_skipped_step = state_.step;
+  const bool healthy = !result.skipped && !spikes_.IsSpike(result.loss);
+  state_.loss_window = spikes_.window();
 
   if (IsMain()) {
     if (result.skipped) {
       CAROUSEL_LOG(WARNING) << "step " << state_.step << " skipped: " << result.num_non_finite
                             << " losses or parts of the gradient were not finite";
     }
-    ReportMetrics(metrics_->Append({.step = state_.step,
-                                    .tokens = state_.consumed_tokens,
-                                    .loss = result.loss,
-                                    .grad_norm = result.grad_norm,
-                                    .lr = result.lr,
-                                    .seconds = step_seconds,
-                                    .wall_seconds = state_.wall_seconds,
-                                    .data_wait_seconds = loader_->starved_seconds(),
-                                    .data_digest = digest,
-                                    .skipped = result.skipped}));
+    Warn(metrics_->Append({.step = state_.step,
+                           .tokens = state_.consumed_tokens,
+                           .loss = result.loss,
+                           .grad_norm = result.grad_norm,
+                           .lr = result.lr,
+                           .seconds = step_seconds,
+                           .wall_seconds = state_.wall_seconds,
+                           .data_wait_seconds = loader_->starved_seconds(),
+                           .data_digest = digest,
+                           .skipped = result.skipped}));
     console_->Step({.step = state_.step,
                     .total_steps = run_.steps,
                     .loss = result.loss,
@@ -110,12 +131,13 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
                     .lr = result.lr,
                     .tokens = tokens,
                     .seconds = step_seconds});
+    Warn(health_->AfterStep(state_.step, healthy));
   }
-  if (skipped_in_row_ >= kMaxSkippedInRow) {
+  if (state_.skipped_in_row >= kMaxSkippedInRow) {
     // Not saved: keeping the last checkpoints could cost the good ones.
     return absl::DataLossError(
-        absl::StrCat("the loss or the gradient was not finite in ", skipped_in_row_,
-                     " steps in a row, the last finite step is ", state_.step - skipped_in_row_,
+        absl::StrCat("the loss or the gradient was not finite in ", state_.skipped_in_row,
+                     " steps in a row, the last finite step is ", state_.step - state_.skipped_in_row,
                      "; go on from an earlier checkpoint with a lower schedule.peak_lr or clip_norm"));
   }
   if (run_.parallel.audit_every_steps > 0 && state_.step % run_.parallel.audit_every_steps == 0) {
@@ -124,19 +146,6 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   }
   if (evaluation_.has_value() && state_.step % run_.eval_every_steps == 0) Evaluate();
   if (run_.sample.every_steps > 0 && state_.step % run_.sample.every_steps == 0) Sample();
-  if (run_.checkpoint.every_steps > 0 && state_.step % run_.checkpoint.every_steps == 0) {
-    const absl::Status saved = Save();
-    // Training is worth more than one save: go on, but not for ever without a checkpoint.
-    failed_saves_ = saved.ok() ? 0 : failed_saves_ + 1;
-    if (!saved.ok()) {
-      if (IsMain()) {
-        console_->Message(absl::StrCat("checkpoint of step ", state_.step,
-                                       " FAILED (training goes on, earlier checkpoints are ",
-                                       "untouched): ", std::string(saved.message())));
-      }
-      if (failed_saves_ >= kMaxFailedSaves) return saved;
-    }
-  }
   return absl::OkStatus();
 }
 
@@ -144,6 +153,11 @@ void TrainingRun::Evaluate() {
   const double start = Seconds();
   const EvaluationResult result = trainer_->Evaluate(*evaluation_, evaluation_->num_batches());
   evaluated_step_ = state_.step;
+  if (result.num_targets > 0) {
+    state_.evaluated_step = state_.step;
+    state_.validation_loss = result.loss;
+    if (IsMain()) Warn(RecordValidationLoss(run_.run_dir, state_.step, result.loss));
+  }
   if (!IsMain()) return;
   // With the byte tokenizer a token is a byte, so nats per token become bits per byte.
   const bool is_bytes = run_.tokenizer == TokenizerKind::kBytes;
@@ -158,7 +172,7 @@ void TrainingRun::Evaluate() {
             .by_length = BucketsByLength(result.by_length),
             .chance = one_task ? validation_data_->file(0).task()->chance : 0,
             .seconds = Seconds() - start};
-  ReportMetrics(metrics_->AppendEvaluation(report));
+  Warn(metrics_->AppendEvaluation(report));
   console_->Message(FormatEvaluation(report));
 }
 
@@ -178,26 +192,23 @@ void TrainingRun::Sample() {
   tokenizer.Encode(run_.sample.prompt, &args.prompt);
   const std::vector<int32_t> ids = generator_->Generate(args);
   const std::string text = run_.sample.prompt + tokenizer.Decode(ids);
-  ReportMetrics(metrics_->AppendSample(state_.step, text));
+  Warn(metrics_->AppendSample(state_.step, text));
   console_->Message(absl::StrCat("step ", state_.step, "  sample: ", text));
 }
 
-absl::Status TrainingRun::Save() {
-  const double start = Seconds();
-  const absl::Status status = SaveCheckpoint({.run_dir = run_.run_dir,
-                                              .run_id = run_.run_dir,
-                                              .state = state_,
-                                              .slices = trainer_->States(),
-                                              .config_text = run_.resolved_text,
-                                              .writer = VersionLine(),
-                                              .keep = {.keep_last = run_.checkpoint.keep_last},
-                                              .communicator = &environment_.world(),
-                                              .lease = lease_.get()});
-  if (!status.ok()) return status;
-  saved_step_ = state_.step;
-  if (IsMain())
-    console_->Message(absl::StrFormat("step %d  checkpoint saved (%.1f s)", state_.step, Seconds() - start));
-  return absl::OkStatus();
+absl::Status TrainingRun::SaveIfDue() {
+  const int64_t every = run_.checkpoint.every_steps;
+  if (every <= 0 || state_.step % every != 0) return absl::OkStatus();
+  return saver_->SaveDue(StateToSave());
+}
+
+TrainState TrainingRun::StateToSave() const {
+  TrainState state = state_;
+  state.consumed_by_source.clear();
+  for (int64_t i = 0; i < loader_->sampler().num_sources(); ++i) {
+    state.consumed_by_source.push_back(loader_->sampler().CountBefore(state.consumed_sequences, i));
+  }
+  return state;
 }
 
 // Clocks and signals differ between ranks: any rank's reason stops all, the largest wins.

@@ -12,6 +12,7 @@
 #include "core/train/agreement.h"
 #include "launcher/command_device.h"
 #include "launcher/model_source.h"
+#include "launcher/progress_bar.h"
 #include "launcher/run_directory.h"
 #include "launcher/train_setup.h"
 #include "launcher/version.h"
@@ -30,7 +31,10 @@ std::vector<DatasetSource> Sources(const std::vector<DataSourceSpec>& specs) {
 TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment)
     : run_(run), options_(options), environment_(environment), sync_factory_(MakeSyncOptions(run)) {}
 
-TrainingRun::~TrainingRun() = default;
+TrainingRun::~TrainingRun() {
+  // A thread that hangs in the file system may come back and look at the lease; it ends with the process.
+  if (saver_ != nullptr && saver_->hung()) static_cast<void>(lease_.release());
+}
 
 absl::Status TrainingRun::Agree(const absl::Status& mine) {
   return AgreeOnStatus(environment_.world(), mine);
@@ -52,6 +56,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->MakeSaver()));
   return self;
 }
 
@@ -129,6 +134,25 @@ absl::Status TrainingRun::CheckLoadedData() {
       "path); put the old ones back, or pass --accept_change");
 }
 
+// What the state says that each source gave so far is what the sampler says.
+absl::Status TrainingRun::CheckLoadedMixture() {
+  const std::vector<int64_t>& counts = state_.consumed_by_source;
+  if (counts.empty()) return absl::OkStatus();
+  bool same = static_cast<int64_t>(counts.size()) == sampler_->num_sources();
+  for (size_t i = 0; same && i < counts.size(); ++i) {
+    same = counts[i] == sampler_->CountBefore(state_.consumed_sequences, static_cast<int64_t>(i));
+  }
+  if (same) return absl::OkStatus();
+  if (options_.accept_change) {
+    if (IsMain()) CAROUSEL_LOG(WARNING) << "the sources of data.train gave other samples than they would now";
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      "the sources of data.train gave the run other numbers of samples so far than their weights say now; "
+      "put "
+      "sources and weights back, or pass --accept_change");
+}
+
 // Sample n of the run stays sample n, also if earlier steps had another batch size.
 void TrainingRun::MakeLoader() {
   const int64_t M = run_.micro_batches_per_step();
@@ -147,7 +171,8 @@ void TrainingRun::MakeLoader() {
 // Rank 0 only.
 absl::Status TrainingRun::PrepareDirectory() {
   CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run_.run_dir));
-  CAROUSEL_ASSIGN_OR_RETURN(lease_, RunLease::Acquire(run_.run_dir));
+  attempt_ = NumStarts(run_.run_dir) + 1;
+  CAROUSEL_ASSIGN_OR_RETURN(lease_, RunLease::Acquire(run_.run_dir, {.attempt = attempt_}));
   CAROUSEL_RETURN_IF_ERROR(CheckEarlierConfig());
   return SweepLeftovers(run_.run_dir);
 }
@@ -157,6 +182,15 @@ absl::Status TrainingRun::OpenRecords() {
   CAROUSEL_ASSIGN_OR_RETURN(metrics_, MetricsFile::Open(MetricsPath(run_.run_dir), state_.step));
   console_ = std::make_unique<Console>(
       std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
+  CAROUSEL_ASSIGN_OR_RETURN(health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
+                                                     run_.checkpoint.good_after_steps));
+  if (loaded_step_ >= 0) {
+    health_->Committed(loaded_step_);
+    // It was committed, but the process died before it could say so.
+    if (metrics_->last_saved_step() < loaded_step_) {
+      CAROUSEL_RETURN_IF_ERROR(metrics_->AppendCheckpoint({.step = loaded_step_, .outcome = "found"}));
+    }
+  }
   return RecordStart(
       run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line));
 }
@@ -207,12 +241,16 @@ absl::Status TrainingRun::BuildTrainer() {
 
 absl::Status TrainingRun::LoadOrInitialize() {
   Communicator& world = environment_.world();
+  std::optional<ProgressBar> bar(std::in_place, "loading");
   const absl::StatusOr<std::string> loaded =
       LoadNewestGood(run_.run_dir, trainer_->States(), &state_,
-                     {.fallback = options_.checkpoint_fallback, .communicator = &world});
+                     {.fallback = options_.checkpoint_fallback,
+                      .communicator = &world,
+                      .progress = [&](int64_t done, int64_t total) { bar->Show(done, total); }});
+  bar.reset();
   if (loaded.ok()) {
     trainer_->LoadedStates();
-    saved_step_ = state_.step;
+    loaded_step_ = state_.step;
     if (IsMain()) CAROUSEL_LOG(INFO) << "resuming from " << *loaded;
   } else if (!absl::IsNotFound(loaded.status())) {
     return loaded.status();
@@ -227,9 +265,30 @@ absl::Status TrainingRun::LoadOrInitialize() {
     trainer_->Initialize(run_.seed);
   }
   CAROUSEL_RETURN_IF_ERROR(CheckLoadedData());
+  CAROUSEL_RETURN_IF_ERROR(CheckLoadedMixture());
+  spikes_ = LossSpikes(state_.loss_window);
   state_.seed = run_.seed;
   state_.data_fingerprint = data_fingerprint_;
   MakeLoader();
   return Agree(IsMain() ? OpenRecords() : absl::OkStatus());
+}
+
+absl::Status TrainingRun::MakeSaver() {
+  const MeshSizes sizes = ResolveSizes(MakeMeshSpec(run_, environment_.size()));
+  saver_ = std::make_unique<RunSaver>(RunSaver::Parts{.run = &run_,
+                                                      .trainer = trainer_.get(),
+                                                      .world = &environment_.world(),
+                                                      .attempt = attempt_,
+                                                      .mesh = {.replicate = sizes.replicate,
+                                                               .shard = sizes.shard,
+                                                               .sequence = sizes.sequence,
+                                                               .tensor = sizes.tensor,
+                                                               .pipe = sizes.pipe},
+                                                      .lease = lease_.get(),
+                                                      .metrics = metrics_.get(),
+                                                      .console = console_.get(),
+                                                      .health = health_.get()},
+                                      loaded_step_);
+  return saver_->CheckMemory();
 }
 }  // namespace carousel

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "checkpoints/checkpoint.h"
+#include "checkpoints/run_health.h"
 #include "configs/run_spec.h"
 #include "core/data/dataset.h"
 #include "core/data/loader.h"
@@ -19,6 +20,7 @@
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
 #include "launcher/run_mesh.h"
+#include "launcher/run_saver.h"
 #include "parallel/sharded_sync.h"
 
 namespace carousel {
@@ -61,14 +63,18 @@ class TrainingRun {
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
   absl::Status CheckLoadedData();
+  absl::Status CheckLoadedMixture();
   void MakeLoader();
   absl::Status OpenRecords();
+  absl::Status MakeSaver();
 
-  // The stages of one turn of the loop.
+  // The stages of Train, and of one turn of its loop.
+  absl::Status TrainSteps(Stop* stop);
   absl::Status AfterStep(const StepResult& result, double step_seconds);
   void Evaluate();
   void Sample();
-  absl::Status Save();
+  absl::Status SaveIfDue();
+  TrainState StateToSave() const;
   // This rank's reason to stop now, as a number of each.
   std::array<int64_t, 3> StopCounts();
   Stop StopReason(const std::array<int64_t, 3>& counts) const;  // agreed: summed over all ranks
@@ -91,12 +97,14 @@ class TrainingRun {
   std::unique_ptr<Generator> generator_;  // rank 0, if samples are wanted
   std::unique_ptr<MetricsFile> metrics_;  // rank 0
   std::unique_ptr<Console> console_;      // rank 0
+  std::unique_ptr<RunHealth> health_;     // rank 0
+  std::unique_ptr<RunSaver> saver_;       // reads the trainer's memory, writes to the console
   TrainState state_;
-  int64_t saved_step_ = -1;  // step of the newest checkpoint; -1: none
-  int64_t evaluated_step_ = -1;
+  LossSpikes spikes_;
+  int64_t loaded_step_ = -1;            // step of the checkpoint that the run went on from; -1: none
+  int64_t attempt_ = 0;                 // rank 0: which start of the run this is, from 1
+  int64_t evaluated_step_ = -1;         // of the last evaluation by this process
   EvaluationReport evaluation_report_;  // rank 0: of the last evaluation
   double last_turn_ = 0;                // clock of rank 0 when wall_seconds was last brought up to date
-  int64_t skipped_in_row_ = 0;
-  int64_t failed_saves_ = 0;  // in a row
 };
 }  // namespace carousel

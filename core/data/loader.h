@@ -56,6 +56,8 @@ class TrainLoader final : public BatchSource {
   // Sum of BatchDigest over the micro-batches handed out since the last call.
   uint64_t TakeDigest();
 
+  const Sampler& sampler() const { return sampler_; }
+
  private:
   struct Place {
     int64_t step = -1, micro = -1;
