@@ -92,6 +92,24 @@ absl::Status CheckpointTensors::Read(const CheckpointTensor& tensor, int64_t beg
   return absl::OkStatus();
 }
 
+absl::Status CheckpointTensors::Stream(
+    const CheckpointTensor& tensor,
+    const std::function<absl::Status(int64_t begin, int64_t count, const void* data)>& use) {
+  const int64_t piece = kPieceBytes / SizeOf(tensor.dtype);
+  std::vector<char> data(static_cast<size_t>(std::min(piece, tensor.num_elems) * SizeOf(tensor.dtype)));
+  uint64_t digest = 0;
+  for (int64_t begin = 0; begin < tensor.num_elems; begin += piece) {
+    const int64_t count = std::min(piece, tensor.num_elems - begin);
+    CAROUSEL_RETURN_IF_ERROR(Read(tensor, begin, count, data.data()));
+    digest += DigestRange(data.data(), tensor.dtype, begin, count);
+    CAROUSEL_RETURN_IF_ERROR(use(begin, count, data.data()));
+  }
+  if (digest == tensor.digest) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(impl_->info.dir, ": the digest of tensor ",
+                                          Describe(tensor.name, tensor.kind),
+                                          " is not the one it was saved with"));
+}
+
 namespace {
 
 class CheckpointWeights final : public WeightSource {

@@ -38,6 +38,12 @@ class CheckpointTensors {
   // Elements [begin, begin + count) of the row-major tensor, in its dtype. Checked block by block; a read of
   // a whole tensor also against its digest.
   absl::Status Read(const CheckpointTensor& tensor, int64_t begin, int64_t count, void* data);
+  // Gives `use` all elements in order, in pieces of at most kPieceBytes, and compares the digest at the end:
+  // what was used before may be damaged in a way that the checksums of the blocks do not show. Ends with the
+  // first error, its own or that of `use`.
+  static constexpr int64_t kPieceBytes = int64_t{32} << 20;
+  absl::Status Stream(const CheckpointTensor& tensor,
+                      const std::function<absl::Status(int64_t begin, int64_t count, const void* data)>& use);
 
  private:
   struct Impl;

@@ -1,4 +1,4 @@
-// `carousel checkpoint ls | verify | diff` on real directories.
+// `carousel checkpoint ...` on real directories.
 #include <gtest/gtest.h>
 
 #include <CLI/CLI.hpp>
@@ -109,6 +109,95 @@ TEST_F(CheckpointCommand, DiffIsZeroForEqualTensorsInAnyLayout) {
   const Outcome weights = RunCheckpoint({"diff", a_ + "/checkpoints/step-000000003", b_, "--weights_only"});
   EXPECT_TRUE(Has(weights.out, "7 tensors differ")) << weights.out;
   EXPECT_EQ(RunCheckpoint({"diff", a_, dir_.path()}).code, 1);
+}
+
+TEST_F(CheckpointCommand, LsShowsLossesMarksAndWhatWasSetAside) {
+  ASSERT_TRUE(RecordValidationLoss(a_, 3, 2.5).ok());
+  ASSERT_TRUE(RecordValidationLoss(a_, 5, 2.75).ok());
+  ASSERT_TRUE(MarkGood(a_, 5).ok());
+  std::filesystem::copy(newest_, a_ + "/checkpoints/.bad-step-000000005",
+                        std::filesystem::copy_options::recursive);
+  const Outcome all = RunCheckpoint({"ls", a_});
+  EXPECT_EQ(all.code, 0);
+  const auto line_of = [&](const std::string& name) {
+    const size_t begin = all.out.find("\n" + name + " ");
+    return begin == std::string::npos ? ""
+                                      : all.out.substr(begin + 1, all.out.find('\n', begin + 1) - begin - 1);
+  };
+  EXPECT_TRUE(Has(line_of("step-000000003"), "2.5000  best")) << all.out;
+  EXPECT_TRUE(Has(line_of("step-000000005"), "2.7500  good")) << all.out;
+  EXPECT_TRUE(Has(line_of(".bad-step-000000005"), "set aside")) << all.out;
+  EXPECT_FALSE(Has(line_of(".bad-step-000000005"), "good")) << all.out;
+  FlipLastByte(a_ + "/checkpoints/marks/step-000000003.loss");
+  const Outcome damaged = RunCheckpoint({"ls", a_});
+  EXPECT_TRUE(Has(damaged.out, "damaged mark") && Has(damaged.out, "step-000000003.loss is damaged"))
+      << damaged.out;
+}
+
+TEST_F(CheckpointCommand, StatNamesWhatIsInACheckpointAndItsValues) {
+  const Outcome all = RunCheckpoint({"stat", a_});
+  EXPECT_EQ(all.code, 0);
+  for (const char* const part :
+       {"step-000000005", "test-run", "checkpoint_test", "5120", "MANIFEST.pb",
+        "model-00000-of-00001.safetensors", "blocks.0.conv.weight", "[4,3,5]", "exp_avg_sq", "f64"}) {
+    EXPECT_TRUE(Has(all.out, part)) << part << "\n" << all.out;
+  }
+  const Outcome one = RunCheckpoint({"stat", a_, "--tensor", "scale", "--values"});
+  EXPECT_EQ(one.code, 0);
+  EXPECT_TRUE(Has(one.out, "rms") && Has(one.out, "scale") && !Has(one.out, "conv")) << one.out;
+  const Outcome none = RunCheckpoint({"stat", a_, "--tensor", "scala"});
+  EXPECT_EQ(none.code, 1);
+  EXPECT_TRUE(Has(none.err, "no tensor scala") && Has(none.err, "closest are scale")) << none.err;
+  FlipLastByte(newest_ + "/model-00000-of-00001.safetensors");
+  EXPECT_EQ(RunCheckpoint({"stat", a_}).code, 0);
+  EXPECT_EQ(RunCheckpoint({"stat", a_, "--values"}).code, 1);
+}
+
+TEST_F(CheckpointCommand, DiffByValueSaysHowFarTensorsAreApart) {
+  const Outcome outcome = RunCheckpoint({"diff", a_ + "/checkpoints/step-000000003", b_, "--values"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_TRUE(Has(outcome.out, "max |a-b|") && Has(outcome.out, "embedding.weight")) << outcome.out;
+  EXPECT_FALSE(Has(RunCheckpoint({"diff", a_, b_, "--values"}).out, "max |a-b|"));
+}
+
+TEST_F(CheckpointCommand, MergeAndReshardWriteWhatDiffFindsEqual) {
+  const std::string file = dir_.path() + "/all.safetensors", run = dir_.path() + "/resharded";
+  const Outcome merged = RunCheckpoint({"merge", a_, file, "--moments"});
+  EXPECT_EQ(merged.code, 0) << merged.err;
+  EXPECT_TRUE(Has(merged.out, "21 tensors") && Has(merged.out, "digests equal")) << merged.out;
+  EXPECT_TRUE(std::filesystem::exists(file));
+  EXPECT_EQ(RunCheckpoint({"merge", a_, file}).code, 1);
+
+  const Outcome resharded = RunCheckpoint({"reshard", a_, run, "--ranks", "3"});
+  EXPECT_EQ(resharded.code, 0) << resharded.err;
+  EXPECT_TRUE(Has(resharded.out, "in 9 files")) << resharded.out;
+  EXPECT_EQ(RunCheckpoint({"diff", a_, run}).code, 0);
+  EXPECT_EQ(RunCheckpoint({"verify", run}).code, 0);
+  EXPECT_EQ(RunCheckpoint({"reshard", a_, run}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"reshard", a_, run + "2", "--ranks", "0"}).code, 2);
+  EXPECT_EQ(RunCheckpoint({"reshard", dir_.path(), run}).code, 1);
+}
+
+TEST_F(CheckpointCommand, PruneRemovesNothingUnlessItIsToldTo) {
+  const Outcome asked = RunCheckpoint({"prune", a_, "--keep_last", "1"});
+  EXPECT_EQ(asked.code, 0);
+  EXPECT_TRUE(Has(asked.out, "remove step-000000003") && Has(asked.out, "keep   step-000000005"))
+      << asked.out;
+  EXPECT_TRUE(Has(asked.out, "nothing was. Pass --yes")) << asked.out;
+  EXPECT_TRUE(std::filesystem::exists(a_ + "/checkpoints/step-000000003"));
+  {
+    const auto lease = RunLease::Acquire(a_);
+    ASSERT_TRUE(lease.ok());
+    EXPECT_EQ(RunCheckpoint({"prune", a_, "--keep_last", "1", "--yes"}).code, 1);
+  }
+  EXPECT_TRUE(Has(RunCheckpoint({"prune", a_, "--keep_last", "2", "--yes"}).out, "nothing to remove"));
+  // Without a number the config of the run decides; this one cannot be read as one, so everything stays.
+  EXPECT_TRUE(Has(RunCheckpoint({"prune", a_, "--yes"}).out, "nothing to remove"));
+  const Outcome done = RunCheckpoint({"prune", a_, "--keep_last", "1", "--yes"});
+  EXPECT_EQ(done.code, 0) << done.err;
+  EXPECT_FALSE(std::filesystem::exists(a_ + "/checkpoints/step-000000003"));
+  EXPECT_TRUE(std::filesystem::exists(newest_));
+  EXPECT_EQ(RunCheckpoint({"prune", dir_.path(), "--keep_last", "1"}).code, 1);
 }
 
 TEST_F(CheckpointCommand, WithoutASubcommandItSaysWhichThereAre) {
