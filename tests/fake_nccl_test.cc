@@ -6,7 +6,9 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/simt/fake_cudart.h"
@@ -183,6 +185,39 @@ TEST(FakeNccl, ACommunicatorThatIsLeftWaitsForTheOthers) {
     EXPECT_NCCL(Await(communicator));
     EXPECT_NCCL(ncclCommDestroy(communicator));
   }));
+}
+
+// The host of rank 0 waits for a message of rank 1's, whose host waits for its GPU, and that for the GPU of
+// rank 0: it goes on, if somebody looks after the communicator.
+TEST(FakeNccl, AGpuGoesOnWhileItsHostWaitsForAnotherRank) {
+  for (const RankResult& result : RunProcesses(2, [](Communicator& host) {
+         const ncclComm_t communicator = Make(host);
+         const cudaStream_t stream = MakeStream();
+         float* x = nullptr;
+         EXPECT_OK(cudaMalloc(reinterpret_cast<void**>(&x), 2 * sizeof(float)));
+         EXPECT_OK(cudaMemsetAsync(x, 0, 2 * sizeof(float), stream));
+         const ncclResult_t issued = ncclAllGather(x + host.rank(), x, 1, ncclFloat32, communicator, stream);
+         EXPECT_NCCL(issued == ncclInProgress ? Await(communicator) : issued);
+         std::atomic<bool> ends = false;
+         std::thread watch([&] {
+           for (; !ends; usleep(10000)) Await(communicator);
+         });
+         int64_t message = 7;
+         const Tensor text(&message, DType::kI64, {1});
+         if (host.rank() == 0) {
+           host.Recv(text, 1);
+         } else {
+           EXPECT_OK(cudaStreamSynchronize(stream));
+           host.Send(text, 0);
+         }
+         ends = true;
+         watch.join();
+         EXPECT_OK(cudaStreamSynchronize(stream));
+         Leave(communicator);
+       })) {
+    EXPECT_EQ(result.exit_code, 0) << result.errors;
+    EXPECT_LT(result.seconds, 10);
+  }
 }
 
 TEST(FakeNccl, ARankThatDiesIsAnErrorOfThoseThatWaitForIt) {

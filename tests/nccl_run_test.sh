@@ -102,11 +102,11 @@ killed() { # killed RUN AXES
   [ "$(record "$1" | wc -l)" -ge 3 ] || fail "$1 did not train"
   kill -KILL "${pids[2]}"
   local begin=$SECONDS
+  { wait "${pids[2]}" || true; } 2>/dev/null
   for rank in 0 1 3; do
     ! wait "${pids[rank]}" || fail "$1: rank $rank ended as if all were well"
     says "log_$1.$rank" "\[rank $rank\] \[step [0-9]+\] [A-Za-z]+\(.*\) on '[a-z]+' at [a-z]+/.*:[0-9]+"
   done
-  wait "${pids[2]}" 2>/dev/null || true
   [ $((SECONDS - begin)) -le 10 ] || fail "$1: took $((SECONDS - begin)) s to end"
   nothing_left "$1" "${pids[0]}"
   cat "log_$1".[013] | grep -Eq "rank [0-9] (is gone|has gone|has ended)|2 .* has gone|another rank" || fail "$1: nobody says who has gone"
