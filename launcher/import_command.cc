@@ -8,6 +8,7 @@
 #include "launcher/commands.h"
 #include "launcher/imported_run.h"
 #include "launcher/model_source.h"
+#include "launcher/progress_bar.h"
 #include "launcher/version.h"
 
 namespace carousel {
@@ -35,11 +36,22 @@ absl::Status Import(const Options& options) {
   // What the model does not say stays open in the file, so that it is derived from what is added to it.
   if (!has_config && options.config.sets.empty()) run->resolved_text = own_config;
   CAROUSEL_RETURN_IF_ERROR(CheckSameModel(source.spec, *run));
-  CAROUSEL_ASSIGN_OR_RETURN(
-      const std::string checkpoint,
-      WriteImportedRun(*source.weights, *run, absl::StrCat(VersionLine(), " | import of ", options.model)));
-  std::printf("%s -> %s: %lld parameters; every byte read back and compared\n", source.description.c_str(),
-              checkpoint.c_str(), static_cast<long long>(NumParameters(source.spec)));
+  std::unique_ptr<ProgressBar> bar;
+  std::string bar_part;
+  const auto progress = [&](const char* part, int64_t done, int64_t total) {
+    if (bar == nullptr || bar_part != part) {
+      bar.reset();  // erases its line
+      bar = std::make_unique<ProgressBar>(bar_part = part);
+    }
+    bar->Show(done, total);
+  };
+  const absl::StatusOr<std::string> checkpoint = WriteImportedRun(
+      *source.weights, *run, absl::StrCat(VersionLine(), " | import of ", options.model), progress);
+  bar.reset();
+  CAROUSEL_RETURN_IF_ERROR(checkpoint.status());
+  std::printf("%s -> %s: %lld parameters; every byte read back, digests compared\n",
+              source.description.c_str(), checkpoint->c_str(),
+              static_cast<long long>(NumParameters(source.spec)));
   if (!source.text_is_bytes.ok() && run->tokenizer == TokenizerKind::kNone) {
     std::printf(
         "its text is not known to be bytes, so the run has data.tokenizer: NONE (token files made "
@@ -67,7 +79,7 @@ CLI::App* AddImportCommand(CLI::App& app, std::function<int()>* run) {
   command
       ->add_option("--model", options->model,
                    "Directory of Hugging Face Transformers or of the package xlstm: "
-                   "config.json and safetensors")
+                   "config.json or config.yaml, and safetensors")
       ->required()
       ->type_name("DIR");
   command->add_option("--out", options->out, "Run directory to make")->required()->type_name("DIR");
@@ -87,9 +99,15 @@ CLI::App* AddImportCommand(CLI::App& app, std::function<int()>* run) {
 from it as from any other checkpoint. Weights may be F32, BF16 or F16, in one file or several, separate or
 fused; a setting of the model that this program cannot honour is an error.
 
-Two kinds of directories are read: that of Hugging Face Transformers (xLSTMForCausalLM), and config.json with
-model.safetensors of an xLSTMLMModel of the Python package xlstm, whose config.json has the fields of
-dataclasses.asdict(config) and whose sLSTM weights may have the layout of either backend.
+Three kinds of directories are read, and told apart by their config:
+  hf     Hugging Face Transformers (xLSTMForCausalLM): config.json; model.safetensors, or shards with an index
+  nxai   xLSTMLarge of the Python package xlstm: config.yaml; model.safetensors, or model_0.safetensors,
+         model_1.safetensors and so on
+  xlstm  xLSTMLMModel of that package: config.json or config.yaml with the fields of
+         dataclasses.asdict(config); the layout of sLSTM weights may be that of either backend
+
+Tensors stream from the directory to the checkpoint in blocks: memory does not grow with the model. At the end
+every byte is read back, and the digests of all tensors are compared with those of the directory.
 
 To start from such a directory without copying it, set checkpoint.initial_weights in a config instead.
 

@@ -1,7 +1,7 @@
 #include "launcher/imported_run.h"
 
-#include <algorithm>
-#include <cstring>
+#include <functional>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -9,14 +9,14 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/hf_names.h"
+#include "checkpoints/model_digests.h"
+#include "checkpoints/model_save.h"
 #include "core/base/check.h"
 #include "core/base/status_macros.h"
 #include "launcher/run_directory.h"
 
 namespace carousel {
 namespace {
-constexpr int64_t kPieceElems = int64_t{1} << 20;
-
 bool HasMlstm(const ModelSpec& spec) { return static_cast<int64_t>(spec.slstm_at.size()) < spec.num_blocks; }
 
 std::string Exact(double value) { return absl::StrFormat("%.17g", value); }
@@ -35,48 +35,11 @@ const char* BiasInitName(SlstmBiasInit init) {
   CheckFailed(__FILE__, __LINE__, "a SlstmBiasInit that is none");
 }
 
-// The memory of a checkpoint: all weights, and one block of zeros that stands for every moment.
-struct ImportedState {
-  std::vector<std::vector<std::byte>> weights;
-  std::vector<std::byte> zeros;
-  std::vector<StateSlice> slices;
-};
-
-absl::Status ReadState(const WeightSource& source, const std::vector<Param>& params, DType dtype,
-                       ImportedState* state) {
-  int64_t largest = 0;
-  for (const Param& param : params) largest = std::max(largest, param.num_elems);
-  state->zeros.resize(static_cast<size_t>(largest * SizeOf(dtype)));
-  for (const Param& param : params) {
-    state->weights.emplace_back(static_cast<size_t>(param.num_elems * SizeOf(dtype)));
-    CAROUSEL_RETURN_IF_ERROR(
-        source.Read(param.name, 0, param.num_elems, dtype, state->weights.back().data()));
-    for (const StateKind kind : {StateKind::kWeight, StateKind::kAdamM, StateKind::kAdamV}) {
-      state->slices.push_back(
-          WholeSlice(param.name, kind, dtype, param.shape,
-                     kind == StateKind::kWeight ? state->weights.back().data() : state->zeros.data()));
-    }
-  }
-  return absl::OkStatus();
-}
-
-// Every bit of the weights in the checkpoint against the source.
-absl::Status CompareWeights(const WeightSource& source, const std::vector<Param>& params,
-                            const std::string& checkpoint, DType dtype) {
-  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> written, OpenCheckpointWeights(checkpoint));
-  std::vector<std::byte> a(static_cast<size_t>(kPieceElems * SizeOf(dtype))), b(a.size());
-  for (const Param& param : params) {
-    for (int64_t begin = 0; begin < param.num_elems; begin += kPieceElems) {
-      const int64_t count = std::min(kPieceElems, param.num_elems - begin);
-      CAROUSEL_RETURN_IF_ERROR(source.Read(param.name, begin, count, dtype, a.data()));
-      CAROUSEL_RETURN_IF_ERROR(written->Read(param.name, begin, count, dtype, b.data()));
-      if (std::memcmp(a.data(), b.data(), static_cast<size_t>(count * SizeOf(dtype))) != 0) {
-        return absl::DataLossError(
-            absl::StrCat(checkpoint, ": tensor \"", param.name, "\" is not what was written"));
-      }
-    }
-  }
-  return absl::OkStatus();
+// The progress of one part of the work.
+std::function<void(int64_t, int64_t)> Part(const ImportProgress& progress, const char* part) {
+  return [&progress, part](int64_t done, int64_t total) {
+    if (progress) progress(part, done, total);
+  };
 }
 }  // namespace
 
@@ -164,7 +127,7 @@ absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run) {
 }
 
 absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
-                                             const std::string& build_line) {
+                                             const std::string& build_line, const ImportProgress& progress) {
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run.run_dir));
   if (!checkpoints.empty()) {
     return absl::AlreadyExistsError(
@@ -174,27 +137,34 @@ absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const 
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(run.run_dir));
   const DType dtype = WideOf(run.compute);
   const std::vector<Param> params = ModelParams(run.model);
-  {
-    ImportedState state;
-    CAROUSEL_RETURN_IF_ERROR(ReadState(weights, params, dtype, &state));
-    SaveRequest request;
-    request.run_dir = run.run_dir;
-    request.run_id = "imported";
-    request.state.seed = run.seed;
-    request.slices = std::move(state.slices);
-    request.config_text = run.resolved_text;
-    request.writer = build_line;
-    request.lease = lease.get();
-    CAROUSEL_RETURN_IF_ERROR(SaveCheckpoint(request));
-  }
+  SaveRequest request;
+  request.run_dir = run.run_dir;
+  request.run_id = "imported";
+  request.state.seed = run.seed;
+  request.config_text = run.resolved_text;
+  request.writer = build_line;
+  request.lease = lease.get();
+  CAROUSEL_RETURN_IF_ERROR(SaveWeights(weights, params, dtype, request, Part(progress, "import")));
   CAROUSEL_RETURN_IF_ERROR(RecordStart(run, build_line));
 
   CAROUSEL_ASSIGN_OR_RETURN(const std::string checkpoint, FindCheckpoint(run.run_dir));
-  CAROUSEL_ASSIGN_OR_RETURN(const VerifyReport report, VerifyCheckpoint(checkpoint, nullptr));
+  CAROUSEL_ASSIGN_OR_RETURN(const VerifyReport report,
+                            VerifyCheckpoint(checkpoint, Part(progress, "verify")));
   if (!report.problems.empty()) {
     return absl::DataLossError(absl::StrCat(checkpoint, ": ", absl::StrJoin(report.problems, "\n  ")));
   }
-  CAROUSEL_RETURN_IF_ERROR(CompareWeights(weights, params, checkpoint, dtype));
+  // The checkpoint has the digests of its manifest; they are those of the weights it was made from.
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> written, OpenCheckpointWeights(checkpoint));
+  int64_t total_bytes = 0;
+  for (const Param& param : params) total_bytes += param.num_elems * SizeOf(dtype);
+  const auto compare = Part(progress, "compare");
+  CAROUSEL_RETURN_IF_ERROR(CompareDigests({.expected = written.get(),
+                                           .expected_name = checkpoint,
+                                           .written = &weights,
+                                           .written_name = "the model to import",
+                                           .dtype = dtype,
+                                           .progress = [&](int64_t bytes) { compare(bytes, total_bytes); }})
+                               .status());
   return checkpoint;
 }
 }  // namespace carousel

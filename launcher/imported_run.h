@@ -1,5 +1,7 @@
 // A run directory made from weights: a checkpoint of step 0, from which training goes on.
 #pragma once
+#include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -17,10 +19,15 @@ std::string ConfigForModel(const ModelSpec& spec, bool text_is_bytes, const Trai
 // computes; how it is initialised and trained is the run's choice.
 absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run);
 
+// Bytes of one part of the work: "import", "verify", "compare".
+using ImportProgress = std::function<void(const char* part, int64_t done_bytes, int64_t total_bytes)>;
+
 // Writes run.run_dir: config.textproto, build.txt (build_line) and a checkpoint of step 0 with the weights
-// and zero moments; then reads every byte of the checkpoint back, checks it and compares it with `weights`.
-// Returns the checkpoint's directory. AlreadyExists if the run directory holds checkpoints. The weights are
-// in memory once.
+// and zero moments; then reads every byte of the checkpoint back, checks it and compares its digests with
+// those of `weights`. Returns the checkpoint's directory. AlreadyExists if the run directory holds
+// checkpoints. Everything passes through memory in pieces: it does not grow with the model. progress may be
+// null.
 absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
-                                             const std::string& build_line);
+                                             const std::string& build_line,
+                                             const ImportProgress& progress = {});
 }  // namespace carousel
