@@ -2,8 +2,12 @@
 // program it makes visible.
 #include "kernels/simt/fake_nccl.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -253,6 +257,27 @@ TEST(FakeNccl, ARankThatDiesIsAnErrorOfThoseThatWaitForIt) {
           << when << ": " << results[static_cast<size_t>(r)].errors;
     }
   }
+}
+
+TEST(FakeNccl, WhatADeadProgramLeftIsRemovedByTheNextOne) {
+  const std::string of_living = "/emulated-nccl-" + std::to_string(getpid()) + "-77";
+  const auto make = [](const std::string& name) {
+    const int file = shm_open(name.c_str(), O_RDWR | O_CREAT, 0600);
+    EXPECT_GE(file, 0);
+    close(file);
+  };
+  const auto exists = [](const std::string& name) { return access(("/dev/shm" + name).c_str(), F_OK) == 0; };
+  const pid_t dead = fork();
+  if (dead == 0) _exit(0);
+  EXPECT_EQ(waitpid(dead, nullptr, 0), dead);
+  const std::string of_dead = "/emulated-nccl-" + std::to_string(dead) + "-0";
+  make(of_dead);
+  make(of_living);
+  ncclUniqueId id;
+  EXPECT_NCCL(ncclGetUniqueId(&id));
+  EXPECT_FALSE(exists(of_dead));
+  EXPECT_TRUE(exists(of_living));
+  shm_unlink(of_living.c_str());
 }
 
 TEST(FakeNccl, MistakesAreRefused) {

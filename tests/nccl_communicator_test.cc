@@ -68,6 +68,17 @@ TEST(NcclCommunicator, KeepsTheContractWithLittleStagingMemoryAndVerifiedCalls) 
   }));
 }
 
+TEST(NcclCommunicator, VerifiesCallsWhereItsHostDoes) {
+  ExpectAllPass(RunProcesses(2, [&](Communicator& host) {
+    const auto device = MakeGpu(host.rank());
+    EXPECT_FALSE(MakeCommunicator(host, *device)->verify_calls());
+    host.set_verify_calls(true);
+    const auto communicator = MakeCommunicator(host, *device);
+    EXPECT_TRUE(communicator->verify_calls());
+    EXPECT_TRUE(communicator->Split(0)->verify_calls());
+  }));
+}
+
 TEST(NcclCommunicator, WorksForThreadsOfOneProcessWithAGpuEach) {
   fake_cuda::SetOptions({.num_devices = 2});
   fake_nccl::SetOptions({});

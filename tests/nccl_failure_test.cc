@@ -83,6 +83,9 @@ TEST(NcclFailure, AKilledRankOfAPartEndsAll) {
   ExpectErrors(results, 3, {"rank "});
   EXPECT_NE(results[2].errors.find("AllReduceSum(1000 x f32) on 'pair'"), std::string::npos)
       << results[2].errors;
+  EXPECT_NE(results[2].errors.find(" (ranks 0 to 1 of 'pair' are ranks 2, 3 of the job)\n"),
+            std::string::npos)
+      << results[2].errors;
 }
 
 TEST(NcclFailure, ARankThatLeavesTooEarlyEndsTheOthers) {
@@ -127,6 +130,25 @@ TEST(NcclFailure, DifferentCallsAreNamedWithBothPlacesWhenTheyAreVerified) {
                   std::string::npos ||
               all.find("but rank 0 called Broadcast(1000 x f32, root 0) at tests/nccl_failure_test.cc:") !=
                   std::string::npos)
+      << all;
+}
+
+TEST(NcclFailure, DifferentCallsInAPartAreNamedByTheRanksOfTheJob) {
+  const auto results = RunFailing(4, {}, [](Communicator& c, Tensor x) {
+    c.set_verify_calls(true);
+    const auto part = c.Split(c.rank() / 2);
+    part->set_name("pair");
+    EXPECT_EQ(part->WorldRank(0), c.rank() / 2 * 2);
+    EXPECT_EQ(part->WorldRank(1), c.rank() / 2 * 2 + 1);
+    if (c.rank() == 3) part->Broadcast(x, 0);
+    if (c.rank() != 3) part->AllReduceSum(x);
+  });
+  const std::string all = results[2].errors + results[3].errors;
+  EXPECT_TRUE(all.find("[rank 2] the ranks' calls do not match: ") != std::string::npos ||
+              all.find("[rank 3] the ranks' calls do not match: ") != std::string::npos)
+      << all;
+  EXPECT_TRUE(all.find("but rank 3 called Broadcast(1000 x f32, root 0) at tests/") != std::string::npos ||
+              all.find("but rank 2 called AllReduceSum(1000 x f32) at tests/") != std::string::npos)
       << all;
 }
 

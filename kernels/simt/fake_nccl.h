@@ -15,6 +15,9 @@
 //   in a call and while it is left. As with NCCL, the operation then never ends until the communicator is
 //   aborted.
 // - Buffers must be live device memory of the right size, and what is read must have been written.
+// - Shared memory has a name only while a communicator is made. What ranks that died meanwhile left is
+// removed
+//   by the next program.
 // - Unlike NCCL it does not look whether ranks share a GPU.
 #pragma once
 #include <nccl.h>

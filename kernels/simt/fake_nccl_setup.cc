@@ -1,10 +1,13 @@
 // The fake NCCL: how communicators are made, asked, split and left.
+#include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <tuple>
@@ -42,6 +45,18 @@ bool LockByte(int file, int byte, bool only_ask) {
   lock.l_len = 1;
   if (fcntl(file, only_ask ? F_OFD_GETLK : F_OFD_SETLK, &lock) != 0) return false;
   return !only_ask || lock.l_type == F_UNLCK;
+}
+
+// Removes the memory of communicators that were never complete because their rank 0 died meanwhile.
+void SweepLeftovers() {
+  DIR* directory = opendir("/dev/shm");
+  if (directory == nullptr) return;
+  while (const dirent* entry = readdir(directory)) {
+    int process = 0;
+    if (std::sscanf(entry->d_name, "emulated-nccl-%d-", &process) != 1) continue;
+    if (kill(process, 0) != 0 && errno == ESRCH) shm_unlink((std::string("/") + entry->d_name).c_str());
+  }
+  closedir(directory);
 }
 
 // What the options have in mind for the next communicator.
@@ -301,6 +316,7 @@ extern "C" {
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   fake::State& s = fake::GetState();
   const std::lock_guard<std::mutex> lock(s.mutex);
+  fake::SweepLeftovers();
   *id = {};
   std::snprintf(id->internal, sizeof id->internal, "/emulated-nccl-%d-%lld", static_cast<int>(getpid()),
                 static_cast<long long>(s.num_ids++));
