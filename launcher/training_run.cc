@@ -1,6 +1,7 @@
 #include "launcher/training_run.h"
 
 #include <algorithm>
+#include <chrono>
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
@@ -123,6 +124,12 @@ absl::Status TrainingRun::CheckLoadedData() {
                      " read different training tokens under the same paths; copy the "
                      "same token files to every machine"));
   }
+  // Known from the config as well, unless the checkpoint's was unreadable or an older one had to be taken.
+  if (state_.step > 0 && state_.seed != run_.seed && !options_.accept_change) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the checkpoint was trained with train.seed ", state_.seed, ", which is ", run_.seed,
+                     " now; go on with the same value, or pass --accept_change"));
+  }
   if (state_.data_fingerprint == 0 || state_.data_fingerprint == data_fingerprint_) return absl::OkStatus();
   if (options_.accept_change) {
     if (IsMain()) CAROUSEL_LOG(WARNING) << "the training tokens are not those the run was trained on so far";
@@ -242,11 +249,18 @@ absl::Status TrainingRun::BuildTrainer() {
 absl::Status TrainingRun::LoadOrInitialize() {
   Communicator& world = environment_.world();
   std::optional<ProgressBar> bar(std::in_place, "loading");
+  auto told = std::chrono::steady_clock::now();
   const absl::StatusOr<std::string> loaded =
       LoadNewestGood(run_.run_dir, trainer_->States(), &state_,
                      {.fallback = options_.checkpoint_fallback,
                       .communicator = &world,
-                      .progress = [&](int64_t done, int64_t total) { bar->Show(done, total); }});
+                      .progress = [&](int64_t done, int64_t total) {
+                        bar->Show(done, total);
+                        const auto now = std::chrono::steady_clock::now();
+                        if (now - told < std::chrono::seconds(10)) return;
+                        told = now;
+                        CAROUSEL_LOG(INFO) << "loading: " << 100 * done / std::max<int64_t>(total, 1) << " %";
+                      }});
   bar.reset();
   if (loaded.ok()) {
     trainer_->LoadedStates();
