@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "checkpoints/manifest.h"
@@ -72,13 +73,12 @@ void LoadPlan::ForEachRunIn(const LoadBlock& block, const LoadPart& part, const 
 
 void LoadPlan::CollectBlocks(const pb::Manifest& manifest, int num_members) {
   std::map<std::pair<int64_t, int64_t>, LoadBlock> blocks;
-  std::map<std::pair<int, std::vector<int64_t>>, int64_t> distinct;  // parts that several want, by box
+  std::set<std::pair<int, std::vector<int64_t>>> distinct;  // what several want is one
   for (size_t p = 0; p < parts_.size(); ++p) {
     const LoadPart& part = parts_[p];
     const SavedBox& saved = saved_[static_cast<size_t>(part.saved)];
-    const int64_t part_bytes = part.box.num_elems() * saved.elem_bytes;
-    if (distinct.emplace(std::pair(part.saved, part.box.offset), part_bytes).second) {
-      num_bytes_wanted_ += part_bytes;
+    if (distinct.emplace(part.saved, part.box.offset).second) {
+      num_bytes_wanted_ += part.box.num_elems() * saved.elem_bytes;
     }
     // From the first element of the part to its last one, as they lie in the file.
     Box last_elem = part.box, in_box = part.box;

@@ -43,6 +43,15 @@ for ranks in 2 3; do
   "$carousel" checkpoint diff one "run$ranks" || fail "weights differ between 1 and $ranks ranks"
 done
 
+# Two ranks save, three go on: what one reads of the files for another goes over the sockets.
+start 2 moved "file:$work/meet" --set train.max_tokens=1920
+for rank in "${!pids[@]}"; do wait "${pids[rank]}" || fail "rank $rank of 2"; done
+[ "$(record moved | wc -l)" -eq 5 ] || fail "two ranks did not stop at step 5"
+start 3 moved "file:$work/meet"
+for rank in "${!pids[@]}"; do wait "${pids[rank]}" || fail "rank $rank of 3"; done
+diff <(record one) <(record moved) || fail "metrics differ when three ranks go on from two"
+"$carousel" checkpoint diff one moved || fail "weights differ when three ranks go on from two"
+
 # Some of the variables are not enough, and a wrong one is named.
 ! CAROUSEL_RANK=0 CAROUSEL_WORLD_SIZE=2 "$carousel" train --config tiny.textproto --run_dir wrong >log_some 2>&1 ||
   fail "half of the variables were enough"
