@@ -108,7 +108,10 @@ absl::Status CheckExpressibleInPackage(const ModelSpec& spec) {
     if (!condition) problems.push_back(problem);
   };
   if (spec.family != Family::kPaper) {
-    problems.push_back("family = XLSTM_LARGE: xLSTMLMModel has the blocks of the paper family only");
+    problems.push_back(
+        "family = XLSTM_LARGE: xLSTMLMModel has the blocks of the paper family only; --format nxai writes it "
+        "for "
+        "xLSTMLarge of the same package");
   } else {
     require(spec.norm_eps == kPackageNormEps,
             absl::StrCat("norm_eps = ", spec.norm_eps, ": it is ", kPackageNormEps, " there"));

@@ -118,16 +118,15 @@ absl::StatusOr<std::string> CompareLogits(const ModelSource& source, const std::
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<float> ours,
                             CheckLogits(source.spec, *source.weights, *on.device));
   double delta = MaxDelta(theirs, ours);
-  std::string report =
-      absl::StrFormat("max |delta logit| = %.3g against the training model (%d tokens, f32 arithmetic)\n",
-                      delta, kCheckTokens);
+  std::string report = absl::StrFormat(
+      "max |delta logit| = %.3g against the model it was made from (%d tokens, f32 arithmetic)\n", delta,
+      kCheckTokens);
   if (dtype == DType::kBF16) {
     CAROUSEL_ASSIGN_OR_RETURN(const std::vector<float> rounded,
                               CheckLogits(source.spec, RoundedWeights(*source.weights), *on.device));
     delta = MaxDelta(theirs, rounded);
     absl::StrAppendFormat(
-        &report, "max |delta logit| = %.3g against the training model with its weights rounded to bf16\n",
-        delta);
+        &report, "max |delta logit| = %.3g against that model with its weights rounded to bf16\n", delta);
   }
   if (delta <= kMaxDeltaLogit) return report;
   return absl::DataLossError(

@@ -136,7 +136,9 @@ absl::Status Generate(const Options& options) {
 CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run) {
   CLI::App* command = app.add_subcommand("generate", "Continue a text with a trained model");
   const auto options = std::make_shared<Options>();
-  command->add_option("--model", options->model, "Run directory, checkpoint or Hugging Face directory")
+  command
+      ->add_option("--model", options->model,
+                   "Run directory, checkpoint, Hugging Face directory or directory of the package xlstm")
       ->required()
       ->type_name("DIR");
   command

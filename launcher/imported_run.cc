@@ -1,10 +1,10 @@
 #include "launcher/imported_run.h"
 
+#include <charconv>
 #include <functional>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
@@ -19,7 +19,11 @@ namespace carousel {
 namespace {
 bool HasMlstm(const ModelSpec& spec) { return static_cast<int64_t>(spec.slstm_at.size()) < spec.num_blocks; }
 
-std::string Exact(double value) { return absl::StrFormat("%.17g", value); }
+// The shortest text that reads back as the same bits.
+std::string Exact(double value) {
+  char text[32];
+  return std::string(text, std::to_chars(text, text + sizeof(text), value).ptr);
+}
 
 const char* BiasInitName(SlstmBiasInit init) {
   switch (init) {
