@@ -145,6 +145,4 @@ absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std
 
 // Removes what attempts that died left behind (.tmp-*, .trash-*, .probe-*). The caller holds the lease.
 absl::Status SweepLeftovers(const std::string& run_dir, FileSystem* files = nullptr);
-// Removes all checkpoints but the newest keep_last (0: none is removed). Use RetentionPolicy (retention.h).
-absl::Status PruneCheckpoints(const std::string& run_dir, int64_t keep_last, FileSystem* files = nullptr);
 }  // namespace carousel

@@ -197,7 +197,4 @@ absl::Status SweepLeftovers(const std::string& run_dir, FileSystem* files) {
   return absl::OkStatus();
 }
 
-absl::Status PruneCheckpoints(const std::string& run_dir, int64_t keep_last, FileSystem* files) {
-  return PruneCheckpoints(run_dir, RetentionPolicy{.keep_last = keep_last}, files);
-}
 }  // namespace carousel

@@ -89,6 +89,13 @@ class PosixWritableFile final : public WritableFile {
       if (n == 0) return ErrnoStatus(EIO, "writing", path_);
       p += n;
       num_bytes -= n;
+      written_ += n;
+    }
+    // The disk begins while the rest is made, so that Sync has less to wait for. A hint: Sync tells of
+    // errors.
+    if (written_ - begun_ >= kWriteOutBytes) {
+      static_cast<void>(sync_file_range(fd_.get(), begun_, written_ - begun_, SYNC_FILE_RANGE_WRITE));
+      begun_ = written_;
     }
     return absl::OkStatus();
   }
@@ -103,8 +110,11 @@ class PosixWritableFile final : public WritableFile {
   }
 
  private:
+  static constexpr int64_t kWriteOutBytes = int64_t{8} << 20;
+
   std::string path_;
   Descriptor fd_;
+  int64_t written_ = 0, begun_ = 0;  // bytes from the file's beginning
 };
 
 class PosixReadableFile final : public ReadableFile {

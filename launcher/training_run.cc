@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "checkpoints/directory_probe.h"
 #include "configs/load.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
@@ -55,6 +56,8 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                                           environment.world(), *self->device_));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
+  CAROUSEL_RETURN_IF_ERROR(
+      ProbeRunDirectory(self->run_.run_dir, &environment.world(), environment.local_rank() == 0));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
   CAROUSEL_RETURN_IF_ERROR(self->Agree(self->MakeSaver()));
