@@ -10,14 +10,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "configs/load.h"
-#include "core/base/random.h"
 #include "core/base/status_macros.h"
 #include "core/train/trainer.h"
+#include "launcher/bench_checkpoint_command.h"
 #include "launcher/bench_ops_command.h"
 #include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/matmul_recorder.h"
+#include "launcher/random_tokens.h"
 #include "launcher/train_setup.h"
 #include "parallel/sharded_sync.h"
 
@@ -31,28 +32,6 @@ struct BenchOptions {
   std::string device = "cpu";
   bool graphs = true;
   double peak_tflops = 0;
-};
-
-// Random ids below the vocabulary size; no documents.
-class RandomTokens final : public BatchSource {
- public:
-  RandomTokens(int64_t B, int64_t T, int64_t V) : B_(B), T_(T), V_(static_cast<uint64_t>(V)) {}
-  void Get(int64_t step, int64_t micro, Batch* batch) override {
-    batch->B = B_;
-    batch->T = T_;
-    batch->inputs.resize(static_cast<size_t>(B_ * T_));
-    batch->targets.resize(batch->inputs.size());
-    batch->resets.clear();
-    const uint64_t stream = StreamOf("bench tokens") + static_cast<uint64_t>(step * 4096 + micro);
-    for (size_t n = 0; n < batch->inputs.size(); ++n) {
-      batch->inputs[n] = static_cast<int32_t>(RandomUint64(0, stream, 2 * n) % V_);
-      batch->targets[n] = static_cast<int32_t>(RandomUint64(0, stream, 2 * n + 1) % V_);
-    }
-  }
-
- private:
-  int64_t B_, T_;
-  uint64_t V_;
 };
 
 double Seconds() {
@@ -218,6 +197,7 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
     };
   });
   AddBenchOpsCommands(*bench, run);
+  AddBenchCheckpointCommand(*bench, run);
   return bench;
 }
 }  // namespace carousel
