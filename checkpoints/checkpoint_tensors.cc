@@ -133,11 +133,10 @@ class CheckpointWeights final : public WeightSource {
       return absl::NotFoundError(absl::StrCat(tensors_.info().dir, " has no weight ", name));
     }
     if (tensor->dtype == dtype) return tensors_.Read(*tensor, begin, count, data);
-    // Converted piece by piece.
-    constexpr int64_t kPieceElems = int64_t{1} << 18;
-    std::vector<char> piece(static_cast<size_t>(std::min(count, kPieceElems) * SizeOf(tensor->dtype)));
+    // Converted in large pieces: where each touches many files, each costs a block of every one.
+    std::vector<char> piece(static_cast<size_t>(std::min(count, kWeightPieceElems) * SizeOf(tensor->dtype)));
     for (int64_t done = 0; done < count;) {
-      const int64_t n = std::min(count - done, kPieceElems);
+      const int64_t n = std::min(count - done, kWeightPieceElems);
       CAROUSEL_RETURN_IF_ERROR(tensors_.Read(*tensor, begin + done, n, piece.data()));
       ConvertElems(dtype, static_cast<char*>(data) + done * SizeOf(dtype), tensor->dtype, piece.data(), n);
       done += n;

@@ -105,6 +105,45 @@ TEST_F(ModelCommands, APaperModelGoesToThePackageXlstmAndBack) {
   EXPECT_NE(Read(Path("plain") + "/config.json").find("\"context_length\": 5"), std::string::npos);
 }
 
+TEST_F(ModelCommands, ALargeModelGoesToXlstmLargeAndBack) {
+  const std::string prompt = " --prompt 'It is a truth universally' --temperature 0 --max_tokens 40";
+  const std::string text = Run("generate --model " + Path("run") + prompt).out;
+  const std::string dir = Path("nxai"), back = Path("nxai_run");
+  const Outcome exported = Run("export --format nxai --model " + Path("run") + " --out " + dir);
+  ASSERT_EQ(exported.exit_code, 0) << exported.err;
+  EXPECT_NE(exported.out.find("the digests of all 33 tensors are those of the checkpoint\n"),
+            std::string::npos)
+      << exported.out;
+  EXPECT_NE(exported.out.find("max |delta logit| = 0 "), std::string::npos) << exported.out;
+  EXPECT_TRUE(std::filesystem::exists(dir + "/config.yaml"));
+  EXPECT_FALSE(std::filesystem::exists(dir + "/config.json"));
+  EXPECT_NE(Read(dir + "/README.md").find("load_from_pretrained(\"nxai\")"), std::string::npos);
+  EXPECT_EQ(Run("generate --model " + dir + prompt).out, text);
+  const Outcome imported = Run("import --model " + dir + " --out " + back);
+  ASSERT_EQ(imported.exit_code, 0) << imported.err;
+  EXPECT_NE(imported.out.find("digests compared"), std::string::npos) << imported.out;
+  EXPECT_EQ(Run("generate --model " + back + prompt).out, text);
+  ASSERT_EQ(Run("export --format nxai --model " + back + " --out " + dir + "2").exit_code, 0);
+  for (const std::string file : {"/config.yaml", "/model.safetensors"}) {
+    EXPECT_EQ(Read(dir + "2" + file), Read(dir + file)) << file;
+  }
+  // In files that the package counts, as bf16, without running the model.
+  const Outcome rounded =
+      Run("export --format nxai --check digests --dtype bf16 --max_shard_bytes 100000 --model " + dir +
+          " --out " + dir + "_bf16");
+  ASSERT_EQ(rounded.exit_code, 0) << rounded.err;
+  EXPECT_NE(rounded.out.find("are those of the model, rounded to bf16\nlogits not compared: --check digests"),
+            std::string::npos)
+      << rounded.out;
+  EXPECT_TRUE(std::filesystem::exists(dir + "_bf16/model_2.safetensors"));
+  EXPECT_EQ(Run("generate --model " + dir + "_bf16" + prompt).exit_code, 0);
+  const Outcome again = Run("export --format nxai --model " + Path("run") + " --out " + dir);
+  EXPECT_EQ(again.exit_code, 1);
+  EXPECT_NE(again.err.find("--force"), std::string::npos) << again.err;
+  EXPECT_EQ(Run("export --force --model " + Path("run") + " --out " + dir).exit_code, 0);
+  EXPECT_FALSE(std::filesystem::exists(dir + "/config.yaml"));  // it is a Hugging Face directory now
+}
+
 TEST_F(ModelCommands, AModelThatNoOtherProgramHasIsNotExported) {
   ModelSpec spec = ExportableSpec();
   spec.slstm_at = {1};
@@ -118,6 +157,7 @@ TEST_F(ModelCommands, AModelThatNoOtherProgramHasIsNotExported) {
   const Outcome other = Run("export --format xlstm --model " + Path("run") + " --out " + Path("nowhere"));
   EXPECT_EQ(other.exit_code, 1) << other.err;
   EXPECT_NE(other.err.find("family = XLSTM_LARGE"), std::string::npos) << other.err;
+  EXPECT_NE(other.err.find("--format nxai"), std::string::npos) << other.err;
   const Outcome option =
       Run("export --slstm_backend cuda --model " + Path("run") + " --out " + Path("nowhere"));
   EXPECT_EQ(option.exit_code, 2) << option.err;
