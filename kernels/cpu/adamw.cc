@@ -29,18 +29,9 @@ void Update(const AdamWArgs& a, ThreadPool& pool) {
 }  // namespace
 
 void CpuOps::AdamW(const AdamWArgs& a) {
+  CheckArgs(a);
   const DType wide = a.master.dtype;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.master.rank), 1);
-  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
   const int64_t n = a.master.dim[0];
-  CAROUSEL_CHECK_TENSOR(a.m, wide, {n});
-  CAROUSEL_CHECK_TENSOR(a.v, wide, {n});
-  CAROUSEL_CHECK_TENSOR(a.grad, wide, {n});
-  if (a.weight.defined()) {
-    CAROUSEL_CHECK_SHAPE(a.weight, {n});
-    CAROUSEL_CHECK(IsFloat(a.weight.dtype));
-  }
-  CAROUSEL_CHECK_GE(a.step, int64_t{1});
   const bool fast_weight = !a.weight.defined() || a.weight.dtype != DType::kF64;
   if (!Fast(wide) || !fast_weight) {
     wide == DType::kF64 ? Update<double>(a, pool_) : Update<float>(a, pool_);

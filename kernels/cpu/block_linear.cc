@@ -187,15 +187,9 @@ void SmallBackward(const BlockLinearBackwardArgs& a, const BlockLinearShape& s,
 }  // namespace
 
 void CpuOps::BlockLinearForward(const BlockLinearForwardArgs& a) {
-  const DType compute = a.x.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK(a.x.rank == 2 && a.weight.rank == 2 && a.num_blocks >= 1);
-  const int64_t N = a.x.dim[0], in = a.weight.dim[1], out = a.weight.dim[0] / a.num_blocks;
-  CAROUSEL_CHECK_MSG(a.y.dtype == compute || a.y.dtype == wide, "y must be of the compute type or wide");
-  CAROUSEL_CHECK_SHAPE(a.y, {N, a.num_blocks * out});
-  CAROUSEL_CHECK_STRIDED(a.x, compute, {N, a.num_blocks * in});
-  CAROUSEL_CHECK_TENSOR(a.weight, compute, {a.num_blocks * out, in});
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {a.num_blocks * out});
+  CheckArgs(a);
+  const DType compute = a.x.dtype;
+  const int64_t in = a.weight.dim[1], out = a.weight.dim[0] / a.num_blocks;
   if (!Fast(compute)) {
     return DispatchFloat(compute, [&]<class T>() {
       a.y.dtype == compute ? Forward<T, T>(a, pool_) : Forward<T, Wide<T>>(a, pool_);
@@ -223,16 +217,9 @@ void CpuOps::BlockLinearForward(const BlockLinearForwardArgs& a) {
 }
 
 void CpuOps::BlockLinearBackward(const BlockLinearBackwardArgs& a) {
-  const DType compute = a.x.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK(a.x.rank == 2 && a.weight.rank == 2 && a.num_blocks >= 1);
+  CheckArgs(a);
+  const DType compute = a.x.dtype;
   const int64_t N = a.x.dim[0], in = a.weight.dim[1], out = a.weight.dim[0] / a.num_blocks;
-  CAROUSEL_CHECK_STRIDED(a.dx, compute, {N, a.num_blocks * in});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {a.num_blocks * out, in});
-  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {a.num_blocks * out});
-  CAROUSEL_CHECK_STRIDED(a.dy, compute, {N, a.num_blocks * out});
-  CAROUSEL_CHECK_STRIDED(a.x, compute, {N, a.num_blocks * in});
-  CAROUSEL_CHECK_TENSOR(a.weight, compute, {a.num_blocks * out, in});
   if (!Fast(compute)) return DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   if (!SmallBlocks(in, out)) {
     for (int64_t b = 0; b < a.num_blocks; ++b) {

@@ -21,9 +21,8 @@ static_assert(kColumnsPerTask <= kMaxSumColumns);
 }  // namespace
 
 void CpuOps::ColumnSum(const ColumnSumArgs& a) {
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
+  CheckArgs(a);
   const int64_t N = a.x.dim[0], width = a.x.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.y, WideOf(a.x.dtype), {width});
   if (!Fast(a.x.dtype)) {
     return DispatchFloat(a.x.dtype, [&]<class T>() { Sum<T>(a, pool_); });
   }

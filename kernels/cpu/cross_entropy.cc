@@ -74,16 +74,9 @@ void CpuOps::FastCrossEntropy(const CrossEntropyArgs& a) {
 }
 
 void CpuOps::CrossEntropy(const CrossEntropyArgs& a) {
-  const DType wide = a.logits.dtype;
-  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : wide;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.logits.rank), 2);
+  CheckArgs(a);
+  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : a.logits.dtype;
   const int64_t n = a.logits.dim[0], V = a.logits.dim[1];
-  CAROUSEL_CHECK_GE(V, 1);
-  CAROUSEL_CHECK_TENSOR(a.loss, wide, {n});
-  CAROUSEL_CHECK_OPTIONAL(a.dlogits, compute, {n, V});
-  CAROUSEL_CHECK_TENSOR(a.logits, WideOf(compute), {n, V});
-  CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
-  CAROUSEL_CHECK_OPTIONAL(a.correct, DType::kU8, {n});
   for (int64_t r = 0; r < n; ++r) CAROUSEL_CHECK_LT(static_cast<int64_t>(a.targets.as<int32_t>()[r]), V);
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Loss<T>(a, pool_); });

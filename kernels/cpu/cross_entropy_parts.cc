@@ -129,15 +129,8 @@ void CpuOps::FastCrossEntropyFromStats(const CrossEntropyFromStatsArgs& a) {
 }
 
 void CpuOps::CrossEntropyStats(const CrossEntropyStatsArgs& a) {
+  CheckArgs(a);
   const DType wide = a.logits.dtype;
-  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.logits.rank), 2);
-  const int64_t n = a.logits.dim[0], V = a.logits.dim[1];
-  CAROUSEL_CHECK_GE(V, 1);
-  CAROUSEL_CHECK(a.first_id >= 0 && a.first_id + V <= int64_t{1} << 24);
-  CAROUSEL_CHECK_TENSOR(a.stats, wide, {n, kStats});
-  CAROUSEL_CHECK_TENSOR(a.logits, wide, {n, V});
-  CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
   if (wide == DType::kF64) {
     Stats<double>(a, pool_);
   } else if (reference_) {
@@ -148,17 +141,9 @@ void CpuOps::CrossEntropyStats(const CrossEntropyStatsArgs& a) {
 }
 
 void CpuOps::CrossEntropyFromStats(const CrossEntropyFromStatsArgs& a) {
-  const DType wide = a.logits.dtype;
-  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : wide;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.logits.rank), 2);
+  CheckArgs(a);
+  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : a.logits.dtype;
   const int64_t n = a.logits.dim[0], V = a.logits.dim[1];
-  CAROUSEL_CHECK(V >= 1 && a.num_parts >= 1 && a.first_id >= 0);
-  CAROUSEL_CHECK_TENSOR(a.loss, wide, {n});
-  CAROUSEL_CHECK_OPTIONAL(a.dlogits, compute, {n, V});
-  CAROUSEL_CHECK_OPTIONAL(a.correct, DType::kU8, {n});
-  CAROUSEL_CHECK_TENSOR(a.stats, wide, {a.num_parts * n, kStats});
-  CAROUSEL_CHECK_TENSOR(a.logits, WideOf(compute), {n, V});
-  CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
   for (int64_t r = 0; r < n; ++r) {
     CAROUSEL_CHECK_LT(static_cast<int64_t>(a.targets.as<int32_t>()[r]), a.num_parts * V);
   }

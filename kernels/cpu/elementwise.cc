@@ -127,11 +127,7 @@ void CpuOps::Cast(const CastArgs& a) {
 }
 
 void CpuOps::Add(const AddArgs& a) {
-  CAROUSEL_CHECK_EQ(a.a.num_elems(), a.y.num_elems());
-  CAROUSEL_CHECK_EQ(a.b.num_elems(), a.y.num_elems());
-  CAROUSEL_CHECK_MSG(a.y.contiguous() && a.a.contiguous() && a.b.contiguous(),
-                     "Add works on contiguous tensors");
-  CAROUSEL_CHECK(IsFloat(a.y.dtype) && IsFloat(a.a.dtype) && IsFloat(a.b.dtype));
+  CheckArgs(a);
   const int64_t n = a.y.num_elems();
   const bool has_double = a.y.dtype == DType::kF64 || a.a.dtype == DType::kF64 || a.b.dtype == DType::kF64;
   if (!reference_ && !has_double) {

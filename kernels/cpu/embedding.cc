@@ -64,24 +64,17 @@ void Backward(const EmbeddingBackwardArgs& a, ThreadPool& pool) {
 }  // namespace
 
 void CpuOps::EmbeddingForward(const EmbeddingForwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.weight.dtype;
-  CAROUSEL_CHECK(a.weight.rank == 2 && a.ids.rank == 1);
-  const int64_t V = a.weight.dim[0], D = a.weight.dim[1], N = a.ids.dim[0];
-  CAROUSEL_CHECK_TENSOR(a.y, WideOf(compute), {N, D});
-  CAROUSEL_CHECK_TENSOR(a.weight, compute, {V, D});
-  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
+  const int64_t V = a.weight.dim[0];
   CheckIds(a.ids, a.first_id, V);
   DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
 }
 
 void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& a) {
+  CheckArgs(a);
   const DType wide = a.dweight.dtype;
-  CAROUSEL_CHECK(a.dweight.rank == 2 && a.ids.rank == 1);
-  const int64_t V = a.dweight.dim[0], D = a.dweight.dim[1], N = a.ids.dim[0];
-  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {V, D});
-  CAROUSEL_CHECK_TENSOR(a.dy, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
+  const int64_t V = a.dweight.dim[0];
   CheckIds(a.ids, a.first_id, V);
   wide == DType::kF64 ? Backward<double>(a, pool_) : Backward<float>(a, pool_);
 }

@@ -101,12 +101,8 @@ void CpuOps::FastGluBackward(const GluBackwardArgs& a) {
 }
 
 void CpuOps::GluForward(const GluForwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.y.dtype;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.y.rank), 2);
-  const int64_t N = a.y.dim[0], F = a.y.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
@@ -117,14 +113,8 @@ void CpuOps::GluForward(const GluForwardArgs& a) {
 }
 
 void CpuOps::GluBackward(const GluBackwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.dy.dtype;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.dy.rank), 2);
-  const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
-  CAROUSEL_CHECK_STRIDED(a.dgate, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.dup, compute, {N, F});
-  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {

@@ -124,18 +124,6 @@ void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
   });
 }
 
-// The optional tensors that forward and backward share.
-template <class Args>
-void CheckOptions(const Args& a, DType compute, int64_t N, int64_t width) {
-  const DType wide = WideOf(compute);
-  if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.o_pre, compute, {N, width});
-  CAROUSEL_CHECK_OPTIONAL(a.weight, wide, {width});
-  CAROUSEL_CHECK_MSG(a.weight.defined() || !a.residual_weight, "residual_weight needs a weight");
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {width});
-  CAROUSEL_CHECK_MSG(a.skip.defined() == a.skip_weight.defined(), "skip and skip_weight come together");
-  if (a.skip.defined()) CAROUSEL_CHECK_STRIDED(a.skip, compute, {N, width});
-  CAROUSEL_CHECK_OPTIONAL(a.skip_weight, wide, {width});
-}
 template <class Args>
 int GateIndex(const Args& a) {
   if (!a.o_pre.defined()) return static_cast<int>(RowGate::kNone);
@@ -216,15 +204,8 @@ void CpuOps::FastHeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
 }
 
 void CpuOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
-  const DType compute = a.y.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.h.rank), 2);
-  const int64_t N = a.h.dim[0], width = a.h.dim[1];
-  CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
-  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, width});
-  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
-  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
-  CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
-  CheckOptions(a, compute, N, width);
+  CheckArgs(a);
+  const DType compute = a.y.dtype;
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
@@ -235,25 +216,8 @@ void CpuOps::HeadNormGateForward(const HeadNormGateForwardArgs& a) {
 }
 
 void CpuOps::HeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
-  const DType compute = a.dy.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.h.rank), 2);
-  const int64_t N = a.h.dim[0], width = a.h.dim[1];
-  CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
-  CAROUSEL_CHECK_TENSOR(a.dh, compute, {N, width});
-  CAROUSEL_CHECK_MSG(a.do_pre.defined() == a.o_pre.defined(), "do_pre is given if and only if o_pre is");
-  if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.do_pre, compute, {N, width});
-  CAROUSEL_CHECK_MSG(a.dskip.defined() == a.skip.defined() && a.dskip_weight.defined() == a.skip.defined(),
-                     "dskip and dskip_weight are given if and only if skip is");
-  if (a.skip.defined()) CAROUSEL_CHECK_STRIDED(a.dskip, compute, {N, width});
-  CAROUSEL_CHECK_OPTIONAL(a.dskip_weight, wide, {width});
-  CAROUSEL_CHECK_MSG(a.dweight.defined() == a.weight.defined(), "dweight is given if and only if weight is");
-  CAROUSEL_CHECK_OPTIONAL(a.dweight, wide, {width});
-  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {width});
-  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, width});
-  CAROUSEL_CHECK_TENSOR(a.h, compute, {N, width});
-  CheckOptions(a, compute, N, width);
-  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N, a.NH});
-  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N, a.NH});
+  CheckArgs(a);
+  const DType compute = a.dy.dtype;
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {

@@ -1,15 +1,12 @@
-// Small helpers shared by the ops: checks of arguments, rows of tensors, the cutting of rows into tasks.
+// Small helpers shared by the ops: rows of tensors, the cutting of rows into tasks.
 #pragma once
 #include <algorithm>
 
 #include "core/base/int_math.h"
-#include "core/ops.h"
+#include "core/op_args.h"
 
 namespace carousel::cpu {
 
-inline bool IsFloat(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF64;
-}
 // Row r of a rank-2 tensor; T is the tensor's element type.
 template <class T>
 T* Row(const Tensor& t, int64_t r) {
@@ -39,25 +36,3 @@ inline int64_t RowsPerPartial(int64_t N) { return std::max<int64_t>(32, CeilDiv(
 // Elements per task of a flat loop; a multiple of kSquaredNormBlock.
 constexpr int64_t kElemsPerTask = 16384;
 }  // namespace carousel::cpu
-
-#define CAROUSEL_CHECK_DTYPE(tensor, type)                                                             \
-  CAROUSEL_CHECK_MSG((tensor).dtype == (type), std::string("dtype of " #tensor " is ") +               \
-                                                   ::carousel::NameOf((tensor).dtype) + ", must be " + \
-                                                   ::carousel::NameOf(type))
-// A contiguous tensor of this dtype and shape.
-#define CAROUSEL_CHECK_TENSOR(tensor, type, ...)                              \
-  do {                                                                        \
-    CAROUSEL_CHECK_SHAPE(tensor, __VA_ARGS__);                                \
-    CAROUSEL_CHECK_DTYPE(tensor, type);                                       \
-    CAROUSEL_CHECK_MSG((tensor).contiguous(), #tensor " must be contiguous"); \
-  } while (0)
-// The same, where a row stride is allowed.
-#define CAROUSEL_CHECK_STRIDED(tensor, type, ...) \
-  do {                                            \
-    CAROUSEL_CHECK_SHAPE(tensor, __VA_ARGS__);    \
-    CAROUSEL_CHECK_DTYPE(tensor, type);           \
-  } while (0)
-#define CAROUSEL_CHECK_OPTIONAL(tensor, type, ...)                            \
-  do {                                                                        \
-    if ((tensor).defined()) CAROUSEL_CHECK_TENSOR(tensor, type, __VA_ARGS__); \
-  } while (0)

@@ -110,17 +110,8 @@ void CpuOps::FastRmsNormBackward(const RmsNormBackwardArgs& a) {
 }
 
 void CpuOps::RmsNormForward(const RmsNormForwardArgs& a) {
-  const DType compute = a.y.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
-  const int64_t N = a.x.dim[0], D = a.x.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
-  CAROUSEL_CHECK_OPTIONAL(a.sum, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.x, wide, {N, D});
-  CAROUSEL_CHECK_OPTIONAL(a.delta, compute, {N, D});
-  CAROUSEL_CHECK_MSG(a.sum.defined() || !a.delta.defined(), "delta needs a place for the sum");
-  CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {D});
+  CheckArgs(a);
+  const DType compute = a.y.dtype;
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Forward<T>(a, pool_); });
   } else if (compute == DType::kF32) {
@@ -131,17 +122,8 @@ void CpuOps::RmsNormForward(const RmsNormForwardArgs& a) {
 }
 
 void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& a) {
-  const DType compute = a.dy.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
-  const int64_t N = a.x.dim[0], D = a.x.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.dx, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {D});
-  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {D});
-  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, D});
-  CAROUSEL_CHECK_OPTIONAL(a.dresidual, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.x, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
-  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
+  CheckArgs(a);
+  const DType compute = a.dy.dtype;
   if (!Fast(compute)) {
     DispatchFloat(compute, [&]<class T>() { Backward<T>(a, pool_); });
   } else if (compute == DType::kF32) {

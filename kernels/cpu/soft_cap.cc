@@ -7,14 +7,6 @@
 namespace carousel::cpu {
 namespace {
 
-void CheckSameShape(const Tensor& a, const Tensor& b) {
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.rank), static_cast<int>(b.rank));
-  for (int i = 0; i < a.rank; ++i) CAROUSEL_CHECK_EQ(a.dim[i], b.dim[i]);
-  CAROUSEL_CHECK(a.contiguous() && b.contiguous());
-  CAROUSEL_CHECK_DTYPE(b, a.dtype);
-  CAROUSEL_CHECK_MSG(a.dtype == DType::kF32 || a.dtype == DType::kF64, "soft caps work on wide tensors");
-}
-
 template <class W>
 void Forward(const SoftCapForwardArgs& a, ThreadPool& pool) {
   W* y = a.y.as<W>();
@@ -38,8 +30,7 @@ void Backward(const SoftCapBackwardArgs& a, ThreadPool& pool) {
 }  // namespace
 
 void CpuOps::SoftCapForward(const SoftCapForwardArgs& a) {
-  CheckSameShape(a.y, a.x);
-  CAROUSEL_CHECK_GT(a.cap, 0.0);
+  CheckArgs(a);
   if (!Fast(a.y.dtype)) {
     return a.y.dtype == DType::kF64 ? Forward<double>(a, pool_) : Forward<float>(a, pool_);
   }
@@ -51,9 +42,7 @@ void CpuOps::SoftCapForward(const SoftCapForwardArgs& a) {
 }
 
 void CpuOps::SoftCapBackward(const SoftCapBackwardArgs& a) {
-  CheckSameShape(a.dx, a.dy);
-  CheckSameShape(a.dx, a.y);
-  CAROUSEL_CHECK_GT(a.cap, 0.0);
+  CheckArgs(a);
   if (!Fast(a.y.dtype)) {
     return a.y.dtype == DType::kF64 ? Backward<double>(a, pool_) : Backward<float>(a, pool_);
   }

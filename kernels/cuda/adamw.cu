@@ -115,18 +115,9 @@ void Launch(Context& context, const AdamWArgs& a) {
 }  // namespace
 
 void DeviceOps::AdamW(const AdamWArgs& a) {
+  CheckArgs(a);
   const DType wide = a.master.dtype;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.master.rank), 1);
-  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
   const int64_t n = a.master.dim[0];
-  CAROUSEL_CHECK_TENSOR(a.m, wide, {n});
-  CAROUSEL_CHECK_TENSOR(a.v, wide, {n});
-  CAROUSEL_CHECK_TENSOR(a.grad, wide, {n});
-  if (a.weight.defined()) {
-    CAROUSEL_CHECK_SHAPE(a.weight, {n});
-    CAROUSEL_CHECK(IsFloat(a.weight.dtype));
-  }
-  CAROUSEL_CHECK_GE(a.step, int64_t{1});
   if (n == 0) return;
   DispatchFloat(a.weight.defined() ? a.weight.dtype : wide, [&]<class T>() {
     wide == DType::kF64 ? Launch<double, T>(context_, a) : Launch<float, T>(context_, a);

@@ -269,15 +269,9 @@ MatmulProduct::Operand Matrices(const Tensor& t, int64_t out, int64_t in) {
 }  // namespace
 
 void DeviceOps::BlockLinearForward(const BlockLinearForwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.x.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK(a.x.rank == 2 && a.weight.rank == 2 && a.num_blocks >= 1);
   const int64_t N = a.x.dim[0], in = a.weight.dim[1], out = a.weight.dim[0] / a.num_blocks;
-  CAROUSEL_CHECK_MSG(a.y.dtype == compute || a.y.dtype == wide, "y must be of the compute type or wide");
-  CAROUSEL_CHECK_SHAPE(a.y, {N, a.num_blocks * out});
-  CAROUSEL_CHECK_STRIDED(a.x, compute, {N, a.num_blocks * in});
-  CAROUSEL_CHECK_TENSOR(a.weight, compute, {a.num_blocks * out, in});
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {a.num_blocks * out});
   if (N == 0 || out == 0) return;
   if (HasOwnKernel(in, out)) {
     return DispatchFloat(compute, [&]<class T>() {
@@ -296,16 +290,9 @@ void DeviceOps::BlockLinearForward(const BlockLinearForwardArgs& a) {
 }
 
 void DeviceOps::BlockLinearBackward(const BlockLinearBackwardArgs& a) {
-  const DType compute = a.x.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK(a.x.rank == 2 && a.weight.rank == 2 && a.num_blocks >= 1);
+  CheckArgs(a);
+  const DType compute = a.x.dtype;
   const int64_t N = a.x.dim[0], in = a.weight.dim[1], out = a.weight.dim[0] / a.num_blocks;
-  CAROUSEL_CHECK_STRIDED(a.dx, compute, {N, a.num_blocks * in});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {a.num_blocks * out, in});
-  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {a.num_blocks * out});
-  CAROUSEL_CHECK_STRIDED(a.dy, compute, {N, a.num_blocks * out});
-  CAROUSEL_CHECK_STRIDED(a.x, compute, {N, a.num_blocks * in});
-  CAROUSEL_CHECK_TENSOR(a.weight, compute, {a.num_blocks * out, in});
   if (N == 0) return;
   if (HasOwnKernel(in, out)) {
     return DispatchFloat(compute, [&]<class T>() { SmallBackward<T>(context_, a); });

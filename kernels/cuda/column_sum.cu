@@ -74,10 +74,8 @@ void Launch(Context& context, const ColumnSumArgs& a) {
 }  // namespace
 
 void DeviceOps::ColumnSum(const ColumnSumArgs& a) {
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
+  CheckArgs(a);
   const int64_t N = a.x.dim[0], width = a.x.dim[1];
-  CAROUSEL_CHECK(IsFloat(a.x.dtype));
-  CAROUSEL_CHECK_TENSOR(a.y, WideOf(a.x.dtype), {width});
   if (N == 0 || width == 0) return;
   DispatchFloat(a.x.dtype, [&]<class T>() {
     Vectorisable(a.x, kVecElems<T>) ? Launch<T, kVecElems<T>>(context_, a) : Launch<T, 1>(context_, a);

@@ -151,17 +151,9 @@ void Launch(Context& context, const CrossEntropyArgs& a) {
 }  // namespace
 
 void DeviceOps::CrossEntropy(const CrossEntropyArgs& a) {
-  const DType wide = a.logits.dtype;
-  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : wide;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.logits.rank), 2);
+  CheckArgs(a);
+  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : a.logits.dtype;
   const int64_t n = a.logits.dim[0], V = a.logits.dim[1];
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK_GE(V, 1);
-  CAROUSEL_CHECK_TENSOR(a.loss, wide, {n});
-  CAROUSEL_CHECK_OPTIONAL(a.dlogits, compute, {n, V});
-  CAROUSEL_CHECK_TENSOR(a.logits, WideOf(compute), {n, V});
-  CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
-  CAROUSEL_CHECK_OPTIONAL(a.correct, DType::kU8, {n});
   CheckIds(context_, a.targets.as<int32_t>(), n, V, IdKind::kTarget);
   if (n == 0) return;
   DispatchFloat(compute, [&]<class T>() {

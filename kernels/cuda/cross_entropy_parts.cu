@@ -215,15 +215,9 @@ void LaunchFromStats(Context& context, const CrossEntropyFromStatsArgs& a) {
 }  // namespace
 
 void DeviceOps::CrossEntropyStats(const CrossEntropyStatsArgs& a) {
+  CheckArgs(a);
   const DType wide = a.logits.dtype;
-  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.logits.rank), 2);
-  const int64_t n = a.logits.dim[0], V = a.logits.dim[1];
-  CAROUSEL_CHECK_GE(V, 1);
-  CAROUSEL_CHECK(a.first_id >= 0 && a.first_id + V <= int64_t{1} << 24);
-  CAROUSEL_CHECK_TENSOR(a.stats, wide, {n, kStats});
-  CAROUSEL_CHECK_TENSOR(a.logits, wide, {n, V});
-  CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
+  const int64_t n = a.logits.dim[0];
   if (n == 0) return;
   const auto launch = [&]<class W>() {
     AllVectorisable(kVec<W>, a.logits) ? LaunchStats<W, kVec<W>>(context_, a)
@@ -233,18 +227,9 @@ void DeviceOps::CrossEntropyStats(const CrossEntropyStatsArgs& a) {
 }
 
 void DeviceOps::CrossEntropyFromStats(const CrossEntropyFromStatsArgs& a) {
-  const DType wide = a.logits.dtype;
-  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : wide;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.logits.rank), 2);
+  CheckArgs(a);
+  const DType compute = a.dlogits.defined() ? a.dlogits.dtype : a.logits.dtype;
   const int64_t n = a.logits.dim[0], V = a.logits.dim[1];
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK(V >= 1 && a.num_parts >= 1 && a.first_id >= 0);
-  CAROUSEL_CHECK_TENSOR(a.loss, wide, {n});
-  CAROUSEL_CHECK_OPTIONAL(a.dlogits, compute, {n, V});
-  CAROUSEL_CHECK_OPTIONAL(a.correct, DType::kU8, {n});
-  CAROUSEL_CHECK_TENSOR(a.stats, wide, {a.num_parts * n, kStats});
-  CAROUSEL_CHECK_TENSOR(a.logits, WideOf(compute), {n, V});
-  CAROUSEL_CHECK_TENSOR(a.targets, DType::kI32, {n});
   CheckIds(context_, a.targets.as<int32_t>(), n, a.num_parts * V, IdKind::kTarget);
   if (n == 0) return;
   DispatchFloat(compute, [&]<class T>() {

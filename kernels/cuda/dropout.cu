@@ -52,12 +52,7 @@ struct DropoutOp {
 }  // namespace
 
 void DeviceOps::Dropout(const DropoutArgs& a) {
-  CAROUSEL_CHECK(IsFloat(a.x.dtype));
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
-  CAROUSEL_CHECK_STRIDED(a.y, a.x.dtype, {a.x.dim[0], a.x.dim[1]});
-  CAROUSEL_CHECK(a.rate >= 0 && a.rate < 1);
-  CAROUSEL_CHECK(a.places.num_columns == 0 ? a.places.first_column == 0
-                                           : a.places.first_column + a.x.dim[1] <= a.places.num_columns);
+  CheckArgs(a);
   if (a.rate == 0) {
     if (a.y.data != a.x.data) Cast({.y = a.y, .x = a.x});
     return;

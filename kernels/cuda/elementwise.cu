@@ -197,11 +197,7 @@ void DeviceOps::Cast(const CastArgs& a) {
 }
 
 void DeviceOps::Add(const AddArgs& a) {
-  CAROUSEL_CHECK_EQ(a.a.num_elems(), a.y.num_elems());
-  CAROUSEL_CHECK_EQ(a.b.num_elems(), a.y.num_elems());
-  CAROUSEL_CHECK_MSG(a.y.contiguous() && a.a.contiguous() && a.b.contiguous(),
-                     "Add works on contiguous tensors");
-  CAROUSEL_CHECK(IsFloat(a.y.dtype) && IsFloat(a.a.dtype) && IsFloat(a.b.dtype));
+  CheckArgs(a);
   DispatchFloat(a.y.dtype, [&]<class Y>() {
     DispatchFloat(a.a.dtype, [&]<class A>() {
       DispatchFloat(a.b.dtype, [&]<class B>() {

@@ -54,13 +54,9 @@ void Launch(Context& context, const EmbeddingForwardArgs& a) {
 }  // namespace
 
 void DeviceOps::EmbeddingForward(const EmbeddingForwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.weight.dtype;
-  CAROUSEL_CHECK(a.weight.rank == 2 && a.ids.rank == 1);
   const int64_t V = a.weight.dim[0], D = a.weight.dim[1], N = a.ids.dim[0];
-  CAROUSEL_CHECK(IsFloat(compute));
-  CAROUSEL_CHECK_TENSOR(a.y, WideOf(compute), {N, D});
-  CAROUSEL_CHECK_TENSOR(a.weight, compute, {V, D});
-  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
   if (a.first_id < 0) CheckIds(context_, a.ids.as<int32_t>(), N, V, IdKind::kToken);
   if (N == 0 || D == 0) return;
   DispatchFloat(compute, [&]<class T>() {

@@ -205,13 +205,9 @@ void Launch(Context& context, const EmbeddingBackwardArgs& a) {
 }  // namespace
 
 void DeviceOps::EmbeddingBackward(const EmbeddingBackwardArgs& a) {
+  CheckArgs(a);
   const DType wide = a.dweight.dtype;
-  CAROUSEL_CHECK(a.dweight.rank == 2 && a.ids.rank == 1);
   const int64_t V = a.dweight.dim[0], D = a.dweight.dim[1], N = a.ids.dim[0];
-  CAROUSEL_CHECK(wide == DType::kF32 || wide == DType::kF64);
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {V, D});
-  CAROUSEL_CHECK_TENSOR(a.dy, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.ids, DType::kI32, {N});
   if (a.first_id < 0) CheckIds(context_, a.ids.as<int32_t>(), N, V, IdKind::kToken);
   if (N == 0 || D == 0) return;
   const auto launch = [&]<class W>() {

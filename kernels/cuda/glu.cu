@@ -84,12 +84,8 @@ void DispatchActivation(GluActivation activation, Fn&& fn) {
 }  // namespace
 
 void DeviceOps::GluForward(const GluForwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.y.dtype;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.y.rank), 2);
-  const int64_t N = a.y.dim[0], F = a.y.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
   DispatchFloat(compute, [&]<class T>() {
     DispatchActivation(a.activation, [&]<GluActivation kActivation>() {
       const GluForwardOp<T, kActivation> op = {.y = a.y.as<T>(),
@@ -104,14 +100,8 @@ void DeviceOps::GluForward(const GluForwardArgs& a) {
 }
 
 void DeviceOps::GluBackward(const GluBackwardArgs& a) {
+  CheckArgs(a);
   const DType compute = a.dy.dtype;
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.dy.rank), 2);
-  const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
-  CAROUSEL_CHECK_STRIDED(a.dgate, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.dup, compute, {N, F});
-  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
-  CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});
   DispatchFloat(compute, [&]<class T>() {
     DispatchActivation(a.activation, [&]<GluActivation kActivation>() {
       const GluBackwardOp<T, kActivation> op = {.dgate = a.dgate.as<T>(),

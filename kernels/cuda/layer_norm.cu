@@ -9,18 +9,9 @@
 namespace carousel::CAROUSEL_DEVICE_NS {
 
 void DeviceOps::LayerNormForward(const LayerNormForwardArgs& a) {
-  const DType compute = a.y.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
+  CheckArgs(a);
+  const DType compute = a.y.dtype;
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.y, compute, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N});
-  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
-  CAROUSEL_CHECK_OPTIONAL(a.sum, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.x, wide, {N, D});
-  CAROUSEL_CHECK_OPTIONAL(a.delta, compute, {N, D});
-  CAROUSEL_CHECK_MSG(a.sum.defined() || !a.delta.defined(), "delta needs a place for the sum");
-  CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
-  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {D});
   DispatchFloat(compute, [&]<class T>() {
     using W = Wide<T>;
     const NormForwardRows<T> rows = {.y = a.y.as<T>(),
@@ -42,18 +33,9 @@ void DeviceOps::LayerNormForward(const LayerNormForwardArgs& a) {
 }
 
 void DeviceOps::LayerNormBackward(const LayerNormBackwardArgs& a) {
-  const DType compute = a.dy.dtype, wide = WideOf(compute);
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
+  CheckArgs(a);
+  const DType compute = a.dy.dtype;
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
-  CAROUSEL_CHECK_TENSOR(a.dx, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.dweight, wide, {D});
-  CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {D});
-  CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, D});
-  CAROUSEL_CHECK_OPTIONAL(a.dresidual, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.x, wide, {N, D});
-  CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
-  CAROUSEL_CHECK_TENSOR(a.mean, wide, {N});
-  CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
   DispatchFloat(compute, [&]<class T>() {
     using W = Wide<T>;
     const NormBackwardRows<T> rows = {.dx = a.dx.as<W>(),

@@ -45,13 +45,6 @@ struct SoftCapBackwardOp {
   W inverse_cap;
 };
 
-void CheckSameShape(const Tensor& a, const Tensor& b) {
-  CAROUSEL_CHECK_EQ(static_cast<int>(a.rank), static_cast<int>(b.rank));
-  for (int i = 0; i < a.rank; ++i) CAROUSEL_CHECK_EQ(a.dim[i], b.dim[i]);
-  CAROUSEL_CHECK(a.contiguous() && b.contiguous());
-  CAROUSEL_CHECK_DTYPE(b, a.dtype);
-  CAROUSEL_CHECK_MSG(a.dtype == DType::kF32 || a.dtype == DType::kF64, "soft caps work on wide tensors");
-}
 // Calls fn.operator()<W>() with the type of a wide tensor.
 template <class Fn>
 void DispatchWide(DType dtype, Fn&& fn) {
@@ -60,8 +53,7 @@ void DispatchWide(DType dtype, Fn&& fn) {
 }  // namespace
 
 void DeviceOps::SoftCapForward(const SoftCapForwardArgs& a) {
-  CheckSameShape(a.y, a.x);
-  CAROUSEL_CHECK_GT(a.cap, 0.0);
+  CheckArgs(a);
   DispatchWide(a.y.dtype, [&]<class W>() {
     const SoftCapForwardOp<W> op = {.y = a.y.as<W>(),
                                     .x = a.x.as<W>(),
@@ -72,9 +64,7 @@ void DeviceOps::SoftCapForward(const SoftCapForwardArgs& a) {
 }
 
 void DeviceOps::SoftCapBackward(const SoftCapBackwardArgs& a) {
-  CheckSameShape(a.dx, a.dy);
-  CheckSameShape(a.dx, a.y);
-  CAROUSEL_CHECK_GT(a.cap, 0.0);
+  CheckArgs(a);
   DispatchWide(a.y.dtype, [&]<class W>() {
     const SoftCapBackwardOp<W> op = {
         .dx = a.dx.as<W>(), .dy = a.dy.as<W>(), .y = a.y.as<W>(), .inverse_cap = static_cast<W>(1 / a.cap)};
