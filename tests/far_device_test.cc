@@ -4,6 +4,7 @@
 #include "core/model/generator.h"
 #include "core/train/no_sync.h"
 #include "core/train/trainer.h"
+#include "parallel/counting_communicator.h"
 #include "parallel/local_communicator.h"
 #include "parallel/sharded_sync.h"
 #include "parallel/staged_communicator.h"
@@ -221,6 +222,34 @@ TEST(FarDevice, APlanThatDoesNotFitSaysWhatTheDeviceHasAndWhatToReduce) {
   text = error(spec);
   contains(text, "(optimizer ");
   contains(text, "; use a smaller model (model.num_blocks, model.embedding_dim) or more ranks");
+}
+
+// Weights that are gathered for their use are no activations: less of them is a smaller model.
+TEST(FarDevice, APlanCountsGatheredWeightsAmongTheParameters) {
+  DeferredDevice device(CpuDevice(1));
+  device.limit_bytes = 100 << 10;
+  CountingCommunicator counting(/*rank=*/0, /*size=*/2);
+  Mesh mesh;
+  mesh.shard = mesh.world = {.size = 2, .communicator = &counting, .control = &counting};
+  TrainSpec spec = Spec(TinySpec(), DType::kF32);
+  spec.model.embedding_dim = 240;
+  spec.micro_batches_per_step = 2;
+  ShardedSyncFactory sync;
+  int num_cases = 0;  // in which they decide what comes first
+  for (spec.T = 4; spec.T <= 512; spec.T += 4) {
+    const Arena plan = Trainer::Plan(spec, device, mesh, sync);
+    const auto& bytes = plan.bytes_by_category();
+    const int64_t gathered = bytes.at("gathered weights");
+    const int64_t others =
+        bytes.at("weights") + bytes.at("optimizer") + bytes.at("gradients") + bytes.at("comm");
+    if (2 * others >= plan.total_bytes() || 2 * (others + gathered) < plan.total_bytes()) continue;
+    ++num_cases;
+    const auto trainer = Trainer::Create(spec, device, mesh, sync);
+    ASSERT_EQ(trainer.status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_NE(trainer.status().message().find("; use a smaller model"), std::string::npos)
+        << trainer.status();
+  }
+  EXPECT_GT(num_cases, 0);
 }
 
 TEST(BinaryBytes, HasThreeDigits) {
