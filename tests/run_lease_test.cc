@@ -283,6 +283,31 @@ TEST_F(RunLeaseTest, ADiskThatDoesNotAnswerIsNotTheSameAsALostLease) {
   EXPECT_TRUE(Has((*held)->StillHeld(), "was removed"));
 }
 
+TEST_F(RunLeaseTest, ASaveOfAHolderThatLostItsLeaseIsNotCommittedAndRemovesNothing) {
+  const auto slow = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
+  ASSERT_TRUE(slow.ok());
+  const auto save = [&](int64_t step, const RunLease* lease) {
+    RankState state(SmallModel(), 1, 0, static_cast<uint64_t>(step));
+    SaveRequest request;
+    request.run_dir = "run";
+    request.state = StateAt(step);
+    request.slices = state.slices();
+    request.keep = {.keep_last = 1};
+    request.lease = lease;
+    request.files = &disk_;
+    return SaveCheckpoint(request);
+  };
+  ASSERT_TRUE(save(1, slow->get()).ok());
+  const auto next = RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 1));
+  ASSERT_TRUE(next.ok()) << next.status();
+  const absl::Status refused = save(2, slow->get());
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_TRUE(Has(refused, "taken over by process 1 on node2")) << refused;
+  EXPECT_EQ(*FindCheckpoint("run", &disk_), "run/checkpoints/step-000000001");
+  EXPECT_EQ(ListCheckpoints("run", &disk_)->size(), 1u);
+  EXPECT_TRUE(save(2, next->get()).ok());
+}
+
 TEST_F(RunLeaseTest, TheThreadKeepsTheCountRisingWhileOthersAsk) {
   LeaseOptions options = OptionsOf(disk_, clock_, "node1", 4242);
   options.thread = true;
