@@ -93,21 +93,24 @@ class StepFormulas {
     axes.pipe = {.size = s_.pipe, .index = at_.pipe};
     axes.tensor = {.size = t, .index = at_.tensor};
     const LanguageModel model(model_, params, false, axes);
+    // A sum in the order of a tree, or of other numbers than are sent, is an exchange that the owner adds up.
+    const bool ordered = run_.parallel.ordered, bf16_wire = run_.parallel.bf16_wire;
+    const std::string sum = ordered || bf16_wire ? "AllToAll" : "ReduceScatterSum";
     int64_t replicated = 0;  // elements of this rank's shard whose gradient is summed over the tensor axis
     for (int group = 0; group < params.num_groups(); ++group) {
       for (int k = 0; k < ParamStore::kNumSegments; ++k) {
         const ParamStore::Segment& segment = params.segment(group, k);
         if (segment.size == 0) continue;
-        const int64_t gradients = segment.padded_size * g_;
+        const int64_t gradients = segment.padded_size * (bf16_wire ? 2 : g_);
         const int64_t weights = segment.padded_size * (k == ParamStore::kMatrix ? e_ : g_);
         if (n > 1) {  // once per step: the nodes of the tree, and the updated weights
           const int64_t M = run_.micro_batches_per_step();
-          Part("replicas: AllToAll", gradients / F, n, PlanOwner(M, s_.replicate).num_rounds);
+          Part("replicas: " + sum, gradients / F, n, ordered ? PlanOwner(M, s_.replicate).num_rounds : 1);
           Part("replicas: AllGather", weights / F, n, 1);
         }
         if (F > 1) {  // per micro-batch
           Part("shard: AllGather", weights, F, NumGathers(group));
-          Part("shard: AllToAll", gradients, F, m_);
+          Part("shard: " + sum, gradients, F, m_);
         }
         for (const ParamStore::ShardPiece& piece : params.ShardPieces(group, k)) {
           if (params.param(piece.param).reduces_over(MeshAxis::kTensor)) replicated += piece.count;

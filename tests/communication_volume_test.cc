@@ -33,6 +33,7 @@ struct Case {
   int64_t num_blocks = 4;
   bool paper = false;
   bool recompute = false;
+  bool unordered = false, bf16_wire = false;  // sums of gradients
 };
 std::string Name(const Case& c) {
   std::string name;
@@ -44,7 +45,8 @@ std::string Name(const Case& c) {
   return name + "micros=" + std::to_string(c.micro_batches_per_rank) +
          " blocks=" + std::to_string(c.num_blocks) + (c.paper ? " paper" : "") + (c.slstm ? " sLSTM" : "") +
          (c.bf16 ? " bf16" : "") + (c.mode == SequenceMode::kHeads ? " heads" : "") +
-         (c.recompute ? " recompute" : "");
+         (c.recompute ? " recompute" : "") + (c.unordered ? " unordered" : "") +
+         (c.bf16_wire ? " bf16 on the wire" : "");
 }
 
 RunSpec RunOf(const Case& c) {
@@ -70,6 +72,8 @@ RunSpec RunOf(const Case& c) {
   run.schedule = {.kind = ScheduleKind::kConstant, .peak_lr = 1e-3, .total_steps = 10};
   run.compute = c.bf16 ? DType::kBF16 : DType::kF32;
   run.parallel.sequence_mode = c.mode;
+  run.parallel.ordered = !c.unordered;
+  run.parallel.bf16_wire = c.bf16_wire;
   return run;
 }
 
@@ -144,6 +148,12 @@ std::vector<Case> Cases() {
        .slstm = true,
        .bf16 = true,
        .paper = true},
+      {.sizes = {.replicate = 3, .shard = 4, .tensor = 2}, .micro_batches_per_rank = 3, .unordered = true},
+      {.sizes = {.replicate = 16, .shard = 8, .sequence = 2},
+       .micro_batches_per_rank = 3,
+       .bf16 = true,
+       .unordered = true,
+       .bf16_wire = true},
       {.sizes = {.tensor = 4}, .slstm = true, .recompute = true},
       {.sizes = {.sequence = 4, .tensor = 2}, .slstm = true, .recompute = true},
       {.sizes = {.shard = 2, .sequence = 4, .tensor = 4},
@@ -315,6 +325,7 @@ TEST(CommunicationVolume, RealRanksMakeTheCallsThatAreCounted) {
   const Case cases[] = {
       {.sizes = {.replicate = 2}, .micro_batches_per_rank = 3, .bf16 = true},
       {.sizes = {.shard = 3}, .micro_batches_per_rank = 2},
+      {.sizes = {.replicate = 2, .shard = 2}, .micro_batches_per_rank = 3, .unordered = true},
       {.sizes = {.tensor = 2}, .slstm = true, .recompute = true},
       {.sizes = {.sequence = 2, .tensor = 2}, .slstm = true, .bf16 = true, .mode = SequenceMode::kHeads},
       {.sizes = {.sequence = 3, .tensor = 2}, .paper = true},

@@ -1,4 +1,4 @@
-// Checks of an op's arguments: they abort with the name of the tensor that is wrong.
+// What the host parts of the ops share, and the checks of their arguments.
 #pragma once
 #include <climits>
 #include <string>
