@@ -52,6 +52,18 @@ diff <(record whole) <(record moved) || fail "the run that moved has other metri
 [ "$(losses whole | wc -l)" -eq 4 ] || fail "there are $(losses whole | wc -l) evaluations"
 "$carousel" checkpoint diff whole moved >log_diff 2>&1 || fail "the run that moved ends with other bits"
 
+# A checkpoint that was damaged since: refused on all ranks with one message, and set aside when that is asked for.
+shard=$(ls moved/checkpoints/step-000000012/optim-* | tail -1)
+printf 'x' | dd of="$shard" bs=1 seek=$(($(stat -c %s "$shard") - 9)) conv=notrunc status=none
+damaged=(-np 4 "$carousel" train --config tiny.textproto --run_dir moved --set parallel.shard=2)
+! "$source_dir/launcher/scripts/mpirun.sh" "${damaged[@]}" >log_damaged 2>&1 || fail "a damaged checkpoint was loaded"
+grep -q "${shard##*/}: block 0 .* is damaged: .*; changed: tensor " log_damaged || fail "the damage is not named"
+grep -q "step-000000009: give --checkpoint_fallback" log_damaged || fail "nothing is said of the checkpoint before"
+"$source_dir/launcher/scripts/mpirun.sh" "${damaged[@]}" --checkpoint_fallback >log_fallback 2>&1 || fail "no way back to step 9"
+[ -e moved/checkpoints/.bad-step-000000012 ] || fail "the damaged checkpoint was not set aside"
+diff <(record whole) <(record moved) || fail "the run that fell back has other metrics"
+"$carousel" checkpoint diff whole moved >log_diff 2>&1 || fail "the run that fell back ends with other bits"
+
 # The same with the model cut in two all the time.
 train whole_cut 6 2 tensor=2
 train moved_cut 3 4 tensor=2 shard=2
