@@ -119,10 +119,11 @@ struct RunLease::Record {
   }
 };
 
-absl::Status RunLease::Refused(const std::string& text) const {
-  return absl::FailedPreconditionError(absl::StrCat(
-      run_dir_, " is in use by ", Record::Describe(text),
-      "; wait until it ends, stop it, or use another run_dir (if it is certainly dead: remove ", path_, ")"));
+absl::Status RunLease::Refused(const std::string& text, bool alive) const {
+  return absl::FailedPreconditionError(
+      absl::StrCat(run_dir_, " is in use by ", Record::Describe(text),
+                   "; wait until it ends, stop it, or use another run_dir",
+                   alive ? "" : absl::StrCat(" (if you are certain that it is dead: remove ", path_, ")")));
 }
 
 absl::StatusOr<std::unique_ptr<RunLease>> RunLease::Acquire(const std::string& run_dir, FileSystem* files) {
@@ -158,7 +159,8 @@ absl::Status RunLease::Claim() {
     const absl::StatusOr<std::string> holder = ReadLeaseFile(*files_, path_);
     Record record;
     const bool readable = holder.ok() && Record::Parse(*holder, &record);
-    return Refused(readable ? *holder : std::string(lock.status().message()));
+    // Whoever has the lock is there.
+    return Refused(readable ? *holder : std::string(lock.status().message()), /*alive=*/true);
   }
   // Without locks (some network file systems) the count alone decides.
   if (!lock.ok() && !absl::IsUnimplemented(lock.status())) return lock.status();
@@ -187,12 +189,12 @@ absl::Status RunLease::Claim() {
     CAROUSEL_RETURN_IF_ERROR(WaitForDeath(found_text));
     CAROUSEL_ASSIGN_OR_RETURN(const std::string still, ReadLeaseFile(*files_, path_));
     if (still.empty()) continue;
-    if (still != found_text) return Refused(still);
+    if (still != found_text) return Refused(still, /*alive=*/false);
     CAROUSEL_RETURN_IF_ERROR(CreateOrReplace(mine.Text(), /*create=*/false));
     // Another process that watched as well may have written at the same time: the last one holds it.
     clock_->Sleep(options_.beat_seconds);
     CAROUSEL_ASSIGN_OR_RETURN(const std::string now, ReadLeaseFile(*files_, path_));
-    if (now != mine.Text()) return Refused(now);
+    if (now != mine.Text()) return Refused(now, /*alive=*/false);
     claimed_ = true;
     CAROUSEL_LOG(WARNING) << "took over " << run_dir_ << " from " << Record::Describe(found_text)
                           << ", which has shown no sign of life for " << options_.stale_seconds << " s";
@@ -239,7 +241,7 @@ absl::Status RunLease::WaitForDeath(const std::string& found_text) {
     clock_->Sleep(std::min(options_.beat_seconds / 4, options_.stale_seconds / 4));
     CAROUSEL_ASSIGN_OR_RETURN(const std::string now, ReadLeaseFile(*files_, path_));
     if (now.empty()) return absl::OkStatus();
-    if (now != found_text) return Refused(now);
+    if (now != found_text) return Refused(now, /*alive=*/false);
   }
   return absl::OkStatus();
 }

@@ -79,7 +79,7 @@ class RunLease {
   absl::Status RemoveTemporaries();
   absl::Status WaitForDeath(const std::string& found_text);
   absl::Status CheckLocked() const;  // StillHeld, under the mutex
-  absl::Status Refused(const std::string& text) const;
+  absl::Status Refused(const std::string& text, bool alive) const;
   void BeatUntilStopped();
 
   std::string run_dir_, path_;
