@@ -202,9 +202,13 @@ std::optional<SaveOutcome> BackgroundSaver::AfterWriting(bool timed_out) {
 }
 
 SaveOutcome BackgroundSaver::AfterCompleting(bool timed_out) {
+  SaveAttempt& attempt = save_->attempt;
   absl::Status status;
-  if (save_->attempt.rank() == 0) status = timed_out ? TookTooLong("committing it") : save_->completed;
-  return End(save_->attempt.Announce(status));
+  // What hangs after the commit, the removal of older checkpoints, is no failure of the save.
+  if (attempt.rank() == 0 && !(timed_out && attempt.committed())) {
+    status = timed_out ? TookTooLong("committing it") : save_->completed;
+  }
+  return End(attempt.Announce(status));
 }
 
 absl::Status BackgroundSaver::TookTooLong(const std::string& what) const {

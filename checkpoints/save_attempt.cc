@@ -295,14 +295,15 @@ absl::Status SaveAttempt::Commit() {
   const std::string store = StoreDir(request_.run_dir);
   CAROUSEL_RETURN_IF_ERROR(StopIfCancelled());
   CAROUSEL_RETURN_IF_ERROR(disk_.Rename(tmp, JoinPath(store, name_)));
-  committed_ = true;
-  committed_at_ = std::chrono::steady_clock::now();
+  renamed_ = true;
   const absl::Status synced = disk_.SyncDirectory(store);
   if (!synced.ok()) {
     return absl::Status(synced.code(), absl::StrCat(JoinPath(store, name_),
                                                     " is complete but might not survive a power failure: ",
                                                     synced.message()));
   }
+  committed_at_ = std::chrono::steady_clock::now();
+  durable_ = true;
   return absl::OkStatus();
 }
 
@@ -319,10 +320,11 @@ absl::Status SaveAttempt::Complete(const absl::Status& voted) {
   if (exists_) {
     if (status.ok()) status = CompareWithExisting();
     committed_at_ = std::chrono::steady_clock::now();
+    durable_ = status.ok();
   } else {
     if (status.ok()) status = Collect();
     if (status.ok()) status = Commit();
-    if (!committed_) {
+    if (!renamed_) {
       const absl::Status removed = RemoveTree(disk_, temporary_dir_);
       if (!removed.ok()) CAROUSEL_LOG(WARNING) << "left behind: " << removed.message();
     } else if (status.ok()) {

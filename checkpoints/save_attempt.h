@@ -62,7 +62,9 @@ class SaveAttempt {
   const std::vector<PlannedFile>& files() const { return planned_; }
   int rank() const { return rank_; }
   int64_t num_bytes() const;  // of all ranks' shards
-  // When the checkpoint was there, after a Complete that returned success.
+  // Whether the checkpoint is on the disk, though Complete may still be removing older ones; any thread.
+  bool committed() const { return durable_; }
+  // When, if committed().
   std::chrono::steady_clock::time_point committed_at() const { return committed_at_; }
   // After Write: what went wrong here.
   absl::Status written() const;
@@ -90,8 +92,9 @@ class SaveAttempt {
   std::unique_ptr<RunLease> own_lease_;
   std::string temporary_dir_;
   bool exists_ = false;
-  bool committed_ = false;
+  bool renamed_ = false;
   std::chrono::steady_clock::time_point committed_at_ = {};
+  std::atomic<bool> durable_ = false;            // publishes committed_at_
   checkpoint::RankReport report_;                // this rank's
   std::vector<checkpoint::RankReport> reports_;  // of all ranks, after Vote
   checkpoint::Manifest manifest_;

@@ -38,7 +38,12 @@ std::vector<absl::Status> SaveInBackground(MemoryFileSystem& files, int64_t step
 }
 std::unique_ptr<MemoryFileSystem> WithTwoCheckpoints() {
   auto files = std::make_unique<MemoryFileSystem>();
-  for (const int64_t step : {1, 2}) EXPECT_TRUE(SaveInBackground(*files, step)[0].ok());
+  RunLocalRanks(kWorld, [&](Communicator& c) {
+    for (const int64_t step : {1, 2}) {
+      const uint64_t seed = static_cast<uint64_t>(step);
+      EXPECT_TRUE(SaveStep("run", step, seed, 2, &c, files.get(), kSmallFiles).ok());
+    }
+  });
   return files;
 }
 // The step that a run would go on from, all of its values verified; -1 if there is none.

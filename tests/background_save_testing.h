@@ -66,7 +66,7 @@ inline SaveOutcome StepUntilEnd(BackgroundSaver& saver, Communicator* communicat
   while (true) {
     if (num_steps != nullptr) ++*num_steps;
     if (std::optional<SaveOutcome> outcome = OneStep(saver, communicator)) return *outcome;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
 }
 

@@ -221,15 +221,15 @@ TEST_F(HangingDisk, IsGivenUpInTimeWhileStepsGoOnAndUsedAgainWhenItComesBack) {
     });
     RunLocalRanks(2, [&](Communicator& c) {
       RankState state(SmallModel(), 2, c.rank(), 2);
-      BackgroundSaver saver({.staging_bytes = 4 * kMiB, .timeout_seconds = 0.3}, nullptr);
+      BackgroundSaver saver({.staging_bytes = 4 * kMiB, .timeout_seconds = 0.5}, nullptr);
       ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, &c, &files)).ok());
       int steps = 0;
       const SaveOutcome outcome = StepUntilEnd(saver, &c, &steps);
       EXPECT_EQ(outcome.status.code(), absl::StatusCode::kDeadlineExceeded) << outcome.status;
-      EXPECT_NE(std::string(outcome.status.message()).find("0.3 s"), std::string::npos) << outcome.status;
+      EXPECT_NE(std::string(outcome.status.message()).find("0.5 s"), std::string::npos) << outcome.status;
       EXPECT_GT(steps, 10);
-      EXPECT_LT(outcome.stalled_seconds, 1.5);
-      EXPECT_LT(outcome.seconds, 2.5);
+      EXPECT_LT(outcome.stalled_seconds, 3);
+      EXPECT_LT(outcome.seconds, 5);
       c.Barrier();
       if (c.rank() == 0) ExpectOnlyStep1();
       c.Barrier();
@@ -250,6 +250,21 @@ TEST_F(HangingDisk, IsGivenUpInTimeWhileStepsGoOnAndUsedAgainWhenItComesBack) {
       EXPECT_EQ(path.find("/.tmp-"), std::string::npos) << path;
     ASSERT_TRUE(RemoveTree(memory_, "run/checkpoints/step-000000002").ok());
   }
+}
+
+TEST_F(HangingDisk, AfterTheCommitIsNoFailureOfTheSave) {
+  ObservedFiles files(memory_, [&](const std::string&, const std::string& path) {
+    if (path.find("LATEST") != std::string::npos) gate_.Pass();
+  });
+  RankState state(SmallModel(), 1, 0, 2);
+  BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 1}, nullptr);
+  ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, nullptr, &files)).ok());
+  const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+  EXPECT_LT(outcome.seconds, 1);
+  EXPECT_TRUE(saver.hung());
+  ExpectSaved(&memory_, *FindCheckpoint("run", &memory_), SmallModel(), 2);
+  gate_.Open();
 }
 
 TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhenThePoolIsSmall) {
