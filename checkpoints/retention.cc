@@ -86,6 +86,7 @@ absl::StatusOr<std::vector<CheckpointMarks>> ReadMarks(const std::string& run_di
     if (loss.ok()) marks.validation_loss = *loss;
     const absl::StatusOr<bool> good = ReadGoodMark(fs, run_dir, marks.step);
     marks.good = good.ok() && *good;
+    if (absl::IsNotFound(good.status())) continue;  // removed meanwhile, with its marks
     for (const absl::Status& status : {loss.status(), good.status()}) {
       if (status.ok()) continue;
       if (!absl::IsDataLoss(status)) return status;  // the disk does not answer: nothing is known

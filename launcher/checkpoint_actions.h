@@ -68,5 +68,5 @@ std::string FormatAge(double seconds);       // "5 s", "12 min", "3.2 h", "41 d"
 // were set aside or are being written.
 absl::StatusOr<std::vector<std::string>> ListCheckpointDirectories(const std::string& run_dir);
 bool IsStepName(const std::string& name);
-std::string LastName(const std::string& path);  // what follows the last '/'
+std::string LastName(const std::string& path);  // "c" of "a/b/c" and "a/b/c/"
 }  // namespace carousel

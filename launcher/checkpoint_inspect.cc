@@ -81,7 +81,11 @@ std::string FormatAge(double seconds) {
   return absl::StrFormat("%.0f d", seconds / 86400);
 }
 
-std::string LastName(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+std::string LastName(const std::string& path) {
+  const size_t end = path.find_last_not_of('/') + 1;
+  const size_t slash = path.rfind('/', end == 0 ? 0 : end - 1);
+  return slash == std::string::npos ? path.substr(0, end) : path.substr(slash + 1, end - slash - 1);
+}
 bool IsStepName(const std::string& name) { return absl::StartsWith(name, "step-"); }
 
 absl::StatusOr<std::vector<std::string>> ListCheckpointDirectories(const std::string& run_dir) {

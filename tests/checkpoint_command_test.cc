@@ -173,6 +173,8 @@ TEST_F(CheckpointCommand, MergeAndReshardWriteWhatDiffFindsEqual) {
   EXPECT_TRUE(Has(resharded.out, "in 9 files")) << resharded.out;
   EXPECT_EQ(RunCheckpoint({"diff", a_, run}).code, 0);
   EXPECT_EQ(RunCheckpoint({"verify", run}).code, 0);
+  const Outcome by_dir = RunCheckpoint({"reshard", newest_ + "/", run + "3"});
+  EXPECT_TRUE(Has(by_dir.out, run + "3/checkpoints/step-000000005: ")) << by_dir.out << by_dir.err;
   EXPECT_EQ(RunCheckpoint({"reshard", a_, run}).code, 1);
   EXPECT_EQ(RunCheckpoint({"reshard", a_, run + "2", "--ranks", "0"}).code, 2);
   EXPECT_EQ(RunCheckpoint({"reshard", dir_.path(), run}).code, 1);

@@ -204,6 +204,19 @@ TEST_F(Retention, ALaterCheckpointOfTheSameStepDoesNotInheritTheMarkOfTheFirst) 
   EXPECT_EQ(FindGoodCheckpoint(kRun, files.get()).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(Retention, ACheckpointThatIsRemovedWhileMarksAreReadIsNotListed) {
+  const auto files = WithCheckpoints({1, 2});
+  ASSERT_TRUE(MarkGood(kRun, 1, files.get()).ok());
+  bool removed = false;
+  files->SetFault([&](int64_t, const std::string& call, const std::string& path) {
+    // As another process would: the directory is gone when its manifest is to be opened.
+    removed |= call == "open" && path == StepDir(1) + "/MANIFEST.pb";
+    return removed && path == StepDir(1) + "/MANIFEST.pb" ? absl::NotFoundError(path) : absl::OkStatus();
+  });
+  EXPECT_EQ(StepsOf(*files), Steps{2});
+  EXPECT_TRUE(removed);
+}
+
 TEST_F(Retention, LossesComeBackBitByBit) {
   const auto files = WithCheckpoints({1});
   for (const double loss : {2.7412999999999998, 0.1, 1e-300, 5e-324, 1.7976931348623157e308, -0.0}) {
