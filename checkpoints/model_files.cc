@@ -65,17 +65,7 @@ absl::StatusOr<std::unique_ptr<ModelFiles>> ModelFiles::Open(const std::string& 
 absl::Status ModelFiles::OpenFile(const std::string& path) {
   auto file = std::make_unique<File>();
   CAROUSEL_ASSIGN_OR_RETURN(file->bytes, file_system_->OpenFile(path));
-  const int64_t size = file->bytes->size();
-  std::string prefix(8, '\0');
-  if (size < static_cast<int64_t>(prefix.size())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, " has ", size, " bytes; a safetensors file has more"));
-  }
-  CAROUSEL_RETURN_IF_ERROR(file->bytes->ReadAt(0, prefix.data(), static_cast<int64_t>(prefix.size())));
-  CAROUSEL_ASSIGN_OR_RETURN(const int64_t header_bytes, SafetensorsHeaderBytes(prefix.data(), size, path));
-  prefix.resize(static_cast<size_t>(header_bytes));
-  CAROUSEL_RETURN_IF_ERROR(file->bytes->ReadAt(0, prefix.data(), header_bytes));
-  CAROUSEL_ASSIGN_OR_RETURN(file->header, ParseSafetensorsHeader(prefix, size, path));
+  CAROUSEL_ASSIGN_OR_RETURN(file->header, ReadSafetensorsHeader(*file->bytes, path));
   files_.push_back(std::move(file));
   return absl::OkStatus();
 }

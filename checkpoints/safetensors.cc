@@ -1,12 +1,6 @@
 #include "checkpoints/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -141,56 +135,30 @@ absl::StatusOr<std::vector<Out>> ReadAs(const SafetensorsReader& reader, const s
 }
 }  // namespace
 
-absl::StatusOr<SafetensorsReader> SafetensorsReader::Open(const std::string& path) {
-  PosixFileSystem files;
+absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const ReadableFile& file, const std::string& path) {
+  if (file.size() < 8) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is no safetensors file: it has ", file.size(), " bytes"));
+  }
+  char first[8];
+  CAROUSEL_RETURN_IF_ERROR(file.ReadAt(0, first, 8));
+  CAROUSEL_ASSIGN_OR_RETURN(const int64_t header_bytes, SafetensorsHeaderBytes(first, file.size(), path));
+  std::string prefix(static_cast<size_t>(header_bytes), '\0');
+  CAROUSEL_RETURN_IF_ERROR(file.ReadAt(0, prefix.data(), header_bytes));
+  return ParseSafetensorsHeader(prefix, file.size(), path);
+}
+
+absl::StatusOr<SafetensorsReader> SafetensorsReader::Open(const std::string& path, FileSystem* files) {
+  PosixFileSystem posix;
   SafetensorsReader reader;
   reader.path_ = path;
-  {
-    CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> file, files.OpenFile(path));
-    if (file->size() < 8) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, " is no safetensors file: it has ", file->size(), " bytes"));
-    }
-    char first[8];
-    CAROUSEL_RETURN_IF_ERROR(file->ReadAt(0, first, 8));
-    CAROUSEL_ASSIGN_OR_RETURN(const int64_t header_bytes, SafetensorsHeaderBytes(first, file->size(), path));
-    std::string prefix(static_cast<size_t>(header_bytes), '\0');
-    CAROUSEL_RETURN_IF_ERROR(file->ReadAt(0, prefix.data(), header_bytes));
-    CAROUSEL_ASSIGN_OR_RETURN(reader.header_, ParseSafetensorsHeader(prefix, file->size(), path));
-    reader.mapped_bytes_ = file->size();
-  }
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat info;
-  if (fd < 0 || fstat(fd, &info) != 0 || info.st_size != reader.mapped_bytes_) {
-    if (fd >= 0) close(fd);
-    return absl::UnavailableError(absl::StrCat(path, " changed while it was opened"));
-  }
-  void* const base = mmap(nullptr, static_cast<size_t>(reader.mapped_bytes_), PROT_READ, MAP_PRIVATE, fd, 0);
-  const int error = errno;
-  close(fd);
-  if (base == MAP_FAILED) {
-    return absl::UnavailableError(absl::StrCat("mapping ", path, ": ", strerror(error)));
-  }
-  reader.base_ = static_cast<const uint8_t*>(base);
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> file,
+                            (files != nullptr ? *files : posix).OpenFile(path));
+  CAROUSEL_ASSIGN_OR_RETURN(reader.header_, ReadSafetensorsHeader(*file, path));
+  const int64_t num_bytes = file->size() - reader.header_.data_begin;
+  reader.data_ = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(num_bytes));
+  CAROUSEL_RETURN_IF_ERROR(file->ReadAt(reader.header_.data_begin, reader.data_.get(), num_bytes));
   return reader;
-}
-
-SafetensorsReader::SafetensorsReader(SafetensorsReader&& other) noexcept
-    : path_(std::move(other.path_)),
-      header_(std::move(other.header_)),
-      base_(std::exchange(other.base_, nullptr)),
-      mapped_bytes_(std::exchange(other.mapped_bytes_, 0)) {}
-
-SafetensorsReader& SafetensorsReader::operator=(SafetensorsReader&& other) noexcept {
-  std::swap(path_, other.path_);
-  std::swap(header_, other.header_);
-  std::swap(base_, other.base_);
-  std::swap(mapped_bytes_, other.mapped_bytes_);
-  return *this;
-}
-
-SafetensorsReader::~SafetensorsReader() {
-  if (base_ != nullptr) munmap(const_cast<uint8_t*>(base_), static_cast<size_t>(mapped_bytes_));
 }
 
 absl::StatusOr<SafetensorsEntry> SafetensorsReader::Get(const std::string& name) const {

@@ -8,6 +8,7 @@
 // says. This header is for files that come from other programs or go to them; the shards of a checkpoint are
 // read through shard_reader.h, which also checks their checksums.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -85,13 +86,14 @@ absl::StatusOr<int64_t> SafetensorsHeaderBytes(const void* first_8_bytes, int64_
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& prefix, int64_t file_bytes,
                                                          const std::string& file);
 
-// A file, memory-mapped. Movable; views live as long as the reader. The file must not be changed meanwhile.
+// Both for an open file.
+absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const ReadableFile& file, const std::string& path);
+
+// A whole file in memory: for reference dumps and tests. Movable; views live as long as the reader. What may
+// be large is read through model_files.h.
 class SafetensorsReader {
  public:
-  static absl::StatusOr<SafetensorsReader> Open(const std::string& path);
-  SafetensorsReader(SafetensorsReader&&) noexcept;
-  SafetensorsReader& operator=(SafetensorsReader&&) noexcept;
-  ~SafetensorsReader();
+  static absl::StatusOr<SafetensorsReader> Open(const std::string& path, FileSystem* files = nullptr);
 
   const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
@@ -101,7 +103,7 @@ class SafetensorsReader {
   absl::StatusOr<SafetensorsEntry> Get(const std::string& name) const;
 
   // The bytes of a tensor of this file. Not necessarily aligned to its type: copy with memcpy.
-  const void* data(const SafetensorsEntry& entry) const { return base_ + header_.data_begin + entry.begin; }
+  const void* data(const SafetensorsEntry& entry) const { return data_.get() + entry.begin; }
 
   // A whole tensor converted. F64 F32 F16 BF16 and all integers and BOOL; others are Unimplemented.
   absl::StatusOr<std::vector<double>> ReadAsDouble(const std::string& name) const;
@@ -113,8 +115,7 @@ class SafetensorsReader {
   SafetensorsReader() = default;
   std::string path_;
   SafetensorsHeader header_;
-  const uint8_t* base_ = nullptr;  // the mapping
-  int64_t mapped_bytes_ = 0;
+  std::unique_ptr<std::byte[]> data_;  // behind the header
 };
 
 // What a file will hold, known before its first byte is written.
