@@ -148,7 +148,7 @@ TEST(BackgroundSaver, ASaveThatIsWaitedForIsThereOnReturn) {
     const std::optional<SaveOutcome> outcome = saver.Finish();
     ASSERT_TRUE(outcome.has_value());
     EXPECT_TRUE(outcome->status.ok()) << outcome->status;
-    EXPECT_GE(outcome->stalled_seconds, 0.5 * outcome->seconds);
+    EXPECT_GT(outcome->stalled_seconds, 0);
   });
   ExpectSaved(&files, *FindCheckpoint("run", &files), SmallModel(), 4);
 }
@@ -298,31 +298,37 @@ TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhileADirectoryIsMade) {
   ExpectOnlyStep1();
 }
 
-TEST_F(HangingDisk, DoesNotKeepTheSaverFromEnding) {
-  // What hangs may come back after the saver is gone: all of this lives until then.
-  const auto gate = std::make_shared<Gate>();
-  std::atomic<bool> came_back = false;
-  ObservedFiles files(memory_, [&, gate](const std::string& call, const std::string& path) {
-    if (call != "fdatasync" || !IsShard(path) || came_back) return;
-    gate->Pass();
-    came_back = true;
-  });
+TEST(BackgroundSaver, EndsAlthoughTheDiskHangs) {
+  SetMinLogLevel(LogLevel::ERROR);
+  // What hangs comes back after the saver is gone, and may look at this at any later time: never destroyed.
+  struct Disk {
+    MemoryFileSystem memory;
+    Gate gate;
+    std::atomic<bool> came_back = false;
+    ObservedFiles files{memory, [this](const std::string& call, const std::string& path) {
+                          if (call != "fdatasync" || !IsShard(path) || came_back) return;
+                          gate.Pass();
+                          came_back = true;
+                        }};
+  };
+  static Disk& disk = *new Disk;
+  ASSERT_TRUE(SaveStep("run", 1, 1, 2, nullptr, &disk.memory).ok());
   const auto start = std::chrono::steady_clock::now();
   {
     RankState state(SmallModel(), 1, 0, 2);
     BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 0.2}, nullptr);
-    ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, nullptr, &files)).ok());
+    ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, nullptr, &disk.files)).ok());
     const std::optional<SaveOutcome> outcome = saver.Finish();
     ASSERT_TRUE(outcome.has_value());
     EXPECT_EQ(outcome->status.code(), absl::StatusCode::kDeadlineExceeded) << outcome->status;
     EXPECT_TRUE(saver.hung());
   }
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
-  ExpectOnlyStep1();
-  gate->Open();
-  while (!came_back) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // it leaves the file system
-  ExpectOnlyStep1();
+  disk.gate.Open();
+  while (!disk.came_back) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // it would commit now
+  EXPECT_EQ(ListCheckpoints("run", &disk.memory)->size(), 1u);
+  ExpectSaved(&disk.memory, *FindCheckpoint("run", &disk.memory), SmallModel(), 1);
 }
 }  // namespace
 }  // namespace carousel
