@@ -95,6 +95,7 @@ class CheckpointBench {
                 .keep = {.keep_last = 1}};
   }
   ~CheckpointBench() {
+    lease_.reset();
     PosixFileSystem files;
     const absl::Status removed = RemoveTree(files, base_);
     if (!removed.ok()) std::fprintf(stderr, "%s\n", std::string(removed.message()).c_str());
@@ -102,6 +103,8 @@ class CheckpointBench {
 
   absl::Status Run() {
     CAROUSEL_RETURN_IF_ERROR(saver_.CheckMemory());
+    CAROUSEL_ASSIGN_OR_RETURN(lease_, RunLease::Acquire(base_));  // once, as a run does
+    request_.lease = lease_.get();
     std::printf("state    %.1f MB, saved through %.1f MiB of host memory, in %s\n", megabytes(),
                 static_cast<double>(saver_.staging_bytes()) / (1 << 20), options_.directory.c_str());
     Step();
@@ -188,6 +191,7 @@ class CheckpointBench {
   const std::vector<StateSlice> slices_;
   BackgroundSaver saver_;
   const std::string base_;
+  std::unique_ptr<RunLease> lease_;
   SaveRequest request_;
   int64_t num_steps_ = 0;
   std::vector<int64_t> sums_;
