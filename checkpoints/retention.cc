@@ -10,6 +10,7 @@
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/marks.h"
+#include "checkpoints/run_lease.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -97,7 +98,8 @@ absl::StatusOr<std::vector<CheckpointMarks>> ReadMarks(const std::string& run_di
   return all;
 }
 
-absl::Status PruneCheckpoints(const std::string& run_dir, const RetentionPolicy& policy, FileSystem* files) {
+absl::Status PruneCheckpoints(const std::string& run_dir, const RetentionPolicy& policy, FileSystem* files,
+                              const RunLease* lease) {
   PosixFileSystem posix;
   FileSystem& fs = files != nullptr ? *files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<CheckpointMarks> checkpoints, ReadMarks(run_dir, &fs));
@@ -109,6 +111,7 @@ absl::Status PruneCheckpoints(const std::string& run_dir, const RetentionPolicy&
   }
   for (size_t i = 0; i < checkpoints.size(); ++i) {
     if (reasons[i] != 0) continue;
+    if (lease != nullptr) CAROUSEL_RETURN_IF_ERROR(lease->StillHeld());
     // Out of sight at once and for good, then file by file.
     std::string trash;
     CAROUSEL_RETURN_IF_ERROR(MoveAside(fs, run_dir, StepName(checkpoints[i].step), kTrashPrefix, &trash));

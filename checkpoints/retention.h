@@ -23,6 +23,8 @@
 
 namespace carousel {
 
+class RunLease;
+
 // What stays is what any of these asks for; the newest checkpoint and the newest good one always stay.
 struct RetentionPolicy {
   int64_t keep_last = 0;         // so many of the newest; 0: all checkpoints stay
@@ -63,8 +65,9 @@ absl::StatusOr<std::vector<CheckpointMarks>> ReadMarks(const std::string& run_di
 // checksums; if it is damaged nothing is removed: DataLoss. Each is renamed to .trash-* first, so that half a
 // checkpoint is never seen. A process that reads a checkpoint meanwhile (export, generate) gets an error that
 // names the missing file: copy what must stay, or keep it with keep_every_steps.
+// lease: asked before each removal whether it is still held (reading the newest may take long); null: not.
 absl::Status PruneCheckpoints(const std::string& run_dir, const RetentionPolicy& policy,
-                              FileSystem* files = nullptr);
+                              FileSystem* files = nullptr, const RunLease* lease = nullptr);
 
 // Durable on return. The checkpoint need not exist yet. A loss that is not finite is recorded too (it is
 // never among the best).

@@ -93,6 +93,8 @@ absl::Status SaveAttempt::PrepareDirectory(pb::RootMessage* message) {
   if (request_.lease == nullptr) {
     CAROUSEL_ASSIGN_OR_RETURN(own_lease_, RunLease::Acquire(run_dir, &disk_));
   }
+  // What looks left over may be what a successor writes just now.
+  CAROUSEL_RETURN_IF_ERROR(lease().StillHeld());
   const absl::Status swept = SweepLeftovers(run_dir, &disk_);
   if (!swept.ok()) CAROUSEL_LOG(WARNING) << "cannot clean up " << store << ": " << swept.message();
 
@@ -122,7 +124,7 @@ absl::Status SaveAttempt::MakeRoom() {
   for (const PlannedFile& file : planned_) needed += file.num_bytes + file.num_bytes / 10;
   CAROUSEL_ASSIGN_OR_RETURN(int64_t available, disk_.FreeBytes(store));
   if (available >= needed) return absl::OkStatus();
-  CAROUSEL_RETURN_IF_ERROR(PruneCheckpoints(request_.run_dir, request_.keep, &disk_));
+  CAROUSEL_RETURN_IF_ERROR(PruneCheckpoints(request_.run_dir, request_.keep, &disk_, &lease()));
   CAROUSEL_ASSIGN_OR_RETURN(available, disk_.FreeBytes(store));
   if (available >= needed) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat("a checkpoint needs ", needed, " bytes and ", available,
@@ -289,9 +291,8 @@ absl::Status SaveAttempt::Commit() {
 
   // The manifest is the last file, and the directory's final name makes it a checkpoint.
   CAROUSEL_RETURN_IF_ERROR(ReplaceFile(disk_, JoinPath(tmp, kManifestFile), framed));
-  const RunLease* const lease = request_.lease != nullptr ? request_.lease : own_lease_.get();
   CAROUSEL_RETURN_IF_ERROR(StopIfCancelled());
-  CAROUSEL_RETURN_IF_ERROR(lease->StillHeld());
+  CAROUSEL_RETURN_IF_ERROR(lease().StillHeld());
   const std::string store = StoreDir(request_.run_dir);
   CAROUSEL_RETURN_IF_ERROR(StopIfCancelled());
   CAROUSEL_RETURN_IF_ERROR(disk_.Rename(tmp, JoinPath(store, name_)));
@@ -311,7 +312,7 @@ absl::Status SaveAttempt::AfterCommit() {
   CAROUSEL_RETURN_IF_ERROR(WriteLatest(disk_, request_.run_dir, name_));
   // Nothing is deleted before the new one was found to be complete.
   CAROUSEL_RETURN_IF_ERROR(OpenAndCheck(disk_, JoinPath(StoreDir(request_.run_dir), name_)).status());
-  return PruneCheckpoints(request_.run_dir, request_.keep, &disk_);
+  return PruneCheckpoints(request_.run_dir, request_.keep, &disk_, &lease());
 }
 
 absl::Status SaveAttempt::Complete(const absl::Status& voted) {

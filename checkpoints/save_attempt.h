@@ -70,6 +70,7 @@ class SaveAttempt {
   absl::Status written() const;
 
  private:
+  const RunLease& lease() const { return request_.lease != nullptr ? *request_.lease : *own_lease_; }
   absl::Status PrepareDirectory(checkpoint::RootMessage* message);
   absl::Status MakeRoom();
   absl::Status WriteShard(const PlannedFile& file, StateSource& source);

@@ -75,7 +75,7 @@ absl::Status PruneRun(const CheckpointPruneOptions& options) {
   }
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(options.run_dir));
   CAROUSEL_RETURN_IF_ERROR(SweepLeftovers(options.run_dir));
-  CAROUSEL_RETURN_IF_ERROR(PruneCheckpoints(options.run_dir, policy));
+  CAROUSEL_RETURN_IF_ERROR(PruneCheckpoints(options.run_dir, policy, nullptr, lease.get()));
   absl::PrintF("removed %d checkpoints, %s\n", num_going, FormatByteCount(bytes_going));
   return absl::OkStatus();
 }

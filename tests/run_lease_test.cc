@@ -285,29 +285,56 @@ TEST_F(RunLeaseTest, ADiskThatDoesNotAnswerIsNotTheSameAsALostLease) {
   EXPECT_TRUE(Has((*held)->StillHeld(), "was removed"));
 }
 
+absl::Status SaveWithLease(FileSystem& files, int64_t step, int64_t keep_last, const RunLease* lease) {
+  RankState state(SmallModel(), 1, 0, static_cast<uint64_t>(step));
+  SaveRequest request;
+  request.run_dir = "run";
+  request.state = StateAt(step);
+  request.slices = state.slices();
+  request.keep = {.keep_last = keep_last};
+  request.lease = lease;
+  request.files = &files;
+  return SaveCheckpoint(request);
+}
+
 TEST_F(RunLeaseTest, ASaveOfAHolderThatLostItsLeaseIsNotCommittedAndRemovesNothing) {
   const auto slow = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
   ASSERT_TRUE(slow.ok());
-  const auto save = [&](int64_t step, const RunLease* lease) {
-    RankState state(SmallModel(), 1, 0, static_cast<uint64_t>(step));
-    SaveRequest request;
-    request.run_dir = "run";
-    request.state = StateAt(step);
-    request.slices = state.slices();
-    request.keep = {.keep_last = 1};
-    request.lease = lease;
-    request.files = &disk_;
-    return SaveCheckpoint(request);
-  };
-  ASSERT_TRUE(save(1, slow->get()).ok());
+  ASSERT_TRUE(SaveWithLease(disk_, 1, 2, slow->get()).ok());
+  ASSERT_TRUE(SaveWithLease(disk_, 2, 2, slow->get()).ok());
   const auto next = RunLease::Acquire("run", OptionsOf(b_, clock_, "node2", 1));
   ASSERT_TRUE(next.ok()) << next.status();
-  const absl::Status refused = save(2, slow->get());
+  // A save of the new holder is under way, and the disk is full.
+  const std::string under_way = "run/checkpoints/.tmp-step-000000003-next";
+  ASSERT_TRUE(disk_.CreateDirectory(under_way).ok());
+  ASSERT_TRUE(WriteFile(disk_, under_way + "/model", "shard").ok());
+  disk_.SetFreeBytes(0);
+  const std::vector<std::string> before = disk_.AllFiles();
+  const absl::Status refused = SaveWithLease(disk_, 3, 1, slow->get());
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
   EXPECT_TRUE(Has(refused, "taken over by process 1 on node2")) << refused;
-  EXPECT_EQ(*FindCheckpoint("run", &disk_), "run/checkpoints/step-000000001");
-  EXPECT_EQ(ListCheckpoints("run", &disk_)->size(), 1u);
-  EXPECT_TRUE(save(2, next->get()).ok());
+  EXPECT_EQ(disk_.AllFiles(), before);
+  EXPECT_EQ(ListCheckpoints("run", &disk_)->size(), 2u);
+  disk_.SetFreeBytes(int64_t{1} << 40);
+  EXPECT_TRUE(SaveWithLease(disk_, 3, 2, next->get()).ok());
+}
+
+TEST_F(RunLeaseTest, AHolderThatLosesItsLeaseWhileItReadsTheNewCheckpointRemovesNoOlderOne) {
+  const auto slow = RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242));
+  ASSERT_TRUE(slow.ok());
+  ASSERT_TRUE(SaveWithLease(disk_, 1, 1, slow->get()).ok());
+  bool lost = false;
+  disk_.SetFault([&](int64_t, const std::string& call, const std::string& path) {
+    if (call == "open" && path.find("step-000000002/model") != std::string::npos) {
+      *disk_.Contents(kLease) = "somebody else's";
+      lost = true;
+    }
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(SaveWithLease(disk_, 2, 1, slow->get()).ok());
+  disk_.SetFault(nullptr);
+  EXPECT_TRUE(lost);
+  EXPECT_EQ(ListCheckpoints("run", &disk_)->size(), 2u);
 }
 
 TEST_F(RunLeaseTest, TheThreadKeepsTheCountRisingWhileOthersAsk) {
