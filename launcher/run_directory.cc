@@ -6,9 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
-#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -53,21 +51,26 @@ absl::Status WriteDurably(const std::string& path, const std::string& text) {
 std::string ConfigPath(const std::string& run_dir) { return run_dir + "/config.textproto"; }
 std::string MetricsPath(const std::string& run_dir) { return run_dir + "/metrics.jsonl"; }
 
-absl::Status PrepareRunDirectory(const std::string& run_dir) {
-  std::error_code error;
-  std::filesystem::create_directories(run_dir, error);
-  if (error) {
+absl::Status PrepareRunDirectory(const std::string& run_dir, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  // A checkpoint survives a power failure only if every directory above it does.
+  const absl::Status made = CreateDirectories(fs, run_dir);
+  if (!made.ok()) {
     return absl::PermissionDeniedError(absl::StrCat("cannot make the run directory ", run_dir, ": ",
-                                                    error.message(), "; choose another with --run_dir"));
+                                                    made.message(), "; choose another with --run_dir"));
   }
-  const std::string probe = run_dir + "/.write_probe";
-  const absl::Status status = WriteDurably(probe, "probe\n");
+  const std::string probe = JoinPath(run_dir, ".write_probe");
+  absl::Status status = RemoveTree(fs, probe);  // of a start that died
+  if (status.ok()) status = WriteFile(fs, probe, "probe\n");
+  if (status.ok()) status = fs.RemoveFile(probe);
+  // Another start tries the same just now: the lease decides between them.
+  if (absl::IsAlreadyExists(status) || absl::IsNotFound(status)) status = absl::OkStatus();
   if (!status.ok()) {
     return absl::Status(status.code(),
                         absl::StrCat("the run directory cannot be written: ", std::string(status.message()),
                                      "; choose another with --run_dir"));
   }
-  unlink(probe.c_str());
   return absl::OkStatus();
 }
 

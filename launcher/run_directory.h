@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "checkpoints/file_system.h"
 #include "configs/run_spec.h"
 
 namespace carousel {
@@ -14,9 +15,9 @@ namespace carousel {
 std::string ConfigPath(const std::string& run_dir);
 std::string MetricsPath(const std::string& run_dir);
 
-// Makes the directory and proves that it can be written (a file is made, synced and removed). Errors name the
-// directory.
-absl::Status PrepareRunDirectory(const std::string& run_dir);
+// Makes the directory, durably, and proves that it can be written (a file is made, synced and removed).
+// Errors name the directory. files: null for the real ones.
+absl::Status PrepareRunDirectory(const std::string& run_dir, FileSystem* files = nullptr);
 // Writes config.textproto (synced, renamed into place) and appends to build.txt.
 absl::Status RecordStart(const RunSpec& run, const std::string& build_line);
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <iterator>
 
+#include "tests/memory_file_system.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {
@@ -111,6 +112,13 @@ TEST(RunDirectory, IsMadeWithItsParentsAndHoldsTheConfig) {
   std::ifstream config(ConfigPath(run.run_dir)), build(run.run_dir + "/build.txt");
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(config), {}), "model {}\n");
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(build), {}), "first\nsecond\n");
+}
+
+TEST(RunDirectory, IsThereAfterAPowerFailure) {
+  MemoryFileSystem files;
+  ASSERT_TRUE(PrepareRunDirectory("runs/new", &files).ok());
+  files.CrashNow(MemoryFileSystem::Crash::kLoseAll, 0);
+  EXPECT_TRUE(files.Stat("runs/new")->is_directory);
 }
 
 TEST(RunDirectory, ThatCannotBeMadeIsNamedWithTheFix) {
