@@ -24,6 +24,11 @@ constexpr double kIdleSeconds = 1;
 // How long training waits for a directory.
 constexpr double kMaxPrepareSeconds = 60;
 constexpr auto kPollInterval = std::chrono::milliseconds(2);
+
+std::chrono::steady_clock::duration DurationOf(double seconds) {
+  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+      std::chrono::duration<double>(seconds));
+}
 }  // namespace
 
 int64_t StagingBytes(int64_t state_bytes, int64_t limit_bytes) {
@@ -98,15 +103,13 @@ absl::Status BackgroundSaver::Start(const SaveRequest& request) {
   CAROUSEL_CHECK_MSG(!in_flight(), "one save at a time");
   CAROUSEL_CHECK(request.copier == copier_);
   const Clock::time_point start = Clock::now();
-  const auto timeout =
-      std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options_.timeout_seconds));
   absl::Status usable = CheckMemory();
   if (usable.ok() && !worker_->WaitIdle(kIdleSeconds)) {
     usable = absl::UnavailableError("an earlier save still hangs in the file system");
   }
   CAROUSEL_RETURN_IF_ERROR(AgreeOn(request.communicator, usable));
 
-  const auto save = std::make_shared<Save>(request, start, start + timeout);
+  const auto save = std::make_shared<Save>(request, start, start + DurationOf(options_.timeout_seconds));
   const Stall stall(save);
   CAROUSEL_RETURN_IF_ERROR(save->attempt.Plan());
   save_ = save;
@@ -135,7 +138,9 @@ void BackgroundSaver::StartThreads() {
   staged_ = false;
   gave_up_ = false;
   if (copier_ != nullptr) copier_->Begin();
-  save->staged = std::make_unique<StagedState>(pool_, copier_, save->attempt, save->deadline);
+  const Clock::time_point staging_deadline =
+      std::min(save->deadline, save->start + DurationOf(options_.staging_timeout_seconds));
+  save->staged = std::make_unique<StagedState>(pool_, copier_, save->attempt, staging_deadline);
   if (copier_ != nullptr) {
     save->staged->CopyWhatFits();
   } else {

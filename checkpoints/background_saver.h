@@ -40,6 +40,9 @@ class Worker;
 struct BackgroundSaveOptions {
   int64_t staging_bytes = 0;  // StagingBytes
   double timeout_seconds = 3600;
+  // All must be copied so long after Start: while a rank waits for a block its neighbours wait for it in a
+  // call, and calls that wait 1800 s end the job.
+  double staging_timeout_seconds = 1200;
 };
 
 // What the pool takes for a rank that has state_bytes of state, of which at most limit_bytes are wanted (0:
@@ -74,7 +77,8 @@ class BackgroundSaver {
   // as SaveCheckpoint's, and Unavailable if an earlier save hangs. REQUIRES: !in_flight().
   absl::Status Start(const SaveRequest& request);
   bool in_flight() const { return phase_ != Phase::kNone; }
-  // Returns when the state may be changed, at the latest when the save's time is up (then it has failed).
+  // Returns when the state may be changed, at the latest when one of the save's times is up (then it has
+  // failed).
   void WaitUntilStaged();
 
   static constexpr size_t kNumNumbers = 3;

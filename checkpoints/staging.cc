@@ -61,7 +61,11 @@ void StagedState::Cancel() {
 absl::Status StagedState::Wait(std::unique_lock<std::mutex>* lock, const std::function<bool()>& condition) {
   const bool met = changed_.wait_until(*lock, deadline_, [&] { return cancelled_ || condition(); });
   if (cancelled_) return absl::CancelledError("the save was given up");
-  if (!met) return absl::DeadlineExceededError("copying the state took too long");
+  if (!met) {
+    return absl::DeadlineExceededError(
+        "copying the state took too long: blocks are not written in time; is the disk there, or should "
+        "checkpoint.staging_mib be larger?");
+  }
   return absl::OkStatus();
 }
 

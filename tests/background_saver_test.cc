@@ -282,6 +282,24 @@ TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhenThePoolIsSmall) {
   gate_.Open();
 }
 
+TEST_F(HangingDisk, HoldsTrainingNoLongerThanOtherRanksWaitHoweverLongASaveMayTake) {
+  ObservedFiles files(memory_, [&](const std::string& call, const std::string& path) {
+    if (call == "write" && IsShard(path)) gate_.Pass();
+  });
+  RankState state(LargerModel(), 1, 0, 2);
+  BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 20, .staging_timeout_seconds = 0.3},
+                        nullptr);
+  const auto start = std::chrono::steady_clock::now();
+  ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, nullptr, &files)).ok());
+  saver.WaitUntilStaged();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+  // The disk comes back, but the state has gone on.
+  gate_.Open();
+  const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
+  EXPECT_EQ(outcome.status.code(), absl::StatusCode::kDeadlineExceeded) << outcome.status;
+  ExpectOnlyStep1();
+}
+
 TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhileADirectoryIsMade) {
   ObservedFiles files(memory_, [&](const std::string& call, const std::string&) {
     if (call == "mkdir") gate_.Pass();
