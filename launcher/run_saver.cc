@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
+#include "core/train/agreement.h"
 #include "launcher/exit_codes.h"
 #include "launcher/version.h"
 
@@ -141,7 +142,17 @@ absl::Status RunSaver::SaveNow(const TrainState& state) {
   return absl::OkStatus();
 }
 
+bool RunSaver::LostLease() const {
+  const bool lost = parts_.lease != nullptr && absl::IsFailedPrecondition(parts_.lease->StillHeld());
+  if (parts_.world == nullptr) return lost;
+  return BroadcastBytes(*parts_.world, lost ? "lost" : "", 0) == "lost";
+}
+
 absl::Status RunSaver::Report(const SaveOutcome& outcome) {
+  // Metrics and marks belong to another process then.
+  if (absl::IsFailedPrecondition(outcome.status) && LostLease()) {
+    return WithExitCode(outcome.status, kExitNotSaved);
+  }
   const bool saved = outcome.status.ok();
   const std::string why(outcome.status.message());
   if (saved) saved_step_ = outcome.step;

@@ -1,6 +1,7 @@
 // When and how a run is saved, and what becomes of it: due checkpoints in the background, the last one while
 // everybody waits. Outcomes go to the console and to metrics.jsonl; a save that failed is told and training
-// goes on, until so many in a row have failed that the run stops.
+// goes on, until so many in a row have failed that the run stops. A run whose lease was taken over stops at
+// once.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -66,7 +67,8 @@ class RunSaver {
  private:
   SaveRequest MakeRequest(const TrainState& state) const;
   absl::Status SaveWaiting(const TrainState& state);
-  absl::Status Report(const SaveOutcome& outcome);
+  absl::Status Report(const SaveOutcome& outcome);  // collective
+  bool LostLease() const;                           // collective
 
   const Parts parts_;
   std::unique_ptr<StateCopier> copier_;

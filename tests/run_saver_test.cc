@@ -150,6 +150,25 @@ TEST_F(RunSaverTest, StopsTheRunAfterSoManyFailuresInARowAndNotBefore) {
   }
 }
 
+TEST_F(RunSaverTest, StopsTheRunAtOnceWhenItsLeaseIsGone) {
+  const auto lease = RunLease::Acquire("run", LeaseOptions{.files = &memory_, .thread = false});
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  const auto saver = std::make_unique<RunSaver>(RunSaver::Parts{.run = &run_,
+                                                                .trainer = trainer_.get(),
+                                                                .lease = lease->get(),
+                                                                .metrics = metrics_.get(),
+                                                                .console = &console_,
+                                                                .files = &memory_},
+                                                /*saved_step=*/-1);
+  ASSERT_TRUE(saver->SaveNow(StateAt(1)).ok());
+  *memory_.Contents("run/checkpoints/.lease") = "somebody else's";
+  absl::Status stopped = saver->SaveDue(StateAt(2));
+  if (stopped.ok()) stopped = saver->Finish();
+  EXPECT_EQ(ExitCodeOf(stopped), kExitNotSaved) << stopped;
+  EXPECT_NE(std::string(stopped.message()).find("has lost run"), std::string::npos) << stopped;
+  EXPECT_EQ(Records(), std::vector<std::string>{"saved 1"});
+}
+
 TEST_F(RunSaverTest, TriesTheLastSaveOfARunAsOftenAsSavesMayFail) {
   const auto saver = MakeSaver(memory_);
   int failures = 2;
