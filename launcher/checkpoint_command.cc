@@ -111,7 +111,8 @@ void AddReshard(CLI::App* command, std::function<int()>* run) {
   reshard->add_option("--ranks", options->ranks, "As so many ranks would have written it")
       ->capture_default_str();
   reshard->add_option("--max_file_bytes", options->max_file_bytes, "Bytes of tensors in a file at most")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40));  // with less, files would be mostly headers
   reshard->footer(
       R"(Not needed to go on with another number of ranks or another mesh: every checkpoint loads on all of
 them. It is for storage that likes fewer or smaller files. The digests of all tensors are compared, and the
@@ -127,14 +128,14 @@ void AddPrune(CLI::App* command, std::function<int()>* run) {
       PruneRun);
   prune->add_option("RUN_DIR", options->run_dir, "A run directory")->required();
   prune->add_option("--keep_last", options->keep_last, "Keep so many of the newest; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   prune
       ->add_option("--keep_every_steps", options->keep_every_steps,
                    "Keep multiples of so many steps; 0: none")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   prune
       ->add_option("--keep_best", options->keep_best, "Keep so many with the lowest validation loss; 0: none")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   prune->add_flag("--yes", options->yes, "Remove them; without it nothing is changed");
   prune->footer(
       R"(What is not given is as the config of the run says. The newest checkpoint and the newest that is

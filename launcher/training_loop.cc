@@ -201,6 +201,8 @@ void TrainingRun::Sample() {
 absl::Status TrainingRun::SaveIfDue() {
   const int64_t every = run_.checkpoint.every_steps;
   if (every <= 0 || state_.step % every != 0) return absl::OkStatus();
+  // The last step is saved when training has ended, whatever is in flight now.
+  if (state_.step >= run_.steps) return absl::OkStatus();
   return saver_->SaveDue(StateToSave());
 }
 

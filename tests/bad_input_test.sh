@@ -60,6 +60,12 @@ expect "unknown option" "fersh" train --run_dir r --fersh
 expect "unknown subcommand" "trian" "$carousel" trian
 [ -e r/checkpoints ] && { echo "FAIL: a refused start left checkpoints"; failures=$((failures + 1)); }
 
+# The last step is saved although a save is in flight then; nothing says that it is not.
+must train --run_dir last --set checkpoint.every_steps=1 --set train.steps=2
+if grep -q "step 2 *checkpoint SKIPPED" out || ! grep -q "step 2 *checkpoint saved" out; then
+  echo "FAIL: the save of the last step"; cat out; failures=$((failures + 1))
+fi
+
 must train --run_dir run
 cp -r run good
 expect "another model in the same directory" "num_blocks: 1 in the run, 2 now" train --run_dir run --set model.num_blocks=2

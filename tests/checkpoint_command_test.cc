@@ -178,6 +178,10 @@ TEST_F(CheckpointCommand, MergeAndReshardWriteWhatDiffFindsEqual) {
   EXPECT_EQ(RunCheckpoint({"reshard", a_, run}).code, 1);
   EXPECT_EQ(RunCheckpoint({"reshard", a_, run + "2", "--ranks", "0"}).code, 2);
   EXPECT_EQ(RunCheckpoint({"reshard", dir_.path(), run}).code, 1);
+  // One file per element would take hours and inodes.
+  const Outcome tiny = RunCheckpoint({"reshard", a_, run + "4", "--max_file_bytes", "1"});
+  EXPECT_TRUE(tiny.code == -1 && Has(tiny.err, "in range 1048576 to ")) << tiny.code << tiny.err;
+  EXPECT_FALSE(std::filesystem::exists(run + "4"));
 }
 
 TEST_F(CheckpointCommand, PruneRemovesNothingUnlessItIsToldTo) {
@@ -199,6 +203,7 @@ TEST_F(CheckpointCommand, PruneRemovesNothingUnlessItIsToldTo) {
   EXPECT_EQ(done.code, 0) << done.err;
   EXPECT_FALSE(std::filesystem::exists(a_ + "/checkpoints/step-000000003"));
   EXPECT_TRUE(std::filesystem::exists(newest_));
+  EXPECT_TRUE(Has(RunCheckpoint({"prune", a_, "--keep_last", "-1"}).err, "in range 0 to 1099511627776"));
   EXPECT_EQ(RunCheckpoint({"prune", dir_.path(), "--keep_last", "1"}).code, 1);
 }
 
