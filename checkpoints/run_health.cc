@@ -56,8 +56,13 @@ absl::Status RunHealth::AfterStep(int64_t step, bool healthy) {
   if (good_after_steps_ <= 0) return absl::OkStatus();
   if (!healthy) {
     last_unhealthy_ = step;
+    remembered_ = false;
+  }
+  if (!remembered_) {
     PosixFileSystem posix;
-    return WriteUnhealthyMark(files_ != nullptr ? *files_ : posix, run_dir_, step);
+    CAROUSEL_RETURN_IF_ERROR(
+        WriteUnhealthyMark(files_ != nullptr ? *files_ : posix, run_dir_, last_unhealthy_));
+    remembered_ = true;
   }
   if (step - last_unhealthy_ < good_after_steps_) return absl::OkStatus();
   while (!unmarked_.empty() && *unmarked_.begin() <= step - good_after_steps_) {

@@ -46,7 +46,7 @@ class RunHealth {
                                                          int64_t last_skipped_step, int64_t good_after_steps,
                                                          FileSystem* files = nullptr);
   // A step was made; `step` steps are done now. Marks what has become good. An unhealthy step is on the disk
-  // before this returns, so that a restart does not forget it.
+  // before this returns, so that a restart does not forget it; after an error the next call tries again.
   absl::Status AfterStep(int64_t step, bool healthy);
   void Committed(int64_t step) { unmarked_.insert(step); }
 
@@ -57,6 +57,7 @@ class RunHealth {
   FileSystem* files_ = nullptr;  // null: the real one
   int64_t good_after_steps_ = 0;
   int64_t last_unhealthy_ = 0;
+  bool remembered_ = true;      // the disk knows of it
   std::set<int64_t> unmarked_;  // steps of committed checkpoints that are not marked yet
 };
 }  // namespace carousel

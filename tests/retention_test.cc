@@ -260,6 +260,23 @@ TEST_F(Retention, ACheckpointIsGoodAfterSoManyHealthyStepsInARow) {
   EXPECT_EQ(*FindGoodCheckpoint(kRun, files.get()), StepDir(26));
 }
 
+TEST_F(Retention, AnUnhealthyStepThatTheDiskRefusedIsRememberedAsSoonAsItTakesIt) {
+  const auto files = WithCheckpoints({10});
+  auto health = *RunHealth::Open(kRun, 10, 0, 5, files.get());
+  files->SetFault([](int64_t, const std::string&, const std::string&) {
+    return absl::ResourceExhaustedError("No space left on device");
+  });
+  EXPECT_EQ(health->AfterStep(11, false).code(), absl::StatusCode::kResourceExhausted);
+  files->SetFault(nullptr);
+  ASSERT_TRUE(health->AfterStep(12, true).ok());
+  ASSERT_TRUE(SaveAt(*files, 12).ok());
+  health = *RunHealth::Open(kRun, 12, 0, 5, files.get());
+  ASSERT_TRUE(health->AfterStep(15, true).ok());
+  EXPECT_FALSE(MarksOf(*files)[0].good);
+  ASSERT_TRUE(health->AfterStep(16, true).ok());
+  EXPECT_TRUE(MarksOf(*files)[0].good);
+}
+
 TEST_F(Retention, GoingOnFromAnEarlierStepForgetsWhatCameLater) {
   const auto files = WithCheckpoints({10, 20});
   ASSERT_TRUE(RecordValidationLoss(kRun, 10, 3, files.get()).ok());
