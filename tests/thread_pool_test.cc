@@ -95,6 +95,13 @@ TEST(ThreadPool, OfManyMoreThreadsThanCoresStillFinishes) {
   EXPECT_EQ(tasks, 4 * 200 * 16);
 }
 
+TEST(ThreadPool, MayEndBeforeItsThreadsHaveBegun) {
+  // A thread that looked whether to stop before what to wait for slept through this, within a few pools.
+  for (int i = 0; i < 5000; ++i) {
+    ThreadPool pool(4);
+    if (i % 2 == 1) pool.ParallelFor(3, [](int64_t) {});
+  }
+}
 TEST(ThreadPoolDeathTest, RefusesALoopWithinALoop) {
   EXPECT_DEATH(
       {

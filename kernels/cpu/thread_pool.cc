@@ -111,8 +111,11 @@ void ThreadPool::Run(int64_t num_tasks, TaskFunction function, void* body) {
 
 void ThreadPool::WorkerMain(int worker) {
   omp_set_num_threads(1);
-  while (!stop_.load(std::memory_order_relaxed)) {
+  while (true) {
+    // First what to wait for, then whether to stop: a stop after the first has changed wake_, one before it is
+    // seen by the second.
     const uint32_t seen = wake_.load();
+    if (stop_.load()) return;
     Work(worker);
     if (!PollFor([&] { return wake_.load(std::memory_order_acquire) != seen; })) wake_.wait(seen);
   }
