@@ -18,12 +18,22 @@ std::string WithCommas(int64_t value) {
   return digits;
 }
 
-std::string Binary(int64_t bytes) {
+std::string Binary(double value) {
   const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  double value = static_cast<double>(bytes);
   size_t unit = 0;
   while (value >= 1024 && unit < 6) value /= 1024, ++unit;
   return absl::StrFormat(unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
+}
+
+std::string Binary(int64_t bytes) { return Binary(static_cast<double>(bytes)); }
+
+// What the policy keeps, the newest good one and the one being written, of all that the run saves.
+int64_t MostCheckpoints(const RunSpec& run) {
+  const RunSpec::Checkpoint& c = run.checkpoint;
+  const int64_t saves = c.every_steps > 0 ? (run.steps + c.every_steps - 1) / c.every_steps : 1;
+  if (c.keep_last == 0) return saves;
+  const int64_t for_ever = c.keep_every_steps > 0 ? run.steps / c.keep_every_steps : 0;
+  return std::min(saves, c.keep_last + c.keep_best + for_ever + 2);
 }
 
 std::string MlstmNote(const ModelSpec& spec) {
@@ -175,11 +185,9 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   table.Row("one", WithCommas(plan.checkpoint_bytes),
             absl::StrFormat("%s, %d per parameter", Binary(plan.checkpoint_bytes),
                             plan.checkpoint_bytes / plan.num_parameters));
-  if (run.checkpoint.keep_last > 0) {
-    const double kept = static_cast<double>(run.checkpoint.keep_last + 1);
-    table.Row(absl::StrFormat("on disk, %g of them", kept), "",
-              absl::StrFormat("%.2f GiB", static_cast<double>(plan.checkpoint_bytes) * kept / (1 << 30)));
-  }
+  const int64_t on_disk = MostCheckpoints(run);
+  table.Row(absl::StrFormat("on disk, at most %d of them", on_disk), "",
+            Binary(static_cast<double>(plan.checkpoint_bytes) * static_cast<double>(on_disk)));
 
   AddTraffic(plan, &table);
   if (plan.world > 1) AddTime(run, plan, &table);

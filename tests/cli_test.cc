@@ -156,6 +156,20 @@ TEST(CliPlan, PrintsThePublishedParameterCountsExactly) {
   }
 }
 
+TEST(CliPlan, CountsEveryCheckpointThatMayBeOnDisk) {
+  const auto plan = [](const std::vector<std::string>& sets) {
+    std::vector<std::string> args = {"plan", "--config", "configs/demo_bytes.textproto"};
+    for (const std::string& set : sets) args.insert(args.end(), {"--set", "checkpoint." + set});
+    return Carousel(args).out;
+  };
+  // 1000 steps, saved every 10: two last, the newest good, the one being written, and what else is kept.
+  Says(plan({"every_steps=10", "keep_last=2"}), "on disk, at most 4 of them");
+  Says(plan({"every_steps=10", "keep_last=2", "keep_best=3", "keep_every_steps=400"}), "at most 9 of them");
+  Says(plan({"every_steps=10", "keep_last=0"}), "at most 100 of them");
+  Says(plan({"every_steps=400", "keep_last=5"}), "at most 3 of them");
+  Says(plan({"every_steps=0", "keep_last=5"}), "at most 1 of them");
+}
+
 TEST(CliPlan, ShowsEverythingThatARunTakes) {
   const Result plan = Carousel({"plan", "--config", "configs/demo_bytes.textproto", "--world", "2", "--set",
                                 "train.steps=1000", "--set", "train.global_batch=16", "--set",
