@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -112,14 +111,16 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "Go on although data, batch, optimizer or schedule differ from what the run was begun with");
   AddDeviceOption(*train, &options->train.device);
   train
-      ->add_option(
-          "--gpu_transport", options->train.transport,
+      ->add_option_function<std::string>(
+          "--gpu_transport",
+          [options](const std::string& name) {
+            options->train.transport = name == "nccl"     ? RunMesh::Transport::kNccl
+                                       : name == "staged" ? RunMesh::Transport::kStaged
+                                                          : RunMesh::Transport::kAuto;
+          },
           "How tensors travel between GPUs: nccl; staged, through host memory and MPI, slow, also for "
           "ranks that share a GPU; auto, NCCL if the program has it")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, RunMesh::Transport>{{"auto", RunMesh::Transport::kAuto},
-                                                    {"nccl", RunMesh::Transport::kNccl},
-                                                    {"staged", RunMesh::Transport::kStaged}}))
+      ->check(CLI::IsMember({"auto", "nccl", "staged"}))
       ->type_name("NAME");
   train->add_flag_callback(
       "--no_graphs", [options] { options->train.graphs = false; },

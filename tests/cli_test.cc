@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <regex>
@@ -93,6 +94,8 @@ TEST(Cli, HelpOfTheProgramAndOfEveryCommandExitsZeroAndHasExamples) {
     EXPECT_TRUE(help.err.empty()) << help.err;
     Says(help.out, "carousel " + name);
     Says(help.out, "xamples:");
+    EXPECT_TRUE(std::none_of(help.out.begin(), help.out.end(), [](char c) { return c < ' ' && c != '\n'; }))
+        << name << " --help has control characters";
     EXPECT_EQ(Carousel({name, "-h"}).out, help.out);
   }
 }
@@ -120,6 +123,7 @@ TEST(Cli, MistakesOnTheCommandLineExitTwoAndSayWhatWasMeant) {
       {{"plan", "--config"}, "--config"},
       {{"plan", "--config", "x", "--world", "0"}, "--world"},
       {{"plan", "--config", "x", "y"}, "unexpected argument \"y\""},
+      {{"train", "--config", "x", "--gpu_transport", "foo"}, "foo not in {auto,nccl,staged}"},
       {{"data"}, "say which: build"},
       {{"data", "bild"}, "no command \"bild\"; did you mean \"build\"?"},
       {{"plan", "--config", "nonexistent.textproto"},
