@@ -239,6 +239,10 @@ absl::Status RunLease::WaitForDeath(const std::string& found_text) {
   const double begin = clock_->Seconds();
   while (clock_->Seconds() - begin < options_.stale_seconds) {
     clock_->Sleep(std::min(options_.beat_seconds / 4, options_.stale_seconds / 4));
+    if (options_.should_stop && options_.should_stop()) {
+      return absl::CancelledError(
+          absl::StrCat("stopped while watching whether ", Record::Describe(found_text), " lives"));
+    }
     CAROUSEL_ASSIGN_OR_RETURN(const std::string now, ReadLeaseFile(*files_, path_));
     if (now.empty()) return absl::OkStatus();
     if (now != found_text) return Refused(now, /*alive=*/false);

@@ -13,6 +13,7 @@
 #pragma once
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -49,6 +50,8 @@ struct LeaseOptions {
   double beat_seconds = 5;      // the count rises so often
   double stale_seconds = 60;    // a lease of another machine whose count stands still so long is dead
   bool thread = true;           // the count rises by itself; else whenever Beat is called
+  // Asked while Acquire watches another's lease: true ends it with Cancelled. Null: never.
+  std::function<bool()> should_stop = {};
 };
 
 class RunLease {

@@ -162,9 +162,12 @@ absl::Status RunSaver::Report(const SaveOutcome& outcome) {
     parts_.console->Message(
         saved ? absl::StrFormat("step %d  checkpoint saved (%.1f s, training waited %.2f s)", outcome.step,
                                 outcome.seconds, outcome.stalled_seconds)
-              : absl::StrFormat("step %d  checkpoint FAILED (%d of %d in a row; training goes on until then, "
-                                "earlier checkpoints are untouched): %s",
-                                outcome.step, failed_in_row_, allowed, why));
+              : absl::StrFormat(
+                    "step %d  checkpoint FAILED (%d in a row, %s; earlier checkpoints are untouched): %s",
+                    outcome.step, failed_in_row_,
+                    failed_in_row_ < allowed ? absl::StrCat("training goes on until ", allowed)
+                                             : "the run ends",
+                    why));
   }
   if (parts_.metrics != nullptr) {
     Warn(parts_.metrics->AppendCheckpoint({.step = outcome.step,

@@ -16,6 +16,7 @@
 #include "launcher/model_source.h"
 #include "launcher/progress_bar.h"
 #include "launcher/run_directory.h"
+#include "launcher/signals.h"
 #include "launcher/train_setup.h"
 #include "launcher/version.h"
 #include "parallel/mesh_builder.h"
@@ -34,8 +35,12 @@ TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Enviro
     : run_(run), options_(options), environment_(environment), sync_factory_(MakeSyncOptions(run)) {}
 
 TrainingRun::~TrainingRun() {
-  // A thread that hangs in the file system may come back and look at the lease; it ends with the process.
-  if (saver_ != nullptr && saver_->hung()) static_cast<void>(lease_.release());
+  // A thread that hangs in the file system may come back, look at the lease and give its memory back to the
+  // device; it ends with the process.
+  if (saver_ != nullptr && saver_->hung()) {
+    static_cast<void>(lease_.release());
+    static_cast<void>(device_.release());
+  }
 }
 
 absl::Status TrainingRun::Agree(const absl::Status& mine) {
@@ -182,7 +187,8 @@ void TrainingRun::MakeLoader() {
 absl::Status TrainingRun::PrepareDirectory() {
   CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run_.run_dir));
   attempt_ = NumStarts(run_.run_dir) + 1;
-  CAROUSEL_ASSIGN_OR_RETURN(lease_, RunLease::Acquire(run_.run_dir, {.attempt = attempt_}));
+  CAROUSEL_ASSIGN_OR_RETURN(
+      lease_, RunLease::Acquire(run_.run_dir, {.attempt = attempt_, .should_stop = StopRequested}));
   CAROUSEL_RETURN_IF_ERROR(CheckEarlierConfig());
   return SweepLeftovers(run_.run_dir);
 }

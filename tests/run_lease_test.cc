@@ -183,6 +183,16 @@ TEST_F(RunLeaseTest, AHolderThatGivesItBackWhileWatchedMakesWay) {
   EXPECT_LT(clock_.Seconds(), 15);
 }
 
+TEST_F(RunLeaseTest, WhoWatchesCanBeStopped) {
+  Leak(*RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242)));
+  LeaseOptions options = OptionsOf(b_, clock_, "node2", 1);
+  options.should_stop = [&] { return clock_.Seconds() >= 10; };
+  const absl::Status stopped = RunLease::Acquire("run", options).status();
+  EXPECT_EQ(stopped.code(), absl::StatusCode::kCancelled) << stopped;
+  EXPECT_TRUE(Has(stopped, "process 4242 on node1")) << stopped;
+  EXPECT_LT(clock_.Seconds(), 15);
+}
+
 TEST_F(RunLeaseTest, OfTwoThatWatchTheSameDeadLeaseOneGetsIt) {
   Leak(*RunLease::Acquire("run", OptionsOf(a_, clock_, "node1", 4242)));
   OtherMachine c(disk_);

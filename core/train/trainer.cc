@@ -162,7 +162,10 @@ Arena Trainer::Plan(const TrainSpec& spec, Device& device, const Mesh& mesh, Par
   return count;
 }
 
-void Trainer::Initialize(uint64_t seed) { impl_->params.Initialize(impl_->device, seed); }
+void Trainer::Initialize(uint64_t seed) {
+  impl_->host_shards = {};  // of States() that nothing was loaded into
+  impl_->params.Initialize(impl_->device, seed);
+}
 
 StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& options) {
   CAROUSEL_CHECK(options.num_skipped >= 0 && options.num_skipped <= step);
