@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Eight MPI ranks along every axis of the mesh train twenty steps on real text and end where one rank ends: with the same bits along the axes
+# Two to eight MPI ranks along every axis of the mesh train twenty steps on real text and end where one rank ends: with the same bits along the axes
 # of data and the pipe, and to rounding along the others: 1e-12 of the validation loss in F64, 2e-6 in F32.
 #   parallel_run_test.sh CAROUSEL
 set -euo pipefail
@@ -41,10 +41,14 @@ END
   launch 1 one
   local loss
   loss=$(last one evaluation loss)
-  for axes in "replicate=8" "shard=8" "replicate=2 shard=4" "pipe=4 replicate=2"; do
-    local run=${axes// /_} options=()
-    for axis in $axes; do options+=(--set "parallel.$axis"); done
-    launch 8 "$run" "${options[@]}"
+  for axes in "replicate=2" "shard=2" "replicate=4" "shard=4" "replicate=2 shard=2" "replicate=8" "shard=8" "replicate=4 shard=2" \
+    "replicate=2 shard=4" "pipe=2" "pipe=3" "pipe=4 replicate=2"; do
+    local run=${axes// /_} options=() ranks=1
+    for axis in $axes; do
+      options+=(--set "parallel.$axis")
+      ranks=$((ranks * ${axis#*=}))
+    done
+    launch "$ranks" "$run" "${options[@]}"
     diff <(record one) <(record "$run") || fail "$1, $axes: metrics are not those of one rank, bit for bit"
     "$carousel" checkpoint diff one "$run" >/dev/null || fail "$1, $axes: weights are not those of one rank, bit for bit"
     [ "$(last "$run" evaluation loss)" = "$loss" ] || fail "$1, $axes: another validation loss"
