@@ -82,7 +82,7 @@ must train --run_dir rebuilt
 
 # A damaged checkpoint: refused by name; taken back to the one before if asked.
 newest=$(ls -d run/checkpoints/step-* | sort | tail -n 1)
-shard=$(ls "$newest"/model-*.safetensors | head -n 1)
+shard=$(ls "$newest"/model-*.safetensors | sed -n 1p)
 printf '\x55' | dd of="$shard" bs=1 seek=$(($(stat -c %s "$shard") - 5000)) conv=notrunc status=none
 expect "damaged checkpoint" "$(basename "$shard")" train --run_dir run --set train.steps=6 --accept_change
 expect "checkpoint verify on damage" "$(basename "$shard")" "$carousel" checkpoint verify "$newest"

@@ -18,7 +18,7 @@ fail() { echo "FAIL (seed $seed): $*" >&2; tail -30 log; ls -la killed/checkpoin
 mpirun() { "$source_dir/launcher/scripts/mpirun.sh" "$@"; }
 ours() { # processes of this program that train in $1
   for process in /proc/[0-9]*; do
-    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -q -- "^$carousel train .*--run_dir $1 "; then echo "${process#/proc/}"; fi
+    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train .*--run_dir $1 " >/dev/null; then echo "${process#/proc/}"; fi
   done
 }
 record() { # what a run's metrics say, without clocks and what saves took
@@ -90,6 +90,6 @@ done
 
 diff <(record whole) <(record killed) >log_diff || { head log_diff; fail "metrics are not those of the undisturbed run"; }
 "$carousel" checkpoint diff whole killed || fail "weights or moments are not those of the undisturbed run"
-left=$(find killed \( -name '.tmp-*' -o -name '.trash-*' -o -name '.bad-*' -o -name '*.tmp' \) | head)
+left=$(find killed \( -name '.tmp-*' -o -name '.trash-*' -o -name '.bad-*' -o -name '*.tmp' \) | sed -n 1,10p)
 [ -z "$left" ] || fail "left behind: $left"
 echo "$killed ranks killed in $attempts attempts (while saving ${moments[save]:-0}, at any time ${moments[time]:-0}): same weights, same metrics"

@@ -36,7 +36,7 @@ start() { # start RANKS RUN [OPTION...]: all ranks over TCP, logs in log_RUN.RAN
 # Processes that train in run directory $1.
 ours() {
   for process in /proc/[0-9]*; do
-    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -q -- "^$carousel train .*--run_dir $1 "; then echo "${process#/proc/}"; fi
+    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train .*--run_dir $1 " >/dev/null; then echo "${process#/proc/}"; fi
   done
 }
 # What is left of a run whose ranks have ended: no process, no shared memory of the emulated NCCL, which has rank 0's process id in
@@ -109,7 +109,7 @@ killed() { # killed RUN AXES
   done
   [ $((SECONDS - begin)) -le 10 ] || fail "$1: took $((SECONDS - begin)) s to end"
   nothing_left "$1" "${pids[0]}"
-  cat "log_$1".[013] | grep -Eq "rank [0-9] (is gone|has gone|has ended)|2 .* has gone|another rank" || fail "$1: nobody says who has gone"
+  grep -Eqs "rank [0-9] (is gone|has gone|has ended)|2 .* has gone|another rank" "log_$1".[013] || fail "$1: nobody says who has gone"
 }
 killed killed_data_tensor "shard=2 tensor=2"
 killed killed_pipe_sequence "pipe=2 sequence=2"

@@ -15,7 +15,7 @@ says() { grep -q -- "$2" "$1" || fail "$1 does not say: $2"; }
 # Processes of this program that train in $work.
 ours() {
   for process in /proc/[0-9]*; do
-    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -q -- "$carousel train .*$1"; then echo "${process#/proc/}"; fi
+    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "$carousel train .*$1" >/dev/null; then echo "${process#/proc/}"; fi
   done
 }
 no_orphans() {

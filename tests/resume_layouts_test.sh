@@ -94,7 +94,7 @@ parallel { threads: 1 }
 checkpoint { every_steps: 0 }
 END
 ! "$carousel" train --config tiny.textproto --run_dir diverged >log_diverged 2>&1 || fail "a run that diverges goes on for ever"
-last=$(sed -n 's/.*not finite in 20 steps in a row, the last finite step is \([0-9]*\).*/\1/p' log_diverged | head -1)
+last=$(sed -n 's/.*not finite in 20 steps in a row, the last finite step is \([0-9]*\).*/\1/p' log_diverged | sed -n 1p)
 [ -n "$last" ] || fail "the run did not say where it diverged"
 train diverged_twice $((last + 7)) 1
 ! "$source_dir/launcher/scripts/mpirun.sh" -np 2 "$carousel" train --config tiny.textproto --run_dir diverged_twice --set parallel.shard=2 \

@@ -49,7 +49,7 @@ END
     sleep 0.05
   done
   for process in /proc/[0-9]*; do
-    if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q -- "$carousel train .*--run_dir killed"; then
+    if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -- "$carousel train .*--run_dir killed" >/dev/null; then
       kill -KILL "${process#/proc/}" 2>/dev/null || true
     fi
   done

@@ -40,7 +40,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
   echo "nccl_one_gpu.sh: there is no GPU here (nvidia-smi lists none)" >&2
   exit 77
 fi
-if ldd "$program" | grep -q 'libnccl.*not found'; then
+if ldd "$program" | grep 'libnccl.*not found' >/dev/null; then
   echo "nccl_one_gpu.sh: libnccl.so.2 was not found; install NCCL or name its folder in LD_LIBRARY_PATH" >&2
   exit 77
 fi
