@@ -166,6 +166,7 @@ FieldNotes NotesOn(const config::RunConfig& config) {
     notes["checkpoint.staging_mib"] = "the rank's state, at most 2048";
   }
   if (config.checkpoint().keep_every_steps() == 0) notes["checkpoint.keep_every_steps"] = "none for ever";
+  if (config.watchdog().heartbeat_seconds() == 0) notes["watchdog.heartbeat_seconds"] = "none";
   if (config.optimizer().clip_norm() == 0) notes["optimizer.clip_norm"] = "no clipping";
   return notes;
 }
@@ -266,6 +267,8 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
   run.initial_weights = c.initial_weights();
   run.log_every_steps = config.log().every_steps();
   run.run_dir = config.run_dir();
+  run.heartbeat = {.limit_seconds = config.watchdog().heartbeat_seconds(),
+                   .interface = config.watchdog().heartbeat_interface()};
   return run;
 }
 }  // namespace carousel

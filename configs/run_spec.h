@@ -63,6 +63,10 @@ struct RunSpec {
     int64_t keep_last = 0, keep_every_steps = 0, keep_best = 0;  // 0: all; none; none
     int64_t good_after_steps = 0;
   } checkpoint;
+  struct Heartbeat {
+    double limit_seconds = 0;  // 0: none
+    std::string interface;     // empty: chosen
+  } heartbeat;
   std::string initial_weights;
   int64_t log_every_steps = 0;
   std::string run_dir;

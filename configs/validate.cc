@@ -111,6 +111,7 @@ constexpr DoubleRange kDoubleRanges[] = {
     {"schedule.final_factor", 0, 1, false, false, 0.1},
     {"train.max_minutes", 0, 1e9, false, false, 0},
     {"checkpoint.timeout_minutes", 0, 1e6, true, false, 60},
+    {"watchdog.heartbeat_seconds", 0, 86400, false, false, 20},
     {"sample.temperature", 0, 1e6, false, false, 0.8},
     {"sample.top_p", 0, 1, true, false, 1},
 };
