@@ -166,6 +166,10 @@ FieldNotes NotesOn(const config::RunConfig& config) {
     notes["checkpoint.staging_mib"] = "the rank's state, at most 2048";
   }
   if (config.checkpoint().keep_every_steps() == 0) notes["checkpoint.keep_every_steps"] = "none for ever";
+  if (config.health().gate_stats_every_steps() == 0) notes["health.gate_stats_every_steps"] = "never";
+  if (config.health().spike_z() == 0) notes["health.spike_z"] = "no loss is a spike";
+  if (config.health().spike_norm_z() == 0) notes["health.spike_norm_z"] = "no gradient norm is a spike";
+  if (config.health().data_skip_steps() == 0) notes["health.data_skip_steps"] = "the same data again";
   if (config.watchdog().heartbeat_seconds() == 0) notes["watchdog.heartbeat_seconds"] = "none";
   if (config.optimizer().clip_norm() == 0) notes["optimizer.clip_norm"] = "no clipping";
   return notes;
@@ -264,6 +268,23 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
                     .keep_every_steps = c.keep_every_steps(),
                     .keep_best = c.keep_best(),
                     .good_after_steps = c.good_after_steps()};
+  const config::HealthConfig& h = config.health();
+  const auto action = [](config::HealthConfig::Action a) {
+    return a == config::HealthConfig::SKIP       ? HealthAction::kSkip
+           : a == config::HealthConfig::ROLLBACK ? HealthAction::kRollback
+           : a == config::HealthConfig::STOP     ? HealthAction::kStop
+                                                 : HealthAction::kNote;
+  };
+  run.health = {.on_spike = action(h.on_spike()),
+                .on_non_finite = action(h.on_non_finite()),
+                .rerun = h.rerun(),
+                .spike_z = h.spike_z(),
+                .spike_percent = h.spike_percent(),
+                .spike_norm_z = h.spike_norm_z(),
+                .max_skipped_in_row = h.max_skipped_in_row(),
+                .max_rollbacks = h.max_rollbacks(),
+                .data_skip_steps = h.data_skip_steps(),
+                .gate_stats_every_steps = h.gate_stats_every_steps()};
   run.initial_weights = c.initial_weights();
   run.log_every_steps = config.log().every_steps();
   run.run_dir = config.run_dir();

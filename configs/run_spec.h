@@ -31,6 +31,15 @@ struct ParallelSpec {
   // replicate, or what `data` says of it; 0: what is left.
   int64_t wanted_replicate() const { return replicate > 0 ? replicate : data / shard; }
 };
+enum class HealthAction : uint8_t { kNote, kSkip, kRollback, kStop };
+// config::HealthConfig, whose comments say what the fields mean.
+struct HealthSpec {
+  HealthAction on_spike = HealthAction::kNote, on_non_finite = HealthAction::kSkip;
+  bool rerun = false;
+  double spike_z = 6, spike_percent = 5, spike_norm_z = 0;
+  int64_t max_skipped_in_row = 20, max_rollbacks = 3, data_skip_steps = 0;
+  int64_t gate_stats_every_steps = 0;
+};
 struct RunSpec {
   ModelSpec model;
   TokenizerKind tokenizer = TokenizerKind::kBytes;
@@ -63,6 +72,7 @@ struct RunSpec {
     int64_t keep_last = 0, keep_every_steps = 0, keep_best = 0;  // 0: all; none; none
     int64_t good_after_steps = 0;
   } checkpoint;
+  HealthSpec health;
   struct Heartbeat {
     double limit_seconds = 0;  // 0: none
     std::string interface;     // empty: chosen

@@ -76,6 +76,10 @@ constexpr IntRange kIntRanges[] = {
     {"checkpoint.keep_best", 0, kInt32Max, 0},
     {"checkpoint.good_after_steps", 1, kMaxSteps, 200},
     {"log.every_steps", 1, kMaxSteps, 10},
+    {"health.max_skipped_in_row", 1, kMaxSteps, 20},
+    {"health.max_rollbacks", 0, kMaxSteps, 3},
+    {"health.data_skip_steps", 0, kMaxSteps, 1},
+    {"health.gate_stats_every_steps", 0, kMaxSteps, 100},
 };
 
 // Allowed values of a number: finite and from min to max, the ends included unless they are open.
@@ -111,6 +115,9 @@ constexpr DoubleRange kDoubleRanges[] = {
     {"schedule.final_factor", 0, 1, false, false, 0.1},
     {"train.max_minutes", 0, 1e9, false, false, 0},
     {"checkpoint.timeout_minutes", 0, 1e6, true, false, 60},
+    {"health.spike_z", 0, 1e6, false, false, 6},
+    {"health.spike_percent", 0, 1e6, false, false, 5},
+    {"health.spike_norm_z", 0, 1e6, false, false, 20},
     {"watchdog.heartbeat_seconds", 0, 86400, false, false, 20},
     {"sample.temperature", 0, 1e6, false, false, 0.8},
     {"sample.top_p", 0, 1, true, false, 1},
@@ -291,6 +298,23 @@ void CheckParallel(const config::RunConfig& config, const Origins& origins, Prob
   }
 }
 
+void CheckHealth(const config::RunConfig& config, const Origins& origins, Problems* problems) {
+  const config::HealthConfig& health = config.health();
+  if (health.on_non_finite() == config::HealthConfig::NOTE) {
+    problems->Add(origins, "health.on_non_finite",
+                  "health.on_non_finite=NOTE would put NaN into the weights; use SKIP, ROLLBACK or STOP");
+  }
+  const bool rolls_back = health.on_spike() == config::HealthConfig::ROLLBACK ||
+                          health.on_non_finite() == config::HealthConfig::ROLLBACK;
+  if (health.data_skip_steps() > 0 && !rolls_back) {
+    problems->Add(origins, "health.data_skip_steps",
+                  absl::StrFormat("health.data_skip_steps=%d leaves out data after a rollback, but neither "
+                                  "health.on_spike nor health.on_non_finite is ROLLBACK; set one of them, or "
+                                  "use health.data_skip_steps=0",
+                                  health.data_skip_steps()));
+  }
+}
+
 void CheckSchedule(const config::RunConfig& config, const Origins& origins, Problems* problems) {
   const config::ScheduleConfig& schedule = config.schedule();
   const int64_t steps = config.train().steps();
@@ -362,6 +386,7 @@ void CheckRelations(const config::RunConfig& config, const Origins& origins,
   if (good({"train.steps", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.final_factor"})) {
     CheckSchedule(config, origins, problems);
   }
+  CheckHealth(config, origins, problems);
   if (wrong.empty()) CheckSizes(config, origins, problems);
   if (config.sample().every_steps() > 0 && config.data().tokenizer() != config::DataConfig::BYTES) {
     problems->Add(origins, "sample.every_steps",
