@@ -39,6 +39,9 @@ class ReadableFile {
 class FileLock {
  public:
   virtual ~FileLock() = default;
+  // One word. Processes of one machine that got a lock on the same path in the same domain exclude each
+  // other; two containers that mounted the same directory each for itself may not.
+  virtual std::string domain() const = 0;
 };
 
 struct FileInfo {
@@ -69,6 +72,13 @@ class FileSystem {
   virtual absl::Status RemoveDirectory(const std::string& path) = 0;  // it is empty
   // The names in the directory are on stable storage.
   virtual absl::Status SyncDirectory(const std::string& path) = 0;
+  // What anybody wrote to the file so far is on stable storage (fdatasync); of its name SyncDirectory says
+  // so.
+  virtual absl::Status SyncFile(const std::string& path) = 0;
+  // Asks that what is read from the file next comes from where it is stored and not from this machine's
+  // memory. What is not synced stays in memory, and so does everything where there is nothing to ask
+  // (tmpfs): that is no error. Says nothing about caches of disks and servers.
+  virtual absl::Status DropCached(const std::string& path) = 0;
   // Bytes that this user may still write on the file system of `path`.
   virtual absl::StatusOr<int64_t> FreeBytes(const std::string& path) = 0;
   // Takes an exclusive lock on the file (created if need be) and writes `owner` into it. If another process
@@ -90,6 +100,8 @@ class PosixFileSystem final : public FileSystem {
   absl::Status RemoveFile(const std::string& path) override;
   absl::Status RemoveDirectory(const std::string& path) override;
   absl::Status SyncDirectory(const std::string& path) override;
+  absl::Status SyncFile(const std::string& path) override;
+  absl::Status DropCached(const std::string& path) override;
   absl::StatusOr<int64_t> FreeBytes(const std::string& path) override;
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path, const std::string& owner) override;
 };

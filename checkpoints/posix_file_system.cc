@@ -3,6 +3,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -147,10 +148,12 @@ class PosixReadableFile final : public ReadableFile {
 
 class PosixFileLock final : public FileLock {
  public:
-  explicit PosixFileLock(int fd) : fd_(fd) {}
+  PosixFileLock(int fd, std::string domain) : fd_(fd), domain_(std::move(domain)) {}
+  std::string domain() const override { return domain_; }
 
  private:
-  Descriptor fd_;  // closing it releases the lock
+  const Descriptor fd_;  // closing it releases the lock
+  const std::string domain_;
 };
 }  // namespace
 
@@ -249,6 +252,21 @@ absl::Status PosixFileSystem::SyncDirectory(const std::string& path) {
   return absl::OkStatus();
 }
 
+absl::Status PosixFileSystem::SyncFile(const std::string& path) {
+  const Descriptor fd(OpenRetrying(path, O_RDONLY));
+  if (fd.get() < 0) return ErrnoStatus(errno, "opening", path);
+  if (Retrying([&] { return fdatasync(fd.get()); }) != 0) return ErrnoStatus(errno, "syncing", path);
+  return absl::OkStatus();
+}
+
+absl::Status PosixFileSystem::DropCached(const std::string& path) {
+  const Descriptor fd(OpenRetrying(path, O_RDONLY));
+  if (fd.get() < 0) return ErrnoStatus(errno, "opening", path);
+  // A hint: where it means nothing, nothing is lost.
+  static_cast<void>(posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<int64_t> PosixFileSystem::FreeBytes(const std::string& path) {
   struct statvfs info;
   if (statvfs(path.c_str(), &info) != 0) return ErrnoStatus(errno, "asking for the free space of", path);
@@ -274,6 +292,10 @@ absl::StatusOr<std::unique_ptr<FileLock>> PosixFileSystem::Lock(const std::strin
       pwrite(fd.get(), owner.data(), owner.size(), 0) != static_cast<ssize_t>(owner.size())) {
     return ErrnoStatus(errno, "writing", path);
   }
-  return std::unique_ptr<FileLock>(std::make_unique<PosixFileLock>(fd.Release()));
+  // A kernel keeps the locks of a file with the mounted file system, which has one number.
+  struct stat info;
+  if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "inspecting", path);
+  return std::unique_ptr<FileLock>(std::make_unique<PosixFileLock>(
+      fd.Release(), absl::StrCat(major(info.st_dev), ":", minor(info.st_dev))));
 }
 }  // namespace carousel

@@ -118,6 +118,14 @@ class ObservedFiles final : public FileSystem {
     observer_("fsync", path);
     return files_.SyncDirectory(path);
   }
+  absl::Status SyncFile(const std::string& path) override {
+    observer_("fdatasync", path);
+    return files_.SyncFile(path);
+  }
+  absl::Status DropCached(const std::string& path) override {
+    observer_("fadvise", path);
+    return files_.DropCached(path);
+  }
   absl::StatusOr<int64_t> FreeBytes(const std::string& path) override {
     observer_("statvfs", path);
     return files_.FreeBytes(path);

@@ -7,6 +7,7 @@
 #include "checkpoints/hf_import.h"
 #include "checkpoints/xlstm_package_export.h"
 #include "checkpoints/xlstm_package_import.h"
+#include "tests/forwarding_file_system.h"
 #include "tests/memory_file_system.h"
 #include "tests/xlstm_package_testing.h"
 
@@ -197,40 +198,19 @@ TEST_P(ExportFault, AnExistingDirectoryStaysUnlessAskedOtherwise) {
 }
 
 // A disk that changes one bit of what is written.
-class FlippingFileSystem final : public FileSystem {
+class FlippingFileSystem final : public ForwardingFileSystem {
  public:
   // Of the `at`-th byte (in the order of writing) of files named *.safetensors.
-  explicit FlippingFileSystem(int64_t at) : at_(at) {}
+  explicit FlippingFileSystem(int64_t at) : ForwardingFileSystem(memory_), at_(at) {}
   bool flipped() const { return at_ < 0; }
 
   absl::StatusOr<std::unique_ptr<WritableFile>> CreateFile(const std::string& path) override {
-    auto file = files_.CreateFile(path);
+    auto file = memory_.CreateFile(path);
     if (!file.ok() || path.find(".safetensors") == std::string::npos ||
         path.find("json") != std::string::npos) {
       return file;
     }
     return std::unique_ptr<WritableFile>(std::make_unique<Writer>(this, std::move(*file)));
-  }
-  absl::StatusOr<std::unique_ptr<ReadableFile>> OpenFile(const std::string& path) override {
-    return files_.OpenFile(path);
-  }
-  absl::StatusOr<FileInfo> Stat(const std::string& path) override { return files_.Stat(path); }
-  absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) override {
-    return files_.ListDirectory(path);
-  }
-  absl::Status CreateDirectory(const std::string& path) override { return files_.CreateDirectory(path); }
-  absl::Status Rename(const std::string& from, const std::string& to) override {
-    return files_.Rename(from, to);
-  }
-  absl::Status LinkFile(const std::string& from, const std::string& to) override {
-    return files_.LinkFile(from, to);
-  }
-  absl::Status RemoveFile(const std::string& path) override { return files_.RemoveFile(path); }
-  absl::Status RemoveDirectory(const std::string& path) override { return files_.RemoveDirectory(path); }
-  absl::Status SyncDirectory(const std::string& path) override { return files_.SyncDirectory(path); }
-  absl::StatusOr<int64_t> FreeBytes(const std::string& path) override { return files_.FreeBytes(path); }
-  absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path, const std::string& owner) override {
-    return files_.Lock(path, owner);
   }
 
  private:
@@ -254,7 +234,7 @@ class FlippingFileSystem final : public FileSystem {
     FlippingFileSystem* disk_;
     std::unique_ptr<WritableFile> file_;
   };
-  MemoryFileSystem files_;
+  MemoryFileSystem memory_;
   int64_t at_;
 };
 

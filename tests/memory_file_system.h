@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -48,6 +49,17 @@ class MemoryFileSystem final : public FileSystem {
   std::string* Contents(const std::string& path) {
     const std::shared_ptr<Node> node = Find(path);
     return node == nullptr || node->directory ? nullptr : &node->data;
+  }
+  // The disk keeps something else of the file than was written; it is read once its cached contents are
+  // dropped.
+  void DamageStored(const std::string& path, const std::string& stored) { Find(path)->stored = stored; }
+  // Another part of the program writes to the end of a file, which it keeps open and does not sync.
+  void AppendTo(const std::string& path, const std::string& text) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [parent, name] = Parent(path);
+    CAROUSEL_CHECK(parent != nullptr);
+    if (parent->entries.count(name) == 0) Link(*parent, name, std::make_shared<Node>());
+    parent->entries[name]->data += text;
   }
   // All paths of files, sorted.
   std::vector<std::string> AllFiles() const {
@@ -139,6 +151,22 @@ class MemoryFileSystem final : public FileSystem {
     node->journal.clear();
     return absl::OkStatus();
   }
+  absl::Status SyncFile(const std::string& path) override {
+    const Guard guard(this, "fdatasync", path);
+    if (!guard.status().ok()) return guard.status();
+    const std::shared_ptr<Node> node = Find(path);
+    if (node == nullptr || node->directory) return absl::NotFoundError(path);
+    node->durable_bytes = node->data.size();
+    return absl::OkStatus();
+  }
+  absl::Status DropCached(const std::string& path) override {
+    const Guard guard(this, "fadvise", path);
+    if (!guard.status().ok()) return guard.status();
+    const std::shared_ptr<Node> node = Find(path);
+    if (node == nullptr || node->directory) return absl::NotFoundError(path);
+    if (node->stored.has_value()) node->data = *node->stored;
+    return absl::OkStatus();
+  }
   absl::StatusOr<int64_t> FreeBytes(const std::string& path) override {
     const Guard guard(this, "statvfs", path);
     if (!guard.status().ok()) return guard.status();
@@ -161,6 +189,7 @@ class MemoryFileSystem final : public FileSystem {
     bool directory = false;
     std::string data;
     size_t durable_bytes = 0;
+    std::optional<std::string> stored;  // where that is not `data`: see DamageStored
     Entries entries, durable_entries;
     std::vector<Change> journal;  // since the last sync
   };
@@ -222,6 +251,7 @@ class MemoryFileSystem final : public FileSystem {
    public:
     explicit Held(MemoryFileSystem* files) : files_(files) {}
     ~Held() override { files_->lock_owner_.clear(); }
+    std::string domain() const override { return "memory"; }
 
    private:
     MemoryFileSystem* files_;

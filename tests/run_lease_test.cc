@@ -17,6 +17,7 @@
 #include "core/base/status_macros.h"
 #include "parallel/local_communicator.h"
 #include "tests/checkpoint_testing.h"
+#include "tests/forwarding_file_system.h"
 #include "tests/memory_file_system.h"
 #include "tests/temp_dir.h"
 
@@ -41,30 +42,13 @@ class TestClock final : public LeaseClock {
 };
 
 // The disk as a machine sees it whose locks other machines do not see.
-class OtherMachine final : public FileSystem {
+class OtherMachine final : public ForwardingFileSystem {
  public:
-  explicit OtherMachine(FileSystem& files, bool has_locks = true) : files_(files), has_locks_(has_locks) {}
-  absl::StatusOr<std::unique_ptr<WritableFile>> CreateFile(const std::string& path) override {
-    return files_.CreateFile(path);
-  }
-  absl::StatusOr<std::unique_ptr<ReadableFile>> OpenFile(const std::string& path) override {
-    return files_.OpenFile(path);
-  }
-  absl::StatusOr<FileInfo> Stat(const std::string& path) override { return files_.Stat(path); }
-  absl::StatusOr<std::vector<std::string>> ListDirectory(const std::string& path) override {
-    return files_.ListDirectory(path);
-  }
-  absl::Status CreateDirectory(const std::string& path) override { return files_.CreateDirectory(path); }
-  absl::Status Rename(const std::string& from, const std::string& to) override {
-    return files_.Rename(from, to);
-  }
+  explicit OtherMachine(FileSystem& files, bool has_locks = true)
+      : ForwardingFileSystem(files), has_locks_(has_locks) {}
   absl::Status LinkFile(const std::string& from, const std::string& to) override {
     return has_locks_ ? files_.LinkFile(from, to) : absl::UnimplementedError("no links");
   }
-  absl::Status RemoveFile(const std::string& path) override { return files_.RemoveFile(path); }
-  absl::Status RemoveDirectory(const std::string& path) override { return files_.RemoveDirectory(path); }
-  absl::Status SyncDirectory(const std::string& path) override { return files_.SyncDirectory(path); }
-  absl::StatusOr<int64_t> FreeBytes(const std::string& path) override { return files_.FreeBytes(path); }
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string&, const std::string&) override {
     if (!has_locks_) return absl::UnimplementedError("no locks");
     if (locked_) return absl::FailedPreconditionError("somebody");
@@ -78,11 +62,11 @@ class OtherMachine final : public FileSystem {
    public:
     explicit Held(bool* locked) : locked_(locked) {}
     ~Held() override { *locked_ = false; }
+    std::string domain() const override { return "here"; }
 
    private:
     bool* locked_;
   };
-  FileSystem& files_;
   const bool has_locks_;
   bool locked_ = false;
 };
