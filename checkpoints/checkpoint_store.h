@@ -15,6 +15,7 @@ namespace carousel {
 constexpr char kTemporaryPrefix[] = ".tmp-";
 constexpr char kTrashPrefix[] = ".trash-";
 constexpr char kBadPrefix[] = ".bad-";
+constexpr char kAsidePrefix[] = ".aside-";  // whole, but of steps that the run went back behind
 constexpr char kLatestFile[] = "LATEST";
 constexpr char kLeaseFile[] = ".lease";
 constexpr char kLeaseLockSuffix[] = ".lock";
