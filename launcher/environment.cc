@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "core/base/status_exit_code.h"
 #include "core/base/status_macros.h"
 #include "launcher/signals.h"
 #include "parallel/local_communicator.h"
@@ -182,6 +183,12 @@ absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_
   return std::optional<TcpNodeOptions>(options);
 }
 
+namespace {
+absl::Status Refused(const std::string& why) {
+  return WithExitCode(absl::FailedPreconditionError(why), kExitPreflight);
+}
+}  // namespace
+
 absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has_mpi,
                          const std::string& library) {
   // A launcher that does not say how many it started can only be believed.
@@ -192,18 +199,18 @@ absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has
                    launch.announced_size == 0 ? std::string("several") : absl::StrCat(launch.announced_size),
                    " processes");
   if (!has_mpi) {
-    return absl::FailedPreconditionError(
+    return Refused(
         absl::StrCat(started,
                      ", but this program was built without MPI, so each would train on its own; build it "
                      "with MPI (Debian: libopenmpi-dev, cmake -DCAROUSEL_MPI=ON) or start one process"));
   }
   if (launch.kind == LaunchInfo::Kind::kSlurmWithoutMpi) {
-    return absl::FailedPreconditionError(
+    return Refused(
         absl::StrCat(started,
                      " without connecting them through MPI; use srun --mpi=pmix (srun --mpi=list shows "
                      "what this site offers), mpirun inside sbatch, or TCP (CAROUSEL_RENDEZVOUS)"));
   }
-  return absl::FailedPreconditionError(
+  return Refused(
       absl::StrCat(started, ", but MPI sees ", actual_size, actual_size == 1 ? " process" : " processes",
                    ": the launcher and the program belong to different MPI installations; this program uses ",
                    library, ", start it with the mpirun of that installation"));
@@ -290,7 +297,7 @@ absl::Status Environment::StartMpi() {
   CAROUSEL_ASSIGN_OR_RETURN(session_, MpiSession::Start({.peer = {.interrupted = EndRequested}}));
   world_ = &session_->world();
   const absl::Status agreed = CheckLaunch(launch_, world_->size(), true, session_->library());
-  if (!agreed.ok()) Finish(1);
+  if (!agreed.ok()) Finish(ExitCodeOf(agreed));
   return agreed;
 }
 
@@ -326,6 +333,6 @@ int Environment::Finish(int exit_code) {
 }
 
 Environment::~Environment() {
-  if (!finished_ && session_ != nullptr) Finish(1);
+  if (!finished_ && session_ != nullptr) Finish(kExitFailure);
 }
 }  // namespace carousel

@@ -60,7 +60,7 @@ class Environment {
   // (a process started alone does neither), and sets the rank that log lines and failed checks print. Errors
   // name the launcher and the fix.
   static absl::StatusOr<std::unique_ptr<Environment>> Start();
-  // Finish(1), if it was not called: right only where every rank is about to do the same.
+  // Finish(kExitFailure), if it was not called: right only where every rank is about to do the same.
   ~Environment();
 
   Communicator& world() { return *world_; }  // size 1 for a process alone

@@ -1,17 +1,26 @@
-// Exit codes, the same for every subcommand (documented in `carousel --help`).
+// Exit codes, the same for every subcommand: the constants are in core/base/exit_code.h, which status ends
+// with which in core/base/status_exit_code.h; `carousel --help` documents them.
 #pragma once
-#include "absl/status/status.h"
+#include <cstdint>
+#include <string>
+
+#include "core/base/exit_code.h"
+#include "core/base/status_exit_code.h"
 
 namespace carousel {
 
-constexpr int kExitOk = 0;         // done; for train also: stopped early as asked, with a checkpoint
-constexpr int kExitFailure = 1;    // the work failed: a file, the disk, a checksum, a tolerance, a rank
-constexpr int kExitUsage = 2;      // the command line or the config is wrong; nothing was started
-constexpr int kExitNotSaved = 73;  // training could not be saved: too often in a row, or at its end
-
-// The same status, for which the process ends with this code.
-absl::Status WithExitCode(const absl::Status& status, int exit_code);
-// What WithExitCode says; else kExitUsage for InvalidArgument (what the user wrote is wrong), kExitOk for
-// success, kExitFailure for anything else.
-int ExitCodeOf(const absl::Status& status);
+// What whoever started the process should do next.
+enum class AfterExit : uint8_t {
+  kDone,            // nothing
+  kStop,            // nothing: starting it again would fail alike
+  kRestart,         // start again, but not for ever
+  kRestartWithout,  // start again without the node that is suspected
+  kRollBack,        // start again from the last checkpoint that is marked as good
+  kRequeue          // give the job back to the scheduler: the same command goes on
+};
+AfterExit ActionAfter(int exit_code);
+// "71 hang or transport failure" -> the words: "hang or transport failure". For a signal "signal 9 (Killed)".
+std::string ExitCodeText(int exit_code);
+// The table of `carousel --help`.
+const char* ExitCodeTable();
 }  // namespace carousel

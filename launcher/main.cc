@@ -4,16 +4,18 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <string>
 
 #include "absl/debugging/failure_signal_handler.h"
 #include "absl/debugging/symbolize.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
+#include "launcher/exit_codes.h"
 #include "launcher/version.h"
 
 namespace {
 
-constexpr char kFooter[] =
+constexpr char kFooterBegin[] =
     R"(Examples:
   carousel data build --input book.txt --output data/book --validation_fraction 0.1
   carousel plan --config configs/xlstm_7b.textproto --world 64
@@ -27,14 +29,8 @@ Files of a run, in its --run_dir:
   metrics.jsonl               one line per step, evaluation, sample and checkpoint
   checkpoints/                weights and optimizer state; training goes on from the newest
 
-Exit status:
-  0   done; training also: stopped early as asked, with a checkpoint
-  1   the work failed: a file, the disk, a checksum, a tolerance, a rank
-  2   the command line or the config is wrong; nothing was started
-  73  training could not be saved: checkpoint.max_failed_saves times in a row
-
-`carousel COMMAND --help` explains a command.
 )";
+constexpr char kFooterEnd[] = "\n`carousel COMMAND --help` explains a command.\n";
 
 // Prints a stack trace when the process crashes. Sanitizers bring their own.
 void InstallCrashHandler(const char* program) {
@@ -56,7 +52,7 @@ int Run(int argc, char** argv) {
   std::function<int()> run;
   app.formatter(std::make_shared<carousel::HelpFormatter>());
   app.get_formatter()->label("SUBCOMMAND", "COMMAND");
-  app.footer(kFooter);
+  app.footer(std::string(kFooterBegin) + carousel::ExitCodeTable() + kFooterEnd);
   app.require_subcommand(1);
   app.set_version_flag("--version", carousel::VersionLine(), "Print version, git revision and compiler");
   carousel::AddTrainCommand(app, &run);

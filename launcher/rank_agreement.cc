@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "configs/compare.h"
 #include "configs/load.h"
+#include "core/base/status_exit_code.h"
 #include "core/base/status_macros.h"
 #include "core/train/agreement.h"
 
@@ -32,10 +33,12 @@ std::string Pack(const RankOptions& options) {
 
 absl::Status CheckSameBuild(Communicator& world, const std::string& host, const std::string& build) {
   const std::string rank0 = BroadcastBytes(world, build, 0);
-  return AgreeOnStatus(world, rank0 == build ? absl::OkStatus()
-                                             : absl::FailedPreconditionError(absl::StrCat(
-                                                   "on ", host, " is ", build, ", but rank 0 is ", rank0,
-                                                   "; install one build on all machines")));
+  const absl::Status mine =
+      rank0 == build
+          ? absl::OkStatus()
+          : absl::FailedPreconditionError(absl::StrCat("on ", host, " is ", build, ", but rank 0 is ", rank0,
+                                                       "; install one build on all machines"));
+  return AgreeOnStatus(world, WithExitCode(mine, kExitPreflight));
 }
 
 absl::Status CheckSameOptions(Communicator& world, const std::string& host, const RankOptions& options) {

@@ -37,7 +37,7 @@ absl::StatusOr<RunSpec> LoadHere(const ConfigOptions& options) {
     config = ConfigPath(options.run_dir);
     std::error_code unreadable;
     if (!std::filesystem::exists(config, unreadable)) {
-      return absl::NotFoundError(
+      return absl::InvalidArgumentError(
           absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
     }
   }

@@ -11,6 +11,7 @@
 #include "core/base/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "core/text/utf8.h"
+#include "launcher/exit_codes.h"
 #include "launcher/signals.h"
 #include "launcher/training_run.h"
 
@@ -136,11 +137,13 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   if (state_.skipped_in_row >= kMaxSkippedInRow) {
     // Not saved: keeping the last checkpoints could cost the good ones.
     const absl::StatusOr<std::string> good = FindGoodCheckpoint(run_.run_dir);
-    return absl::DataLossError(absl::StrCat(
-        "the loss or the gradient was not finite in ", state_.skipped_in_row,
-        " steps in a row, the last finite step is ", state_.step - state_.skipped_in_row, "; go on from ",
-        good.ok() ? absl::StrCat(*good, ", the newest that is marked as good,") : "an earlier checkpoint",
-        " (move the later ones away) with a lower schedule.peak_lr or clip_norm"));
+    return WithExitCode(
+        absl::DataLossError(absl::StrCat(
+            "the loss or the gradient was not finite in ", state_.skipped_in_row,
+            " steps in a row, the last finite step is ", state_.step - state_.skipped_in_row, "; go on from ",
+            good.ok() ? absl::StrCat(*good, ", the newest that is marked as good,") : "an earlier checkpoint",
+            " (move the later ones away) with a lower schedule.peak_lr or clip_norm")),
+        kExitNumeric);
   }
   if (run_.parallel.audit_every_steps > 0 && state_.step % run_.parallel.audit_every_steps == 0) {
     // Not saved either: nobody knows which of the ranks is right.

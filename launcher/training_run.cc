@@ -9,6 +9,7 @@
 #include "checkpoints/directory_probe.h"
 #include "configs/load.h"
 #include "core/base/log.h"
+#include "core/base/status_exit_code.h"
 #include "core/base/status_macros.h"
 #include "core/text/tokenizer.h"
 #include "core/train/agreement.h"
@@ -30,6 +31,11 @@ std::vector<DatasetSource> Sources(const std::vector<DataSourceSpec>& specs) {
   return sources;
 }
 }  // namespace
+
+// A file is missing or damaged; unless what the user wrote is wrong.
+absl::Status DataError(const absl::Status& status) {
+  return absl::IsInvalidArgument(status) ? status : WithExitCode(status, kExitData);
+}
 
 TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment)
     : run_(run), options_(options), environment_(environment), sync_factory_(MakeSyncOptions(run)) {}
@@ -59,13 +65,15 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   environment.world().set_verify_calls(run.parallel.verify_calls);
   CAROUSEL_ASSIGN_OR_RETURN(self->mesh_, RunMesh::Connect(ResolveSizes(mesh), options.transport,
                                                           environment.world(), *self->device_));
-  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->OpenData()));
-  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->IsMain() ? self->PrepareDirectory() : absl::OkStatus()));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(DataError(self->OpenData())));
   CAROUSEL_RETURN_IF_ERROR(
-      ProbeRunDirectory(self->run_.run_dir, &environment.world(), environment.local_rank() == 0));
-  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->BuildTrainer()));
+      self->Agree(self->IsMain() ? WithExitCode(self->PrepareDirectory(), kExitNotSaved) : absl::OkStatus()));
+  CAROUSEL_RETURN_IF_ERROR(
+      WithExitCode(ProbeRunDirectory(self->run_.run_dir, &environment.world(), environment.local_rank() == 0),
+                   kExitNotSaved));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->BuildTrainer(), kExitUsage)));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
-  CAROUSEL_RETURN_IF_ERROR(self->Agree(self->MakeSaver()));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->MakeSaver(), kExitUsage)));
   return self;
 }
 
@@ -127,26 +135,29 @@ absl::Status TrainingRun::CheckLoadedData() {
   const std::vector<std::string> all = AllGatherBytes(environment_.world(), mine);
   for (size_t rank = 1; rank < all.size(); ++rank) {
     if (all[rank] == all[0]) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat("ranks 0 and ", rank,
-                     " read different training tokens under the same paths; copy the "
-                     "same token files to every machine"));
+    return WithExitCode(absl::FailedPreconditionError(
+                            absl::StrCat("ranks 0 and ", rank,
+                                         " read different training tokens under the same paths; copy the "
+                                         "same token files to every machine")),
+                        kExitData);
   }
   // Known from the config as well, unless the checkpoint's was unreadable or an older one had to be taken.
   if (state_.step > 0 && state_.seed != run_.seed && !options_.accept_change) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the checkpoint was trained with train.seed ", state_.seed, ", which is ", run_.seed,
-                     " now; go on with the same value, or pass --accept_change"));
+    return WithExitCode(absl::FailedPreconditionError(absl::StrCat(
+                            "the checkpoint was trained with train.seed ", state_.seed, ", which is ",
+                            run_.seed, " now; go on with the same value, or pass --accept_change")),
+                        kExitUsage);
   }
   if (state_.data_fingerprint == 0 || state_.data_fingerprint == data_fingerprint_) return absl::OkStatus();
   if (options_.accept_change) {
     if (IsMain()) CAROUSEL_LOG(WARNING) << "the training tokens are not those the run was trained on so far";
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(
-      "the token files of data.train are not those the run was trained on so far (rebuilt, or others under "
-      "the same "
-      "path); put the old ones back, or pass --accept_change");
+  return WithExitCode(
+      absl::FailedPreconditionError("the token files of data.train are not those the run was trained on so "
+                                    "far (rebuilt, or others under "
+                                    "the same path); put the old ones back, or pass --accept_change"),
+      kExitData);
 }
 
 // What the state says that each source gave so far is what the sampler says.
@@ -162,10 +173,10 @@ absl::Status TrainingRun::CheckLoadedMixture() {
     if (IsMain()) CAROUSEL_LOG(WARNING) << "the sources of data.train gave other samples than they would now";
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(
-      "the sources of data.train gave the run other numbers of samples so far than their weights say now; "
-      "put "
-      "sources and weights back, or pass --accept_change");
+  return WithExitCode(absl::FailedPreconditionError("the sources of data.train gave the run other numbers of "
+                                                    "samples so far than their weights say now; "
+                                                    "put sources and weights back, or pass --accept_change"),
+                      kExitUsage);
 }
 
 // Sample n of the run stays sample n, also if earlier steps had another batch size.
@@ -187,9 +198,12 @@ void TrainingRun::MakeLoader() {
 absl::Status TrainingRun::PrepareDirectory() {
   CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run_.run_dir));
   attempt_ = NumStarts(run_.run_dir) + 1;
-  CAROUSEL_ASSIGN_OR_RETURN(
-      lease_, RunLease::Acquire(run_.run_dir, {.attempt = attempt_, .should_stop = StopRequested}));
-  CAROUSEL_RETURN_IF_ERROR(CheckEarlierConfig());
+  absl::StatusOr<std::unique_ptr<RunLease>> lease =
+      RunLease::Acquire(run_.run_dir, {.attempt = attempt_, .should_stop = StopRequested});
+  if (absl::IsCancelled(lease.status())) return WithExitCode(lease.status(), kExitStopped);
+  CAROUSEL_RETURN_IF_ERROR(lease.status());
+  lease_ = *std::move(lease);
+  CAROUSEL_RETURN_IF_ERROR(WithExitCode(CheckEarlierConfig(), kExitUsage));
   return SweepLeftovers(run_.run_dir);
 }
 
@@ -276,12 +290,12 @@ absl::Status TrainingRun::LoadOrInitialize() {
     loaded_step_ = state_.step;
     if (IsMain()) CAROUSEL_LOG(INFO) << "resuming from " << *loaded;
   } else if (!absl::IsNotFound(loaded.status())) {
-    return loaded.status();
+    return absl::IsDataLoss(loaded.status()) ? WithExitCode(loaded.status(), kExitData) : loaded.status();
   } else if (!run_.initial_weights.empty()) {
     absl::Status status = absl::OkStatus();
     const absl::StatusOr<ModelSource> source = OpenModel(run_.initial_weights);
     status = source.ok() ? FillWeights(*source->weights, trainer_->States()) : source.status();
-    CAROUSEL_RETURN_IF_ERROR(Agree(status));
+    CAROUSEL_RETURN_IF_ERROR(Agree(DataError(status)));
     trainer_->LoadedStates();
     if (IsMain()) CAROUSEL_LOG(INFO) << "weights from " << source->description;
   } else {
@@ -293,7 +307,7 @@ absl::Status TrainingRun::LoadOrInitialize() {
   state_.seed = run_.seed;
   state_.data_fingerprint = data_fingerprint_;
   MakeLoader();
-  return Agree(IsMain() ? OpenRecords() : absl::OkStatus());
+  return Agree(IsMain() ? WithExitCode(OpenRecords(), kExitNotSaved) : absl::OkStatus());
 }
 
 absl::Status TrainingRun::MakeSaver() {

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "core/base/exit_code.h"
 
 namespace carousel {
 namespace {
@@ -24,7 +25,6 @@ constexpr auto kSleepTime = std::chrono::microseconds(50);
 constexpr auto kCheckTime = std::chrono::milliseconds(10);
 // How long a failed rank waits for the others to fail alike.
 constexpr auto kFailureGrace = std::chrono::seconds(2);
-constexpr int kFailureExitCode = 1;
 
 std::string ErrorText(int code) {
   char text[MPI_MAX_ERROR_STRING];
@@ -196,7 +196,7 @@ class MpiSessionImpl final : public MpiSession {
     finish_.set_name("end of the program");
   }
   ~MpiSessionImpl() override {
-    if (!finished_) Finish(kFailureExitCode);
+    if (!finished_) Finish(kExitFailure);
   }
 
   Communicator& world() override { return world_; }

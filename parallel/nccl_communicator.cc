@@ -12,13 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/check.h"
+#include "core/base/exit_code.h"
 #include "parallel/nccl_communicator_impl.h"
 
 namespace carousel {
 namespace {
 using Clock = std::chrono::steady_clock;
 
-constexpr int kCommunicationExitCode = 1;
 constexpr auto kEndTime = std::chrono::seconds(5);  // of a failing process, whatever hangs in it
 constexpr auto kMutexTime = std::chrono::seconds(1);
 constexpr int kNumCallsPrinted = 16;
@@ -347,7 +347,7 @@ void NcclCommunicator::Fail(const std::string& call, const std::string& text, bo
   }
   std::thread([] {
     std::this_thread::sleep_for(kEndTime);
-    std::_Exit(kCommunicationExitCode);
+    std::_Exit(kExitTransport);
   }).detach();
   const int process_rank = ProcessRank() >= 0 ? ProcessRank() : WorldRank(rank());
   std::fprintf(stderr, "[rank %d] %s: %s%s\nthe last calls of this rank:\n%s", process_rank, call.c_str(),
@@ -355,7 +355,7 @@ void NcclCommunicator::Fail(const std::string& call, const std::string& text, bo
   std::fflush(stderr);
   // Without it the GPU would go on waiting for the other ranks. Not where another thread is inside of NCCL.
   if (holds_mutex || nccl_mutex_.try_lock_for(kMutexTime)) AbandonNccl(communicator_);
-  Abort(kCommunicationExitCode);
+  Abort(kExitTransport);
 }
 
 std::string NcclCommunicator::WhoseRanks() {

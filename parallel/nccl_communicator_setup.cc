@@ -16,6 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/base/check.h"
+#include "core/base/exit_code.h"
 #include "parallel/nccl_communicator_impl.h"
 
 namespace carousel {
@@ -23,7 +24,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using State = NcclProgress::State;
 
-constexpr int kCommunicationExitCode = 1;
 constexpr auto kAbandonTime = std::chrono::seconds(3);
 constexpr auto kFirstRound = std::chrono::milliseconds(2), kLongestRound = std::chrono::milliseconds(500);
 constexpr auto kPollInterval = std::chrono::microseconds(200);
@@ -71,7 +71,7 @@ class Deadline {
                  seconds_,
                  host_.rank() == 0 && awaited_ + 1 < host_.size() ? " (ranks after it were not asked)" : "");
     std::fflush(stderr);
-    host_.Abort(kCommunicationExitCode);
+    host_.Abort(kExitTransport);
   }
 
   Communicator& host_;

@@ -72,7 +72,8 @@ void PeerCommunicator::WaitLimits::Check(const std::function<std::vector<int>()>
     std::fflush(stderr);
   }
   if (idle > kEndAfter) {
-    communicator_.Fail(absl::StrCat("told to end, and nothing came from ", RankList(missing())));
+    communicator_.Fail(absl::StrCat("told to end, and nothing came from ", RankList(missing())),
+                       kExitTerminated);
   }
 }
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/exit_code.h"
 #include "core/comm/communicator.h"
 
 namespace carousel {
@@ -50,7 +51,7 @@ class PeerCommunicator : public Communicator {
 
   // Prints "[rank 1] [step 12] AllReduceSum(...) on 'world' at ... failed: problem" with the calls before it,
   // and ends the job.
-  [[noreturn]] void Fail(const std::string& problem, int exit_code = 1);
+  [[noreturn]] void Fail(const std::string& problem, int exit_code = kExitTransport);
 
   // How long one Wait lasts.
   class WaitLimits {

@@ -9,7 +9,7 @@ namespace carousel {
 
 class Session {
  public:
-  // Finish(1), if it was not called.
+  // Finish(kExitFailure), if it was not called.
   virtual ~Session() = default;
 
   virtual Communicator& world() = 0;

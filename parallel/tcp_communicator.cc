@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "core/base/exit_code.h"
 #include "core/base/status_macros.h"
 #include "parallel/hmac_sha256.h"
 
@@ -24,8 +25,7 @@ namespace {
 constexpr auto kSpinTime = std::chrono::microseconds(20);
 constexpr int kPollMilliseconds = 20;
 constexpr auto kFailureGrace = std::chrono::seconds(2);  // for the others to fail alike
-constexpr int kFailureExitCode = 1;
-constexpr uint32_t kMessageMagic = 0x4c535243;  // "CRSL"
+constexpr uint32_t kMessageMagic = 0x4c535243;           // "CRSL"
 
 // What goes before the data of a message. Ranks have one byte order: all machines that this runs on do.
 struct MessageHead {
@@ -260,7 +260,7 @@ class TcpSession final : public Session {
     local_->set_name("local");
   }
   ~TcpSession() override {
-    if (!finished_) Finish(kFailureExitCode);
+    if (!finished_) Finish(kExitFailure);
   }
 
   Communicator& world() override { return *world_; }

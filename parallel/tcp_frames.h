@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "core/base/exit_code.h"
 
 namespace carousel {
 
@@ -31,7 +32,7 @@ size_t PayloadBytes(const std::string& head);
 absl::StatusOr<std::optional<Frame>> TakeFrame(std::string* bytes, size_t max_payload);
 
 struct EndFrame {
-  int exit_code = 1;
+  int exit_code = kExitTransport;
   std::string text;
 };
 std::string MakeEnd(const EndFrame& end);

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/base/exit_code.h"
 #include "parallel/rendezvous.h"
 #include "parallel/tcp_frames.h"
 #include "parallel/tcp_handshake.h"
@@ -56,7 +57,7 @@ class TcpNode {
   // Why the job ends.
   struct Failure {
     std::string text;  // "rank 2 has gone (Connection reset by peer)"
-    int exit_code = 1;
+    int exit_code = kExitTransport;
   };
   // A file descriptor that can be read once there is a failure. The thread that communicates should look at
   // it while it waits, take the failure, say what it was doing and call EndJob; else another ends the

@@ -15,7 +15,7 @@ expect() {
   shift 2
   "$@" >out 2>&1
   code=$?
-  if [ $code -eq 0 ] || [ $code -ge 128 ] || ! grep -Eq -- "$text" out; then
+  if [ $code -lt 64 ] || [ $code -gt 77 ] || ! grep -Eq -- "$text" out; then
     echo "FAIL: $name: exit $code, expected a failure that says /$text/; it said:"
     cat out
     failures=$((failures + 1))

@@ -109,7 +109,7 @@ TEST(Cli, VersionNamesVersionAndRevision) {
       << version.out;
 }
 
-TEST(Cli, MistakesOnTheCommandLineExitTwoAndSayWhatWasMeant) {
+TEST(Cli, MistakesOnTheCommandLineExit64AndSayWhatWasMeant) {
   const struct {
     std::vector<std::string> args;
     const char* says;

@@ -177,7 +177,7 @@ TEST_F(CommunicatorDeathTest, VerifiedCallsNameBothPlaces) {
           c.Broadcast(Tensor(x, DType::kF32, {2}), 0);
         }
       }),
-      ::testing::ExitedWithCode(1),
+      ::testing::ExitedWithCode(kExitFailure),
       "AllReduceSum\\(2 x f32\\)( on 'world')? at tests/communicator_test.cc:[0-9]+, but rank 1 called "
       "Broadcast\\(2 x f32, root 0\\) at tests/communicator_test.cc|"
       "Broadcast\\(2 x f32, root 0\\) on 'world' at tests/communicator_test.cc:[0-9]+, but rank 0 called "

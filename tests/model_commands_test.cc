@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "configs/load.h"
+#include "core/base/exit_code.h"
 #include "launcher/imported_run.h"
 #include "tests/temp_dir.h"
 #include "tests/xlstm_package_testing.h"
@@ -72,7 +73,7 @@ TEST_F(ModelCommands, GreedyTextIsTheSameFromRunAndExport) {
   const Outcome back = Run("import --model " + Path("a") + " --out " + Path("b"));
   ASSERT_EQ(back.exit_code, 0) << back.err;
   EXPECT_EQ(Run("generate --model " + Path("b") + prompt).out, run.out);
-  EXPECT_EQ(Run("import --model " + Path("a") + " --out " + Path("b")).exit_code, 1);  // it is a run now
+  EXPECT_EQ(Run("import --model " + Path("a") + " --out " + Path("b")).exit_code, kExitFailure);  // it is a run now
 }
 
 TEST_F(ModelCommands, APaperModelGoesToThePackageXlstmAndBack) {
@@ -138,7 +139,7 @@ TEST_F(ModelCommands, ALargeModelGoesToXlstmLargeAndBack) {
   EXPECT_TRUE(std::filesystem::exists(dir + "_bf16/model_2.safetensors"));
   EXPECT_EQ(Run("generate --model " + dir + "_bf16" + prompt).exit_code, 0);
   const Outcome again = Run("export --format nxai --model " + Path("run") + " --out " + dir);
-  EXPECT_EQ(again.exit_code, 1);
+  EXPECT_EQ(again.exit_code, kExitFailure);
   EXPECT_NE(again.err.find("--force"), std::string::npos) << again.err;
   EXPECT_EQ(Run("export --force --model " + Path("run") + " --out " + dir).exit_code, 0);
   EXPECT_FALSE(std::filesystem::exists(dir + "/config.yaml"));  // it is a Hugging Face directory now
@@ -150,17 +151,17 @@ TEST_F(ModelCommands, AModelThatNoOtherProgramHasIsNotExported) {
   spec.slstm_num_heads = 4;
   MakeRun(spec, "large_slstm");
   const Outcome refused = Run("export --model " + Path("large_slstm") + " --out " + Path("nowhere"));
-  EXPECT_EQ(refused.exit_code, 1) << refused.err;
+  EXPECT_EQ(refused.exit_code, kExitFailure) << refused.err;
   EXPECT_NE(refused.err.find("XLSTM_LARGE with sLSTM blocks"), std::string::npos) << refused.err;
   EXPECT_NE(refused.err.find("XLSTM_PAPER (--format xlstm)"), std::string::npos) << refused.err;
   EXPECT_FALSE(std::filesystem::exists(Path("nowhere")));
   const Outcome other = Run("export --format xlstm --model " + Path("run") + " --out " + Path("nowhere"));
-  EXPECT_EQ(other.exit_code, 1) << other.err;
+  EXPECT_EQ(other.exit_code, kExitFailure) << other.err;
   EXPECT_NE(other.err.find("family = XLSTM_LARGE"), std::string::npos) << other.err;
   EXPECT_NE(other.err.find("--format nxai"), std::string::npos) << other.err;
   const Outcome option =
       Run("export --slstm_backend cuda --model " + Path("run") + " --out " + Path("nowhere"));
-  EXPECT_EQ(option.exit_code, 2) << option.err;
+  EXPECT_EQ(option.exit_code, kExitUsage) << option.err;
   EXPECT_NE(option.err.find("--slstm_backend"), std::string::npos) << option.err;
 }
 
@@ -202,17 +203,17 @@ TEST_F(ModelCommands, ThePromptMayComeFromStandardInput) {
 
 TEST_F(ModelCommands, ErrorsNameWhatIsWrongAndExitWithoutZero) {
   const Outcome missing = Run("generate --model " + Path("none") + " --prompt a");
-  EXPECT_EQ(missing.exit_code, 1);
+  EXPECT_EQ(missing.exit_code, kExitFailure);
   EXPECT_NE(missing.err.find(Path("none")), std::string::npos) << missing.err;
   const Outcome dtype = Run("generate --model " + Path("run") + " --dtype f8");
-  EXPECT_EQ(dtype.exit_code, 2);
+  EXPECT_EQ(dtype.exit_code, kExitUsage);
   const Outcome no_out = Run("export --model " + Path("run"));
-  EXPECT_EQ(no_out.exit_code, 2);
+  EXPECT_EQ(no_out.exit_code, kExitUsage);
   EXPECT_NE(no_out.err.find("--out"), std::string::npos) << no_out.err;
   const Outcome run_as_hf = Run("import --model " + Path("run") + " --out " + Path("c"));
-  EXPECT_EQ(run_as_hf.exit_code, 2) << run_as_hf.err;
+  EXPECT_EQ(run_as_hf.exit_code, kExitUsage) << run_as_hf.err;
   const Outcome unwritable = Run("export --model " + Path("run") + " --out /proc/model");
-  EXPECT_EQ(unwritable.exit_code, 1);
+  EXPECT_EQ(unwritable.exit_code, kExitFailure);
   EXPECT_NE(unwritable.err.find("/proc/model"), std::string::npos) << unwritable.err;
 }
 
@@ -227,7 +228,7 @@ TEST_F(ModelCommands, VerifyPrintsATableAndItsExitCodeIsTheVerdict) {
   std::string bytes = Read(golden + "large_fused.safetensors");
   std::ofstream(Path("cut.safetensors"), std::ios::binary) << bytes.substr(0, bytes.size() - 1);
   const Outcome cut = Run("verify " + Path("cut.safetensors"));
-  EXPECT_EQ(cut.exit_code, 2) << cut.err;
+  EXPECT_EQ(cut.exit_code, kExitUsage) << cut.err;
   EXPECT_NE(cut.err.find("cut.safetensors"), std::string::npos);
   EXPECT_NE(Run("verify " + Path("absent.safetensors")).exit_code, 0);
 }

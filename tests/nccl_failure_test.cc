@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/exit_code.h"
 #include "tests/nccl_testing.h"
 
 namespace carousel::testing {
@@ -30,7 +31,7 @@ std::vector<RankResult> RunFailing(int size, const NcclOptions& options,
 void ExpectErrors(const std::vector<RankResult>& results, int except, const std::vector<std::string>& parts) {
   for (size_t r = 0; r < results.size(); ++r) {
     if (static_cast<int>(r) == except) continue;
-    EXPECT_EQ(results[r].exit_code, 1) << "rank " << r << ": " << results[r].errors;
+    EXPECT_EQ(results[r].exit_code, kExitTransport) << "rank " << r << ": " << results[r].errors;
     EXPECT_LT(results[r].seconds, kEndsWithinSeconds) << "rank " << r;
     for (const std::string& part : parts) {
       EXPECT_NE(results[r].errors.find(part), std::string::npos)
@@ -122,7 +123,7 @@ TEST(NcclFailure, DifferentCallsAreNamedWithBothPlacesWhenTheyAreVerified) {
     if (c.rank() == 0) c.Broadcast(x, 0);
     if (c.rank() == 1) c.AllReduceSum(x);
   });
-  for (const RankResult& result : results) EXPECT_EQ(result.exit_code, 1) << result.errors;
+  for (const RankResult& result : results) EXPECT_EQ(result.exit_code, kExitTransport) << result.errors;
   // Who sees it first ends; the other one sees at least that.
   const std::string all = results[0].errors + results[1].errors;
   EXPECT_NE(all.find("the ranks' calls do not match"), std::string::npos) << all;

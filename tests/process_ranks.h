@@ -21,12 +21,13 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "core/base/exit_code.h"
 #include "core/comm/communicator.h"
 
 namespace carousel::testing {
 
 // AllGather, Broadcast, Barrier, Send, Recv and Split. A rank that waits for one that has ended says so and
-// ends with exit code 1, as transports must. Abort ends this process alone.
+// ends with kExitTransport, as transports must. Abort ends this process alone.
 class SharedMemoryCommunicator final : public Communicator {
  public:
   static constexpr int kMaxRanks = 16, kMaxGroups = 64;
@@ -154,7 +155,7 @@ class SharedMemoryCommunicator final : public Communicator {
         if (!world_.ended[member] || done()) continue;
         std::fprintf(stderr, "[rank %d] %s: rank %d has ended\n", ProcessRank(), DescribeCurrent().c_str(),
                      member);
-        Abort(1);
+        Abort(kExitTransport);
       }
       if (polls < 100) {
         sched_yield();

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <thread>
 
+#include "core/base/exit_code.h"
 #include "tcp_testing.h"
 
 namespace carousel {
@@ -48,7 +49,7 @@ void DieAndCheck(int victim) {
   for (int place = 1; place < 4; ++place) {
     const int rank = (victim + place) % 4;
     const RankResult& result = results[static_cast<size_t>(rank)];
-    EXPECT_EQ(result.exit_code, 1) << rank;
+    EXPECT_EQ(result.exit_code, kExitTransport) << rank;
     Says(result, gone);
     Says(result, "[rank " + std::to_string(rank) + "] [step 12] ");
     if (place == 1) Says(result, "AllReduceSum(2 x f32) on 'pair' at tests/tcp_failure_test.cc:");
@@ -99,8 +100,8 @@ TEST(TcpFailure, DifferentCallsAreReported) {
     session.world().Barrier();
     return 0;
   });
-  EXPECT_EQ(results[0].exit_code, 1);
-  EXPECT_EQ(results[1].exit_code, 1);
+  EXPECT_EQ(results[0].exit_code, kExitTransport);
+  EXPECT_EQ(results[1].exit_code, kExitTransport);
   EXPECT_NE((results[0].errors + results[1].errors).find("the ranks' calls do not match"), std::string::npos);
 }
 
@@ -133,7 +134,7 @@ TEST(TcpFailure, ACallHasATimeLimit) {
                         return 0;
                       },
                       {.timeout_seconds = 0.5});
-  for (const RankResult& result : results) EXPECT_EQ(result.exit_code, 1);
+  for (const RankResult& result : results) EXPECT_EQ(result.exit_code, kExitTransport);
   // Ranks 0 and 2 wait; whichever comes first to the limit says so.
   const RankResult said = {.errors = results[0].errors + results[2].errors};
   Says(said, "Barrier() on 'world' at tests/tcp_failure_test.cc:");
@@ -155,8 +156,8 @@ TEST(TcpFailure, ARankThatIsToldToEndSaysWhatItWaitsForAndEnds) {
   Says(results[0],
        "[rank 0] told to end, while AllReduceSum(2 x f32) on 'world' at tests/tcp_failure_test.cc:");
   Says(results[0], "waits for rank 1");
-  EXPECT_EQ(results[0].exit_code, 1);
-  EXPECT_EQ(results[1].exit_code, 1);
+  EXPECT_EQ(results[0].exit_code, kExitTransport);
+  EXPECT_EQ(results[1].exit_code, kExitTransport);
 }
 }  // namespace
 }  // namespace carousel

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/base/check.h"
+#include "core/base/exit_code.h"
 
 namespace carousel {
 
@@ -59,7 +60,7 @@ void Communicator::Verify() {
     std::fprintf(stderr, "[rank %d] the ranks' calls do not match: %s, but rank %d called %s instead\n",
                  WorldRank(rank()), DescribeCurrent().c_str(), WorldRank(r), theirs.text);
     std::fflush(nullptr);
-    Abort(1);
+    Abort(kExitFailure);
   }
 }
 

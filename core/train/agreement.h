@@ -10,7 +10,8 @@ namespace carousel {
 
 // One status for all, from every rank's in rank order: OK if all are; else the code of the lowest failing
 // rank and the messages of all ranks that failed, a line for each different message. A line names its ranks
-// ("[rank 0, 2] no such file") unless every rank says the same. Payloads are dropped.
+// ("[rank 0, 2] no such file") unless every rank says the same. The exit code is
+// CombinedExitCode of theirs; other payloads are dropped.
 absl::Status CombineStatuses(const std::vector<absl::Status>& statuses);
 
 // Collective. CombineStatuses of every rank's `mine`, on every rank; `mine` itself in a world of one.
