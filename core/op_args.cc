@@ -1,5 +1,7 @@
 #include "core/op_args.h"
 
+#include "core/base/value_stats.h"
+
 namespace carousel {
 namespace {
 
@@ -316,5 +318,19 @@ void CheckArgs(const AdamWArgs& a) {
     CAROUSEL_CHECK(IsFloat(a.weight.dtype));
   }
   CAROUSEL_CHECK_GE(a.step, int64_t{1});
+}
+
+void CheckArgs(const TensorStatsArgs& a) {
+  CAROUSEL_CHECK_TENSOR(a.stats, DType::kI64, {kValueSumElems});
+  CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
+  CAROUSEL_CHECK_MSG(a.x.dtype == DType::kF32 || a.x.dtype == DType::kF64, "dtype of a.x must be wide");
+  if (a.add.defined()) CAROUSEL_CHECK_STRIDED(a.add, a.x.dtype, {a.x.dim[0], a.x.dim[1]});
+  CAROUSEL_CHECK_OPTIONAL(a.ids, DType::kI32, {a.x.dim[0]});
+}
+
+void CheckArgs(const DigestArgs& a) {
+  CAROUSEL_CHECK_TENSOR(a.digest, DType::kI64, {1});
+  CAROUSEL_CHECK(a.x.contiguous());
+  CAROUSEL_CHECK(SizeOf(a.x.dtype) == 4 || SizeOf(a.x.dtype) == 8);
 }
 }  // namespace carousel

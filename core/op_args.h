@@ -34,6 +34,8 @@ void CheckArgs(const CrossEntropyArgs& a);
 void CheckArgs(const CrossEntropyStatsArgs& a);
 void CheckArgs(const CrossEntropyFromStatsArgs& a);
 void CheckArgs(const AdamWArgs& a);
+void CheckArgs(const TensorStatsArgs& a);
+void CheckArgs(const DigestArgs& a);
 }  // namespace carousel
 
 #define CAROUSEL_CHECK_DTYPE(tensor, type)                                                             \

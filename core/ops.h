@@ -12,6 +12,8 @@
 //  - An Ops is bound to one stream: calls are enqueued in order and return at once (the CPU backend runs
 //  them).
 #pragma once
+#include <limits>
+
 #include "core/ops_mlstm.h"
 #include "core/tensor.h"
 
@@ -366,6 +368,36 @@ struct ExactSumArgs {
   Tensor x;    // (n) wide
 };
 
+// ---- statistics of values, for people: counts, sums, extremes of x + add over the rows whose id is in
+// [first_id, end_id); without ids over all rows. What is not finite is counted and left out.
+struct TensorStatsArgs {
+  // (kValueSumElems) i64: += what core/base/value_stats.h says. The elements that count are taken in blocks
+  // of kValueStatsBlock consecutive places of x, each summed in f64 in order; then exactly, with carries.
+  Tensor stats;
+  Tensor x;         // (N, W) wide, strided
+  Tensor add = {};  // (N, W) wide, strided, optional
+  Tensor ids = {};  // (N) i32, optional
+  int64_t first_id = 0, end_id = 0;
+  // Thresholds of num_below, num_above and, of the magnitude, num_beyond.
+  double below = -std::numeric_limits<double>::infinity(), above = std::numeric_limits<double>::infinity(),
+         beyond = std::numeric_limits<double>::infinity();
+};
+
+// ---- a digest of bits: digest += sum over elements e of DigestTerm(salt + e, bits of x[e]) modulo 2^64.
+// Changing one element always changes it.
+constexpr uint64_t DigestTerm(uint64_t place, uint64_t bits) {
+  // The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection.
+  uint64_t x = bits ^ place * 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+struct DigestArgs {
+  Tensor digest;      // (1) i64, +=
+  Tensor x;           // contiguous, any dtype of 4 or 8 bytes
+  uint64_t salt = 0;  // where x lies in what the digest is of
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -415,6 +447,8 @@ class Ops {
   virtual void AdamW(const AdamWArgs&) = 0;
   virtual void SquaredNorm(const SquaredNormArgs&) = 0;
   virtual void SumExactly(const ExactSumArgs&) = 0;
+  virtual void TensorStats(const TensorStatsArgs&) = 0;
+  virtual void Digest(const DigestArgs&) = 0;
 };
 
 // Names the ops of a C++ scope.

@@ -50,6 +50,8 @@ class DryDevice::DryOps final : public Ops {
   void AdamW(const AdamWArgs&) override { ++num_ops; }
   void SquaredNorm(const SquaredNormArgs&) override { ++num_ops; }
   void SumExactly(const ExactSumArgs&) override { ++num_ops; }
+  void TensorStats(const TensorStatsArgs&) override { ++num_ops; }
+  void Digest(const DigestArgs&) override { ++num_ops; }
 
   int64_t num_ops = 0;
 

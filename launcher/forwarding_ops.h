@@ -52,6 +52,8 @@ class ForwardingOps : public Ops {
   void AdamW(const AdamWArgs& a) override { ops_.AdamW(a); }
   void SquaredNorm(const SquaredNormArgs& a) override { ops_.SquaredNorm(a); }
   void SumExactly(const ExactSumArgs& a) override { ops_.SumExactly(a); }
+  void TensorStats(const TensorStatsArgs& a) override { ops_.TensorStats(a); }
+  void Digest(const DigestArgs& a) override { ops_.Digest(a); }
 
  protected:
   Ops& ops_;

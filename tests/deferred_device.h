@@ -169,6 +169,8 @@ class DeferredDevice final : public Device {
     void AdamW(const AdamWArgs& a) override { Later(&Ops::AdamW, a); }
     void SquaredNorm(const SquaredNormArgs& a) override { Later(&Ops::SquaredNorm, a); }
     void SumExactly(const ExactSumArgs& a) override { Later(&Ops::SumExactly, a); }
+    void TensorStats(const TensorStatsArgs& a) override { Later(&Ops::TensorStats, a); }
+    void Digest(const DigestArgs& a) override { Later(&Ops::Digest, a); }
 
    private:
     template <class Args>

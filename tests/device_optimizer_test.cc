@@ -3,12 +3,14 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "core/base/exact_sum.h"
 #include "core/base/random.h"
+#include "core/base/value_stats.h"
 #include "kernels/cpu/cpu_device.h"
 #include "tests/device_copy.h"
 #include "tests/device_testing.h"
@@ -208,6 +210,125 @@ TEST(DeviceExactSums, CountWhatIsNoFiniteNumberAsTheCpuDoes) {
     EXPECT_EQ(ToExactSum(sum.Get()).num_non_finite, 4);
     EXPECT_TRUE(std::isnan(ToExactSum(sum.Get()).ToDouble()));
   }
+}
+
+// ---- Digest
+template <class W>
+uint64_t DigestOn(Device& device, const std::vector<W>& x, uint64_t salt = 0) {
+  const DeviceCopy<W> x_device(device, x);
+  const DeviceCopy<int64_t> digest(device, std::vector<int64_t>(1, 5));
+  device.ops().Digest({.digest = digest.t(), .x = x_device.t(), .salt = salt});
+  return static_cast<uint64_t>(digest.Get()[0]) - 5;
+}
+
+TEST(DeviceDigest, TellsApartWhatDiffersInOneBitAndIsTheCpus) {
+  const auto device = MakeTestDevice();
+  cpu::CpuDevice host({.num_threads = 2});
+  for (const int64_t n : {1, 31, 257, 40000}) {
+    std::vector<float> x = Wild<float>(1, n, 8);
+    x[0] = std::numeric_limits<float>::quiet_NaN();
+    uint64_t want = 0;
+    for (int64_t e = 0; e < n; ++e) {
+      want += DigestTerm(static_cast<uint64_t>(e), std::bit_cast<uint32_t>(x[static_cast<size_t>(e)]));
+    }
+    EXPECT_EQ(DigestOn(*device, x), want);
+    EXPECT_EQ(DigestOn(host, x), want);
+    EXPECT_NE(DigestOn(host, x, 1), want);
+    for (const int64_t e : {int64_t{0}, n / 2, n - 1}) {
+      for (const uint32_t bit : {0u, 22u, 31u}) {
+        std::vector<float> other = x;
+        float& value = other[static_cast<size_t>(e)];
+        value = std::bit_cast<float>(std::bit_cast<uint32_t>(value) ^ 1u << bit);
+        EXPECT_NE(DigestOn(host, other), want) << "bit " << bit << " of element " << e;
+      }
+    }
+    const std::vector<double> y = Wild<double>(2, n, 8);
+    EXPECT_EQ(DigestOn(*device, y), DigestOn(host, y));
+  }
+  EXPECT_NE(DigestOn(host, std::vector<float>{1, 2}), DigestOn(host, std::vector<float>{2, 1}));
+}
+
+// ---- TensorStats
+template <class W>
+std::vector<int64_t> StatsOn(Device& device, const std::vector<W>& x, const std::vector<W>& add,
+                             const std::vector<int32_t>& ids, int64_t width) {
+  const DeviceCopy<W> x_device(device, x), add_device(device, add);
+  const DeviceCopy<int32_t> ids_device(device, ids);
+  const DeviceCopy<int64_t> stats(device, std::vector<int64_t>(kValueSumElems, 0));
+  const int64_t rows = static_cast<int64_t>(x.size()) / (width + 3);
+  const auto view = [&](const Tensor& t) { return t.Reshape({rows, width + 3}).Columns(1, width); };
+  for (int call = 0; call < 2; ++call) {
+    device.ops().TensorStats({.stats = stats.t(),
+                              .x = view(x_device.t()),
+                              .add = call == 1 ? view(add_device.t()) : Tensor(),
+                              .ids = call == 1 ? ids_device.t() : Tensor(),
+                              .first_id = 2,
+                              .end_id = 7,
+                              .below = -0.5,
+                              .above = 0.25,
+                              .beyond = 3});
+  }
+  return stats.Get();
+}
+
+TEST(DeviceTensorStats, HasTheBitsOfTheCpuAndOfPlainLoops) {
+  const auto device = MakeTestDevice();
+  cpu::CpuDevice host({.num_threads = 2});
+  const auto compare = [&]<class W>(W) {
+    for (const auto& [rows, width] : {std::pair{1, 1}, {3, 5}, {64, 1}, {65, 2}, {300, 64}, {7, 5000}}) {
+      std::vector<W> x = Wild<W>(1, int64_t{rows} * (width + 3), 3), add = Wild<W>(2, x.size(), 3);
+      x[x.size() / 2] = std::numeric_limits<W>::quiet_NaN();
+      x[x.size() / 3] = -std::numeric_limits<W>::infinity();
+      std::vector<int32_t> ids;
+      for (int r = 0; r < rows; ++r) ids.push_back(r % 9 - 1);
+      SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(width) + " " + NameOf(DTypeOf<W>::value));
+      const std::vector<int64_t> want = StatsOn(host, x, add, ids, width);
+      EXPECT_EQ(StatsOn(*device, x, add, ids, width), want);
+
+      ValueSums sums;
+      std::memcpy(static_cast<void*>(&sums), want.data(), sizeof(sums));
+      const ValueStats got = StatsOf(sums);
+      int64_t count = 0, bad = 0, below = 0, above = 0, beyond = 0;
+      double least = INFINITY, most = -INFINITY, sum = 0, squares = 0;
+      for (int call = 0; call < 2; ++call) {
+        for (int r = 0; r < rows; ++r) {
+          if (call == 1 && (ids[r] < 2 || ids[r] >= 7)) continue;
+          for (int c = 0; c < width; ++c) {
+            const size_t at = static_cast<size_t>(r * (width + 3) + 1 + c);
+            const double value = static_cast<double>(x[at]) + (call == 1 ? static_cast<double>(add[at]) : 0);
+            if (!std::isfinite(value)) {
+              ++bad;
+              continue;
+            }
+            ++count;
+            below += value < -0.5;
+            above += value > 0.25;
+            beyond += std::abs(value) > 3;
+            least = std::min(least, value);
+            most = std::max(most, value);
+            sum += value;
+            squares += value * value;
+          }
+        }
+      }
+      EXPECT_EQ(got.count, count);
+      EXPECT_EQ(got.num_non_finite, bad);
+      if (count == 0) {
+        EXPECT_TRUE(std::isnan(got.min) && std::isnan(got.mean) && std::isnan(got.max));
+        continue;
+      }
+      const double n = static_cast<double>(count);
+      EXPECT_EQ(got.min, least);
+      EXPECT_EQ(got.max, most);
+      EXPECT_NEAR(got.mean, sum / n, 1e-12);
+      EXPECT_NEAR(got.rms, std::sqrt(squares / n), 1e-12);
+      EXPECT_NEAR(got.below * n, static_cast<double>(below), 1e-6);
+      EXPECT_NEAR(got.above * n, static_cast<double>(above), 1e-6);
+      EXPECT_NEAR(got.beyond * n, static_cast<double>(beyond), 1e-6);
+    }
+  };
+  compare(float{});
+  compare(double{});
 }
 
 // What a result held before stays in it, normalised, also after a call with nothing to add.

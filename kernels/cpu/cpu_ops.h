@@ -55,6 +55,8 @@ class CpuOps final : public Ops {
   void AdamW(const AdamWArgs& a) override;
   void SquaredNorm(const SquaredNormArgs& a) override;
   void SumExactly(const ExactSumArgs& a) override;
+  void TensorStats(const TensorStatsArgs& a) override;
+  void Digest(const DigestArgs& a) override;
 
  private:
   // Whether an op of this compute type runs on the fast loops.

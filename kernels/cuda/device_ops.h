@@ -52,6 +52,8 @@ class DeviceOps final : public Ops {
   void AdamW(const AdamWArgs& a) override;
   void SquaredNorm(const SquaredNormArgs& a) override;
   void SumExactly(const ExactSumArgs& a) override;
+  void TensorStats(const TensorStatsArgs& a) override;
+  void Digest(const DigestArgs& a) override;
 
  private:
   Context& context_;

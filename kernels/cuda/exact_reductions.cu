@@ -1,4 +1,5 @@
-// SquaredNorm, SumExactly: sums that do not depend on order (core/base/exact_sum.h).
+// SquaredNorm, SumExactly, TensorStats: sums that do not depend on order (core/base/exact_sum.h,
+// value_stats.h).
 //
 // SquaredNorm adds the squares of a block of kSquaredNormBlock elements in f64: f32 in kSums interleaved sums
 // that are joined pairwise, one sum per lane, as the CPU backend does; f64 one after the other, by one
@@ -11,6 +12,7 @@
 #include <algorithm>
 
 #include "core/base/int_math.h"
+#include "core/base/value_stats.h"
 #include "kernels/cuda/device_ops.h"
 #include "kernels/cuda/op_check.h"
 #include "kernels/cuda/reduce.h"
@@ -61,8 +63,9 @@ __device__ inline void Carry(Limb* sum) {
   }
 }
 
+template <int kElems = kExactSumElems>
 __device__ inline void Clear(Limb* sum) {
-  for (int j = static_cast<int>(threadIdx.x); j < kExactSumElems; j += kThreads) sum[j] = 0;
+  for (int j = static_cast<int>(threadIdx.x); j < kElems; j += kThreads) sum[j] = 0;
 }
 // Adds the thread block's sum to the result.
 __device__ inline void Flush(Limb* result, Limb* sum) {
@@ -137,6 +140,70 @@ __global__ void __launch_bounds__(kThreads) SumExactlyKernel(Limb* result, const
   Flush(result, sum);
 }
 
+// What TensorStats is asked: pointers and strides in elements of W.
+template <class W>
+struct StatsInput {
+  const W *x, *add;  // add may be null
+  const int32_t* ids;
+  int64_t x_stride, add_stride, n, width;
+  int64_t first_id, end_id;
+  double below, above, beyond;
+};
+
+// A thread takes a block of kValueStatsBlock elements at a time. Shared: the thread block's ValueSums, in the
+// order of its members.
+template <class W>
+__global__ void __launch_bounds__(kThreads) TensorStatsKernel(Limb* result, StatsInput<W> a) {
+  SHARED_ARRAY(Limb, sums, [kValueSumElems]);
+  Clear<kValueSumElems>(sums);
+  __syncthreads();  // sums: its zeros, then all threads' additions
+  Limb* const squares_sum = sums + kExactSumElems;
+  Limb* const counts = squares_sum + kExactSumElems;
+  Limb non_finite = 0, count = 0, below = 0, above = 0, beyond = 0, largest = 0, smallest_flipped = 0;
+  const int64_t num_blocks = (a.n + kValueStatsBlock - 1) / kValueStatsBlock;
+  for (int64_t block = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; block < num_blocks;
+       block += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int64_t begin = block * kValueStatsBlock, end = min(a.n, begin + kValueStatsBlock);
+    double sum = 0, squares = 0;
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t row = e / a.width, column = e % a.width;
+      if (a.ids != nullptr && (a.ids[row] < a.first_id || a.ids[row] >= a.end_id)) continue;
+      double value = static_cast<double>(a.x[row * a.x_stride + column]);
+      if (a.add != nullptr) {
+        value = __dadd_rn(value, static_cast<double>(a.add[row * a.add_stride + column]));
+      }
+      const auto bits = static_cast<uint64_t>(__double_as_longlong(value));
+      if ((bits >> 52 & 0x7ff) == 0x7ff) {
+        ++non_finite;
+        continue;
+      }
+      ++count;
+      below += value < a.below;
+      above += value > a.above;
+      beyond += (value < 0 ? -value : value) > a.beyond;
+      const Limb key = bits >> 63 != 0 ? ~bits : bits | uint64_t{1} << 63;  // OrderKey
+      if (key > largest) largest = key;
+      if (~key > smallest_flipped) smallest_flipped = ~key;
+      sum = __dadd_rn(sum, value);
+      squares = __dadd_rn(squares, __dmul_rn(value, value));
+    }
+    AddExactly(sums, sum);
+    AddExactly(squares_sum, squares);
+  }
+  AddLimb(sums + kLimbs, non_finite, false);
+  AddLimb(counts, count, false);
+  AddLimb(counts + 1, below, false);
+  AddLimb(counts + 2, above, false);
+  AddLimb(counts + 3, beyond, false);
+  atomicMax(counts + 4, largest);
+  atomicMax(counts + 5, smallest_flipped);
+  Flush(result, sums);
+  Flush(result + kExactSumElems, squares_sum);
+  const int j = static_cast<int>(threadIdx.x);
+  if (j < 4 && counts[j] != 0) atomicAdd(result + 2 * kExactSumElems + j, counts[j]);
+  if (j == 4 || j == 5) atomicMax(result + 2 * kExactSumElems + j, counts[j]);
+}
+
 __global__ void __launch_bounds__(kThreads) NormalizeKernel(Limb* result) {
   SHARED_ARRAY(Limb, sum, [kExactSumElems]);
   const int j = static_cast<int>(threadIdx.x);
@@ -195,5 +262,39 @@ void DeviceOps::SumExactly(const ExactSumArgs& a) {
     context_.Launch(SumExactlyKernel<double>, config, sum, a.x.as<double>(), n);
   }
   context_.Launch(NormalizeKernel, {.block = kThreads, .name = "NormalizeKernel"}, sum);
+}
+
+void DeviceOps::TensorStats(const TensorStatsArgs& a) {
+  CheckArgs(a);
+  Limb* stats = reinterpret_cast<Limb*>(a.stats.as<int64_t>());
+  const int64_t n = a.x.num_elems();
+  const auto launch = [&]<class W>() {
+    const gpu::LaunchCfg config = {.grid = GridFor(context_, n, kThreads * kValueStatsBlock),
+                                   .block = kThreads,
+                                   .name = "TensorStatsKernel"};
+    CAROUSEL_CHECK_LE(n / kValueStatsBlock / config.grid.x, kMaxAdditions);
+    context_.Launch(TensorStatsKernel<W>, config, stats,
+                    StatsInput<W>{.x = a.x.as<W>(),
+                                  .add = a.add.defined() ? a.add.as<W>() : nullptr,
+                                  .ids = a.ids.defined() ? a.ids.as<int32_t>() : nullptr,
+                                  .x_stride = a.x.row_stride,
+                                  .add_stride = a.add.defined() ? a.add.row_stride : 0,
+                                  .n = n,
+                                  .width = a.x.dim[1],
+                                  .first_id = a.first_id,
+                                  .end_id = a.end_id,
+                                  .below = a.below,
+                                  .above = a.above,
+                                  .beyond = a.beyond});
+  };
+  if (n > 0 && a.x.dtype == DType::kF32) {
+    launch.operator()<float>();
+  } else if (n > 0) {
+    launch.operator()<double>();
+  }
+  for (int64_t sum = 0; sum < 2; ++sum) {
+    context_.Launch(NormalizeKernel, {.block = kThreads, .name = "NormalizeKernel"},
+                    stats + sum * kExactSumElems);
+  }
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -58,6 +58,8 @@ class RangedOps final : public Ops {
   CAROUSEL_RANGED_OP(AdamW, AdamWArgs)
   CAROUSEL_RANGED_OP(SquaredNorm, SquaredNormArgs)
   CAROUSEL_RANGED_OP(SumExactly, ExactSumArgs)
+  CAROUSEL_RANGED_OP(TensorStats, TensorStatsArgs)
+  CAROUSEL_RANGED_OP(Digest, DigestArgs)
 #undef CAROUSEL_RANGED_OP
 
  private:
