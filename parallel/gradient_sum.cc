@@ -192,9 +192,12 @@ void GradientSum::GradReady(int group) {
                      "GradReady without BeginGradients for group " + std::to_string(group));
   state = State::kReady;
   if (F() > 1) {
-    lane_.FollowCompute();
     const auto place =
         std::find_if(places_.begin(), places_.end(), [group](const Place& p) { return p.group == group; });
+    for (const Segment& s : segments_) {
+      if (s.group == group) AddToDigest(s, Leaf(*place, s), turn_);
+    }
+    lane_.FollowCompute();
     for (const Segment& s : segments_) {
       if (s.group == group) SumTurn(s, Leaf(*place, s));
     }
@@ -208,12 +211,25 @@ void GradientSum::GradReady(int group) {
         Add(ops_, s.buffers[right - 1], s.buffers[right - 1], s.buffers[right]);
       }
     }
+    for (const Segment& s : segments_) {
+      for (int64_t node = 0; last && s.group == group && node < num_nodes_; ++node) {
+        AddToDigest(s, s.buffers[static_cast<size_t>(node)], node);
+      }
+    }
     if (last && mesh_.replicas.size > 1) lane_.FollowCompute();
   }
   if (!last || mesh_.replicas.size == 1) return;
   for (const Segment& s : segments_) {
     if (s.group == group) SumOverReplicas(s);
   }
+}
+
+// `part`: which of several tensors of this segment.
+void GradientSum::AddToDigest(const Segment& s, Tensor gradients, int64_t part) {
+  if (!digest_.defined() || !HasMemory(gradients)) return;
+  const auto place =
+      static_cast<uint64_t>((s.group * ParamStore::kNumSegments + s.segment) * (num_leaves_ + 1) + part);
+  ops_->Digest({.digest = digest_, .x = gradients, .salt = place << 40});
 }
 
 // Adds this rank's part of a turn's micro-batches. `gradients` may be overwritten.

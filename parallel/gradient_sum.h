@@ -46,6 +46,7 @@ class GradientSum {
   void GradReady(int group);
   // The compute stream waits for all sums; sets every ShardGrad.
   void Finish();
+  void SetDigest(Tensor digest) { digest_ = digest; }
 
   bool is_last(int64_t leaf) const { return leaf == leaves_.at(leaves_.count - 1); }
 
@@ -76,6 +77,7 @@ class GradientSum {
   Tensor Leaf(const Place& place, const Segment& s) const;
   void SumTurn(const Segment& s, Tensor gradients);
   void SumOverReplicas(const Segment& s);
+  void AddToDigest(const Segment& s, Tensor gradients, int64_t part);
   void SumInRankOrder(Tensor sum, bool fresh, const GradientExchange::Piece& piece);
   // buffer: elements [first, first + n) of the segment, of which rank q of the axis owns block q.
   void ClearOthers(Tensor buffer, int64_t first, int64_t num_ranks, const std::vector<Run>& runs,
@@ -102,6 +104,7 @@ class GradientSum {
   std::vector<Place> places_;      // the first is group 0's
   int64_t clock_ = 0;
   CommLane::Mark summed_;
+  Tensor digest_;
   int64_t turn_ = -1;  // micro-batches of this rank begun in this step, less one
   // F == 1: the buffer of the micro-batch in progress, and how many merges follow it.
   std::optional<TreeStack> stack_;

@@ -72,6 +72,7 @@ class ShardedSync : public ParamSync {
   void BeginGradients(int group) override { gradients_.BeginGradients(group); }
   void GradReady(int group) override { gradients_.GradReady(group); }
   void FinishStep() override;
+  void SetDigest(Tensor digest) override { gradients_.SetDigest(digest); }
   void WeightsUpdated(int group) override;
   // Only where nothing crosses ranks within the passes.
   bool allows_recording(int64_t leaf) const override;

@@ -25,6 +25,10 @@ class ParamSync {
   // After the optimizer updated this rank's shards of the group's weights: begin making those of all shards
   // readable. They are after the next Acquire of the group.
   virtual void WeightsUpdated(int group) = 0;
+  // Before the first micro-batch of a step, the same on all ranks: from now on a digest (Ops::Digest) of what
+  // this rank alone computed, its gradients before any other rank's are added to them, is added to `digest`,
+  // (1) i64, by the time FinishStep returns (in the compute stream). Undefined: none is taken.
+  virtual void SetDigest(Tensor digest) { static_cast<void>(digest); }
   // Whether the passes of this micro-batch may be one sequence of ops that a device records (core/device.h):
   // after Acquire of all groups the full weights stay readable at the same place, so that Prefetch, Acquire
   // and Release need not be called within; BeginGradients may come for all groups before, and GradReady for

@@ -94,10 +94,10 @@ Block::Mode LanguageModel::mode() const {
 }
 
 void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t evaluation_T,
-                         int64_t num_slots) {
+                         int64_t num_slots, bool gate_stats) {
   CAROUSEL_CHECK(B > 0 && T > 0 && num_slots > 0);
   CAROUSEL_CHECK_MSG(num_slots == 1 || !part_.has_head, "a part with the head has one slot");
-  bound_ = {.B = B, .T = T, .evaluation_T = evaluation_T, .axes = axes_};
+  bound_ = {.B = B, .T = T, .evaluation_T = evaluation_T, .axes = axes_, .gate_stats = gate_stats};
   const DType compute = params_.compute(), wide = params_.wide();
   const int64_t N = bound_.N(), rows = bound_.stream_rows(), D = spec_.embedding_dim;
   train_ = train;
@@ -129,7 +129,7 @@ void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, boo
   const int64_t chunk = std::min(spec_.loss_chunk_tokens, N), t = axes_.tensor.size;
   const int64_t V = DivExact(spec_.vocab_size, t);
   head_.logits = arena.Scratch(wide, {chunk, V});
-  if (tensor_split()) head_.stats = arena.Scratch(wide, {t * chunk, 4});
+  if (tensor_split() || gate_stats) head_.stats = arena.Scratch(wide, {t * chunk, 4});
   head_.loss = arena.Scratch(wide, {N});
   if (train) {
     head_.du = arena.Scratch(compute, {N, D});
@@ -254,8 +254,12 @@ void LanguageModel::ForwardTrunk(const LayerContext& ctx, ParamSync* param_sync,
       param_sync, [&] { ForwardEmbedding(ctx, input, x); },
       [&](size_t l) {
         const OpsRange range(ctx.ops, block_names_[l].c_str());
+        LayerContext block_ctx = ctx;
+        if (input.gate_stats.defined()) {
+          block_ctx.gate_stats = input.gate_stats.Rows(gate_stat_rows().of_block(static_cast<int64_t>(l)), 2);
+        }
         const LayerState state = states == nullptr ? LayerState() : (*states)[l];
-        blocks_[l]->Forward(ctx, memory[l],
+        blocks_[l]->Forward(block_ctx, memory[l],
                             {.delta_out = delta,
                              .x = x,
                              .delta_in = l == 0 ? Tensor() : delta,

@@ -19,6 +19,7 @@
 #include "core/comm/param_sync.h"
 #include "core/comm/tensor_boundary.h"
 #include "core/model/block.h"
+#include "core/model/gate_measure.h"
 #include "core/model/param_store.h"
 #include "core/model/spec.h"
 
@@ -47,9 +48,9 @@ class LanguageModel {
   // of one rank of the sequence axis. train: also what backward needs. `ops` gives workspace sizes.
   // evaluation_T > 0: passes without gradients may also have sequences of this length, as many as make up
   // max(B*T, evaluation_T) tokens. num_slots: so many passes may be between Forward and Backward at one time;
-  // a part with the head has one slot.
+  // a part with the head has one slot. gate_stats: Input::gate_stats may be given.
   void Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, bool train, int64_t evaluation_T = 0,
-            int64_t num_slots = 1);
+            int64_t num_slots = 1, bool gate_stats = false);
   int64_t bound_B() const { return bound_.B; }
   int64_t bound_T() const { return bound_.T; }
 
@@ -71,7 +72,11 @@ class LanguageModel {
     // The key of this pass's dropout masks: a function of seed, step and micro-batch, so that masks depend on
     // neither rank nor world size. None: dropout is off.
     std::optional<uint64_t> dropout_key = {};
+    // (gate_stat_rows().num_rows(), kValueSumElems) i64, optional: += statistics of the part's gates, by
+    // Forward, and of its logits, by Backward.
+    Tensor gate_stats = {};
   };
+  GateStatRows gate_stat_rows() const { return {.num_blocks = part_.num_blocks, .has_head = part_.has_head}; }
   // Forward and backward of one micro-batch. loss_sum: (kExactSumElems) i64 +=, the losses of this rank's
   // tokens (by the first rank of a tensor axis, the others add nothing). Gradients of the sum of the losses
   // are accumulated in the store; `sync` is told as groups become ready (null: one rank, weights in place,
@@ -120,7 +125,7 @@ class LanguageModel {
     Tensor du;       // (N, D) compute scratch
     Tensor logits;   // (loss chunk, V / t) wide scratch
     Tensor dlogits;  // (loss chunk, V / t) compute scratch
-    Tensor stats;    // (t * loss chunk, 4) wide scratch; t > 1
+    Tensor stats;    // (t * loss chunk, 4) wide scratch; t > 1 or gate_stats
     Tensor loss;     // (N) wide scratch
   };
   LayerContext MakeContext(Ops& ops, const Input& input) const;
@@ -146,7 +151,10 @@ class LanguageModel {
   void HeadLoss(const LayerContext&, const Input&, Tensor loss_sum, bool backward, Tensor correct);
   // The same for u (n, D) compute and its targets (n), in chunks of loss_chunk_tokens. du (n, D) compute out,
   // may be u; undefined: no backward. With a tensor axis du is this rank's part of a sum.
-  void HeadLossOf(const LayerContext&, Tensor u, Tensor targets, Tensor loss_sum, Tensor du, Tensor correct);
+  void HeadLossOf(const LayerContext&, Tensor u, Tensor targets, Tensor loss_sum, Tensor du, Tensor correct,
+                  Tensor gate_stats);
+  // Statistics of a chunk's logits, once head_.loss has the chunk's losses.
+  void MeasureLogits(const LayerContext&, Tensor gate_stats, const CrossEntropyArgs&) const;
   // CrossEntropy of one chunk, of which this rank has the logits of its part of the vocabulary.
   void ChunkLoss(const LayerContext&, const CrossEntropyArgs&) const;
   void BackwardOutNorm(const LayerContext&);

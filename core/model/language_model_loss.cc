@@ -1,5 +1,6 @@
 // The head of a language model: logits, loss and their gradients, chunk by chunk of tokens.
 #include <algorithm>
+#include <cmath>
 
 #include "core/model/language_model.h"
 
@@ -13,7 +14,8 @@ void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor
   const Tensor all_u = head_.u.Rows(0, N);
   boundary_.GatherTokens(all_u, boundary_.MyRows(all_u));
   if (!input.rows.defined()) {
-    HeadLossOf(ctx, all_u, input.targets, loss_sum, backward ? head_.du.Rows(0, N) : Tensor(), correct);
+    HeadLossOf(ctx, all_u, input.targets, loss_sum, backward ? head_.du.Rows(0, N) : Tensor(), correct,
+               input.gate_stats);
     return;
   }
   // The tokens with a target, taken together. delta_ and dx_ are free between the out norm's two passes.
@@ -24,7 +26,7 @@ void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor
     const Tensor wide = dx_.Rows(0, n), u = delta_.Rows(0, n);
     ctx.ops.EmbeddingForward({.y = wide, .weight = all_u, .ids = input.rows.of_targets});
     ctx.ops.Cast({.y = u, .x = wide});
-    HeadLossOf(ctx, u, input.targets, loss_sum, backward ? u : Tensor(), correct);
+    HeadLossOf(ctx, u, input.targets, loss_sum, backward ? u : Tensor(), correct, input.gate_stats);
   }
   if (!backward) return;
   // Each token takes its gradient from there, or that of token n, zero.
@@ -35,7 +37,7 @@ void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor
 }
 
 void LanguageModel::HeadLossOf(const LayerContext& ctx, Tensor u, Tensor targets, Tensor loss_sum, Tensor du,
-                               Tensor correct) {
+                               Tensor correct, Tensor gate_stats) {
   const int64_t N = u.dim[0], chunk = head_.logits.dim[0];
   const Tensor weight = params_.Weight(head_weight_);
   for (int64_t begin = 0; begin < N; begin += chunk) {
@@ -43,12 +45,14 @@ void LanguageModel::HeadLossOf(const LayerContext& ctx, Tensor u, Tensor targets
     const Tensor rows = u.Rows(begin, n), logits = head_.logits.Rows(0, n);
     const Tensor dlogits = du.defined() ? head_.dlogits.Rows(0, n) : Tensor();
     ctx.ops.Matmul({.c = logits, .a = rows, .b = weight, .transpose_b = true});
-    ChunkLoss(ctx, {.loss = head_.loss.Rows(begin, n),
-                    .dlogits = dlogits,
-                    .logits = logits,
-                    .targets = targets.Rows(begin, n),
-                    .correct = correct.defined() ? correct.Rows(begin, n) : Tensor(),
-                    .soft_cap = spec_.logit_soft_cap});
+    const CrossEntropyArgs loss = {.loss = head_.loss.Rows(begin, n),
+                                   .dlogits = dlogits,
+                                   .logits = logits,
+                                   .targets = targets.Rows(begin, n),
+                                   .correct = correct.defined() ? correct.Rows(begin, n) : Tensor(),
+                                   .soft_cap = spec_.logit_soft_cap};
+    ChunkLoss(ctx, loss);
+    if (gate_stats.defined()) MeasureLogits(ctx, gate_stats.Rows(gate_stat_rows().of_head(), 2), loss);
     if (!du.defined()) continue;
     // The weight's gradient first: du may take the place of u.
     ctx.ops.Matmul(
@@ -82,6 +86,34 @@ void LanguageModel::ChunkLoss(const LayerContext& ctx, const CrossEntropyArgs& a
                                  .targets = a.targets,
                                  .first_id = first_id(),
                                  .soft_cap = a.soft_cap});
+}
+
+void LanguageModel::MeasureLogits(const LayerContext& ctx, Tensor gate_stats,
+                                  const CrossEntropyArgs& a) const {
+  const int64_t n = a.logits.dim[0], first = std::max<int64_t>(first_id(), 0);
+  TensorStatsArgs logits = {.stats = gate_stats.Rows(0, 1).Reshape({kValueSumElems}),
+                            .x = a.logits,
+                            .ids = a.targets,
+                            .first_id = 0,
+                            .end_id = spec_.vocab_size};
+  // Above x a cap c gives more than kNearCap c if tanh(x / c) > kNearCap.
+  if (a.soft_cap > 0) logits.beyond = a.soft_cap * std::atanh(kNearCap);
+  ctx.ops.TensorStats(logits);
+  // log sum exp = loss + logit of the target, by the rank that has the target's logit.
+  const Tensor all_stats = head_.stats.Rows(0, axes_.tensor.size * n);
+  if (!tensor_split()) {
+    ctx.ops.CrossEntropyStats({.stats = all_stats,
+                               .logits = a.logits,
+                               .targets = a.targets,
+                               .first_id = 0,
+                               .soft_cap = a.soft_cap});
+  }
+  ctx.ops.TensorStats({.stats = gate_stats.Rows(1, 1).Reshape({kValueSumElems}),
+                       .x = a.loss.Reshape({n, 1}),
+                       .add = boundary_.MyRows(all_stats).Columns(2, 1),
+                       .ids = a.targets,
+                       .first_id = first,
+                       .end_id = first + a.logits.dim[1]});
 }
 
 // dx_ = gradient of the stream after the last block, from head_.du.

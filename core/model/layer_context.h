@@ -24,6 +24,9 @@ struct LayerContext {
   // heads. Given with `resets` where the sequence axis has S > 1 ranks.
   Tensor all_resets = {};
   std::optional<uint64_t> dropout_key = {};  // of this pass; none: dropout is off
+  // (2, kValueSumElems) i64, optional: where the mixer's Forward adds what its input and forget gates are
+  // like (core/model/gate_measure.h).
+  Tensor gate_stats = {};
   // The key of one place where elements are dropped. REQUIRES: dropout_key is given.
   // Places: 0 the embedding, 1 + 2l the mixer of block l, 2 + 2l its feed-forward.
   uint64_t DropoutKey(int64_t place) const {

@@ -2,6 +2,7 @@
 
 #include "core/base/int_math.h"
 #include "core/comm/tensor_boundary.h"
+#include "core/model/gate_measure.h"
 #include "core/model/layer_init.h"
 
 namespace carousel {
@@ -149,6 +150,9 @@ void MlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                   .transpose_b = true});
   if (spec_.gate_soft_cap > 0) {
     ctx.ops.SoftCapForward({.y = gates, .x = gates, .cap = spec_.gate_soft_cap});
+  }
+  for (int64_t g = 0; ctx.gate_stats.defined() && g < 2; ++g) {
+    MeasureGate(ctx.ops, ctx.gate_stats.Rows(g, 1), gates.Columns(g * NH_, NH_), {}, spec_.gate_soft_cap);
   }
 
   // The recurrence over tokens, and what each head reads out of its state.

@@ -5,6 +5,7 @@
 #include "core/base/int_math.h"
 #include "core/comm/conv_halo.h"
 #include "core/comm/tensor_boundary.h"
+#include "core/model/gate_measure.h"
 #include "core/model/layer_init.h"
 
 namespace carousel {
@@ -269,6 +270,10 @@ void MlstmPaperLayer::Forward(const LayerContext& ctx, const Memory& memory, con
   ForwardGates(ctx, memory, qkv);
 
   const GateColumns gates = GatesOf(s.gates.Rows(0, N), border.index(), NH_);
+  if (ctx.gate_stats.defined()) {
+    MeasureGate(ctx.ops, ctx.gate_stats.Rows(0, 1), gates.i_pre, {}, /*cap=*/0);
+    MeasureGate(ctx.ops, ctx.gate_stats.Rows(1, 1), gates.f_pre, {}, /*cap=*/0);
+  }
   cell_.Forward(ctx, memory.cell,
                 {.h = h,
                  .q = qkv.Columns(0, W),

@@ -15,6 +15,7 @@ struct PassShape {
   int64_t B = 0, T = 0;
   int64_t evaluation_T = 0;
   ModelAxes axes = {};
+  bool gate_stats = false;  // passes may be measured (LanguageModel::Input::gate_stats)
 
   int64_t N() const { return std::max(B * T, evaluation_T); }
   int64_t longest_T() const { return std::max(T, evaluation_T); }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/base/int_math.h"
+#include "core/model/gate_measure.h"
 #include "core/model/layer_init.h"
 
 namespace carousel {
@@ -146,6 +147,11 @@ SlstmLayer::Memory SlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute,
     scratch.exchange.workspace = {.sent = arena.Scratch(DType::kU8, {exchange_bytes}),
                                   .received = arena.Scratch(DType::kU8, {exchange_bytes})};
   }
+  if (train && shape.gate_stats) {
+    scratch.measured = {.recurrent = arena.Scratch(wide, {M, W}),
+                        .taps = arena.Scratch(compute, {W, 2}),
+                        .ones = arena.Scratch(compute, {W, 1})};
+  }
   if (part.shares_parameters) {
     scratch.packed.recurrent = arena.Scratch(compute, {kNumGates * W, part.head_dim});
     scratch.packed.bias = arena.Scratch(wide, {kNumGates * W});
@@ -226,6 +232,45 @@ void SlstmLayer::AddGradients(const LayerContext& ctx, const Part& part, const R
   }
 }
 
+// What Backward uses is free in Forward: the place of the gates' gradients holds wx of two gates, which has
+// half as many columns of at most twice the size; that of dy holds y_{t-1}.
+void SlstmLayer::BeginMeasure(const LayerContext& ctx, const Memory& memory, Tensor wx) const {
+  if (!ctx.gate_stats.defined()) return;
+  CAROUSEL_CHECK_MSG(memory.scratch.measured.recurrent.defined(), "bound without gate_stats");
+  const int64_t width = wx.dim[1] / kNumGates;
+  const Tensor kept(memory.scratch.dwx.data, wx.dtype, {wx.dim[0], 2 * width});
+  CAROUSEL_CHECK_LE(kept.num_bytes(), memory.scratch.dwx.num_bytes());
+  ctx.ops.Cast({.y = kept, .x = wx.Columns(0, 2 * width)});
+}
+
+void SlstmLayer::EndMeasure(const LayerContext& ctx, const Memory& memory, const Part& part,
+                            Tensor resets) const {
+  if (!ctx.gate_stats.defined()) return;
+  const int64_t S = ctx.axes.sequence.size, M = ctx.N() * S, W = part.width;
+  const auto& measured = memory.scratch.measured;
+  const Tensor recurrent = measured.recurrent.Rows(0, M), before = memory.scratch.dy.Rows(0, M);
+  const Tensor wx(memory.scratch.dwx.data, recurrent.dtype, {M, 2 * W});
+  // y_{t-1}, and zero where a sequence or a document starts: a convolution whose first of two taps is 1.
+  ctx.ops.Fill({.y = measured.taps, .value = 0});
+  ctx.ops.Fill({.y = measured.ones, .value = 1});
+  ctx.ops.Cast({.y = measured.taps.Columns(0, 1), .x = measured.ones});
+  ctx.ops.CausalConvForward({.y = before,
+                             .x = memory.saved.y.Rows(0, M),
+                             .weight = measured.taps,
+                             .reset = resets,
+                             .shape = {.B = ctx.B, .T = ctx.T * S, .C = W, .K = 2},
+                             .silu = false});
+  const Recurrence weights = Weights(ctx, memory, part);
+  for (int g = 0; g <= kForget; ++g) {
+    ctx.ops.BlockLinearForward({.y = recurrent,
+                                .x = before,
+                                .weight = weights.weight.Rows(g * W, W),
+                                .bias = weights.bias.Rows(g * W, W),
+                                .num_blocks = part.num_heads});
+    MeasureGate(ctx.ops, ctx.gate_stats.Rows(g, 1), wx.Columns(g * W, W), recurrent, /*cap=*/0);
+  }
+}
+
 void SlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const ForwardArgs& a) const {
   const Part part = PartOf(ctx.axes);
   const int64_t S = ctx.axes.sequence.size, M = ctx.N() * S, W = part.width, NH = part.num_heads;
@@ -261,6 +306,7 @@ void SlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                                 .num_blocks = NH});
   }
 
+  BeginMeasure(ctx, memory, wx);
   // The recurrence over tokens; the gates take the place of wx.
   const Recurrence recurrence = Weights(ctx, memory, part);
   Tensor y = s.y.Rows(0, M);
@@ -277,6 +323,7 @@ void SlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                         .initial = a.initial.slstm,
                         .workspace = memory.scratch.workspace,
                         .shape = shape});
+  EndMeasure(ctx, memory, part, resets);
   if (spec_.dropout > 0 && ctx.dropout_key.has_value()) {
     const Tensor dropped = s.dropped.Rows(0, M);
     ctx.ops.Dropout({.y = dropped,

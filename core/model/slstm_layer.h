@@ -57,6 +57,11 @@ class SlstmLayer {
       Tensor drecurrent;  // (4*W, D/NH) wide
       Tensor dbias;       // (4*W) wide
     } packed;
+    // Of Forward where gates are measured; undefined if they never are.
+    struct {
+      Tensor recurrent;   // (M, W) wide: R y_{t-1} + b of one gate
+      Tensor taps, ones;  // (W, 2), (W, 1) compute: the convolution that gives y_{t-1}
+    } measured;
   };
   struct Memory {
     Saved saved;
@@ -109,6 +114,10 @@ class SlstmLayer {
   // Where the op adds their gradients: to zeros if they must be added to the parameters' after it.
   Recurrence Gradients(const LayerContext&, const Memory&, const Part&) const;
   void AddGradients(const LayerContext&, const Part&, const Recurrence&) const;
+  // The pre-activations of the input and forget gates, as the cell has them: wx, (M, 4*W), is what it was
+  // given. Begin before the cell overwrites wx, End when y is there.
+  void BeginMeasure(const LayerContext&, const Memory&, Tensor wx) const;
+  void EndMeasure(const LayerContext&, const Memory&, const Part&, Tensor resets) const;
   // From the stream's rows to the cell's and back. With one rank both tensors are the same.
   void ToCell(const LayerContext&, const Memory&, Tensor cell, Tensor stream) const;
   void ToStream(const LayerContext&, const Memory&, Tensor stream, Tensor cell) const;

@@ -6,18 +6,12 @@
 #include <vector>
 
 #include "core/base/value_stats.h"
-#include "core/model/spec.h"
+#include "core/model/gate_measure.h"
 
 namespace carousel {
 
-// Where a gate counts as saturated.
-// - closed, open: pre-activations below -kGateSaturation and above it: a sigmoid below 0.001, above 0.999.
-//   ValueStats::below, above. Of an exponential input gate both say nothing.
-// - at the cap: of a soft-capped gate, |pre-activation| above kNearCap of the cap. ValueStats::beyond; 0
-//   without a cap. Of the logits likewise, before their cap.
-constexpr double kGateSaturation = 7;
-constexpr double kNearCap = 0.95;
-
+// Of a gate, ValueStats::below is the share that is closed, above the share that is open, beyond the share at
+// the cap; of the logits beyond alone counts (core/model/gate_measure.h).
 struct GateStats {
   int64_t step = 0;  // finished steps, this one included
   struct Layer {

@@ -42,6 +42,7 @@ const LanguageModel::Input& PassRunner::InputOf(int64_t micro) {
   num_targets_ += batch_.num_targets();
   slot.micro = micro;
   slot.input = slot.batch.Load(device_, batch_);
+  slot.input.gate_stats = gate_stats_;
   if (spec_.model.drops()) {
     slot.input.dropout_key = RandomUint64(spec_.dropout_seed, StreamOf("dropout"),
                                           static_cast<uint64_t>(step_ * spec_.micro_batches_per_step + leaf));
@@ -54,7 +55,8 @@ bool PassRunner::MayRecord(const LanguageModel::Input& input, int64_t leaf) cons
   // arguments of them, and nothing but ops happens.
   return spec_.graphs && device_.records() && sync_.allows_recording(leaf) && axes_.pipe.size == 1 &&
          axes_.tensor.size == 1 && axes_.sequence.size == 1 && !input.rows.defined() &&
-         !input.dropout_key.has_value() && input.B == spec_.micro_batch && input.T == spec_.T;
+         !input.dropout_key.has_value() && !input.gate_stats.defined() && input.B == spec_.micro_batch &&
+         input.T == spec_.T;
 }
 
 PassRunner::PassKey PassRunner::KeyOf(const LanguageModel::Input& input) const {
@@ -109,10 +111,11 @@ void PassRunner::Exchange(const Action& action) {
   }
 }
 
-int64_t PassRunner::Run(int64_t step, BatchSource& source, Tensor loss_sum) {
+int64_t PassRunner::Run(int64_t step, BatchSource& source, Tensor loss_sum, Tensor gate_stats) {
   step_ = step;
   source_ = &source;
   loss_sum_ = loss_sum;
+  gate_stats_ = gate_stats;
   num_targets_ = 0;
   for (Slot& slot : slots_) slot.micro = -1;
 

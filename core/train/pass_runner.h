@@ -21,8 +21,9 @@ class PassRunner {
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
   void Bind(Arena& arena);
   // Reads and computes this rank's micro-batches; gradients go to the sync. loss_sum += the losses that this
-  // rank counts. Returns the number of targets in its micro-batches, the whole sequences'.
-  int64_t Run(int64_t step, BatchSource& source, Tensor loss_sum);
+  // rank counts. Returns the number of targets in its micro-batches, the whole sequences'. gate_stats: as
+  // LanguageModel::Input has it; such a step is not played from records.
+  int64_t Run(int64_t step, BatchSource& source, Tensor loss_sum, Tensor gate_stats = {});
 
  private:
   // A micro-batch from before its forward until after its backward pass.
@@ -62,7 +63,7 @@ class PassRunner {
   // Of the step in progress.
   int64_t step_ = 0, num_targets_ = 0;
   BatchSource* source_ = nullptr;
-  Tensor loss_sum_;
+  Tensor loss_sum_, gate_stats_;
   Batch batch_;
 };
 }  // namespace carousel

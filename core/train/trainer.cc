@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/int_math.h"
 #include "core/device_memory.h"
+#include "core/train/gate_meter.h"
 #include "core/train/pass_runner.h"
 #include "core/train/replica_audit.h"
 #include "core/train/step_sums.h"
@@ -34,12 +35,22 @@ struct Trainer::Impl {
     params.Bind(arena, /*train=*/true);
     sync_factory.Bind(*sync, arena);
     passes.Bind(arena);
-    sums.Bind(arena);
+    sums.Bind(arena, spec.digests);
+    if (spec.gate_stats) gates.Bind(arena, model);
     const int64_t S = mesh.sequence.size;
     evaluator.Bind(arena, DivExact(MaxEvalTokens(), S), AxesOf(mesh));
     model.Bind(arena, device.ops(), spec.micro_batch, DivExact(spec.T, S), /*train=*/true,
-               DivExact(spec.longest_eval_T, S), passes.num_slots());
+               DivExact(spec.longest_eval_T, S), passes.num_slots(), spec.gate_stats);
   }
+
+  // All passes of a step and its sums over all ranks.
+  struct Ran {
+    StepSums::Totals totals;
+    std::optional<GateStats> gates;
+  };
+  Ran Run(int64_t step, BatchSource& source, const std::function<void(std::vector<int64_t>*)>& contribute,
+          bool measure_gates);
+  Rerun Compare(const StepSums::Digests& first, const StepSums::Digests& second) const;
   int64_t MaxEvalTokens() const { return std::max(spec.micro_batch * spec.T, spec.longest_eval_T); }
   void Allocate() {
     memory = std::make_unique<DeviceMemory>(device, [this](Arena& arena) { Bind(arena); });
@@ -67,6 +78,7 @@ struct Trainer::Impl {
   LanguageModel model;
   std::unique_ptr<ParamSync> sync;
   StepSums sums;
+  GateMeter gates;
   Evaluator evaluator;
   std::unique_ptr<DeviceMemory> memory;
   PassRunner passes;  // its recordings are destroyed before the memory they read
@@ -167,26 +179,69 @@ void Trainer::Initialize(uint64_t seed) {
   impl_->params.Initialize(impl_->device, seed);
 }
 
+Trainer::Impl::Ran Trainer::Impl::Run(int64_t step, BatchSource& source,
+                                      const std::function<void(std::vector<int64_t>*)>& contribute,
+                                      bool measure_gates) {
+  CAROUSEL_CHECK_MSG(!measure_gates || gates.bound(), "gates are measured with TrainSpec::gate_stats");
+  Ops& ops = device.ops();
+  sums.Clear(ops);
+  if (measure_gates) gates.Clear(ops);
+  sync->SetDigest(sums.gradient_digest());
+
+  const int64_t num_targets = passes.Run(step, source, sums.loss(), measure_gates ? gates.sums() : Tensor());
+  {
+    const OpsRange range(ops, "sum of gradients");
+    sync->FinishStep();
+    AddSquaredNorm(params, ops, sums.squared_norm());
+  }
+
+  // The one reduction of scalars. Every rank gets the same totals and so decides alike.
+  std::vector<int64_t> contribution;
+  if (contribute) contribute(&contribution);
+  Ran ran = {
+      .totals = sums.Reduce(device, mesh.world, mesh.speaks_for_data() ? num_targets : 0, contribution),
+      .gates = {}};
+  if (measure_gates) {
+    ran.gates = gates.Collect(device, mesh);
+    ran.gates->step = step + 1;
+  }
+  return ran;
+}
+
+// Collective.
+Rerun Trainer::Impl::Compare(const StepSums::Digests& first, const StepSums::Digests& second) const {
+  const uint8_t mine[] = {first.loss != second.loss, first.gradient != second.gradient,
+                          first.norm != second.norm};
+  constexpr int64_t kParts = 3;
+  std::vector<uint8_t> all(mine, mine + kParts);
+  if (mesh.world.size > 1) {
+    all.resize(static_cast<size_t>(mesh.world.size * kParts));
+    std::vector<uint8_t> own(mine, mine + kParts);
+    mesh.world.host()->AllGather(Tensor(all.data(), DType::kU8, {static_cast<int64_t>(all.size())}),
+                                 Tensor(own.data(), DType::kU8, {kParts}));
+  }
+  bool computed_alike = true;  // what every rank gave to the sums
+  for (size_t at = 0; at < all.size(); at += kParts) computed_alike &= all[at] + all[at + 1] == 0;
+  Rerun rerun;
+  for (size_t at = 0; at < all.size(); at += kParts) {
+    const Rerun::Difference difference = {.rank = static_cast<int>(at / kParts),
+                                          .loss = all[at] != 0,
+                                          .gradient = all[at + 1] != 0,
+                                          .sum = computed_alike && all[at + 2] != 0};
+    if (difference.loss || difference.gradient || difference.sum) rerun.differences.push_back(difference);
+  }
+  return rerun;
+}
+
 StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& options) {
   CAROUSEL_CHECK(options.num_skipped >= 0 && options.num_skipped <= step);
   Impl& t = *impl_;
   Ops& ops = t.device.ops();
   SetProcessStep(step + 1);
-  t.sums.Clear(ops);
-
-  const int64_t num_targets = t.passes.Run(step, source, t.sums.loss());
-  {
-    const OpsRange range(ops, "sum of gradients");
-    t.sync->FinishStep();
-    AddSquaredNorm(t.params, ops, t.sums.squared_norm());
-  }
-
-  // The one reduction of scalars. Every rank gets the same totals and so decides alike.
-  std::vector<int64_t> contribution;
-  if (options.contribute) options.contribute(&contribution);
-  const StepSums::Totals totals =
-      t.sums.Reduce(t.device, t.mesh.world, t.mesh.speaks_for_data() ? num_targets : 0, contribution);
+  Impl::Ran ran = t.Run(step, source, options.contribute, options.measure_gates);
+  const StepSums::Totals& totals = ran.totals;
   StepResult result;
+  result.gates = std::move(ran.gates);
   result.lr = options.lr.has_value() ? *options.lr : LearningRate(t.spec.schedule, step);
   result.num_targets = totals.num_targets;
   result.num_non_finite = totals.num_non_finite;
@@ -198,7 +253,23 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   const double mean = 1 / static_cast<double>(totals.num_targets);
   result.loss = totals.loss * mean;
   result.grad_norm = std::sqrt(totals.squared_norm) * mean;
-  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
+  const auto judge = [&] {
+    const StepVerdict verdict = options.judge     ? options.judge(result)
+                                : result.finite() ? StepVerdict::kUpdate
+                                                  : StepVerdict::kSkip;
+    CAROUSEL_CHECK_MSG(verdict != StepVerdict::kUpdate || result.finite(), "an update that is not finite");
+    return verdict;
+  };
+  StepVerdict verdict = judge();
+  if (verdict == StepVerdict::kRerun) {
+    CAROUSEL_CHECK_MSG(t.spec.digests, "a second run needs TrainSpec::digests");
+    // Weights, batches and the keys of dropout are the same, so every bit is.
+    const Impl::Ran again = t.Run(step, source, {}, /*measure_gates=*/false);
+    result.rerun = t.Compare(totals.mine, again.totals.mine);
+    verdict = result.rerun->differences.empty() ? judge() : StepVerdict::kSkip;
+    CAROUSEL_CHECK_MSG(verdict != StepVerdict::kRerun, "a step is run twice at most");
+  }
+  if (verdict == StepVerdict::kSkip) {
     result.skipped = true;
     return result;
   }

@@ -5,6 +5,7 @@
 // gradients (core/comm/param_sync.h), then one all-reduce of scalars, by which all ranks decide alike, then
 // the update of this rank's shards.
 #pragma once
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -19,6 +20,7 @@
 #include "core/train/actions.h"
 #include "core/train/batch.h"
 #include "core/train/evaluator.h"
+#include "core/train/gate_stats.h"
 #include "core/train/state_copier.h"
 #include "core/train/state_visitor.h"
 
@@ -41,6 +43,27 @@ struct TrainSpec {
   // Where the device records sequences of ops (Device::records): play micro-batches that are alike from a
   // record instead of issuing their ops one by one. The results have the same bits.
   bool graphs = true;
+  bool gate_stats = false;  // StepOptions::measure_gates may be asked for
+  bool digests = false;  // StepOptions::judge may answer kRerun: costs one pass over the gradients per step
+};
+
+// What becomes of a step whose loss and gradient are known.
+enum class StepVerdict : uint8_t {
+  kUpdate,
+  kSkip,   // no rank updates anything
+  kRerun,  // its passes are run once more, from the same batches, and what every rank computed is compared
+};
+
+// What two runs of one step had in common. The same on every rank.
+struct Rerun {
+  // The ranks that got something else the second time, and what: their losses, the gradients of their
+  // micro-batches, or only their shards of the gradients' sum, though all that went into it was the same.
+  // Ranks that share sequences, or a model, see each other's errors: all of them differ then.
+  struct Difference {
+    int rank = 0;  // of the world
+    bool loss = false, gradient = false, sum = false;
+  };
+  std::vector<Difference> differences;  // by rank; empty: every bit was the same
 };
 
 struct StepResult {
@@ -51,8 +74,12 @@ struct StepResult {
   // Terms that were not finite: losses of tokens, and blocks of kSquaredNormBlock elements of the gradient.
   int64_t num_non_finite = 0;
   std::vector<int64_t> contributed;  // StepOptions::contribute, summed over all ranks
-  bool skipped = false;  // no rank updated anything: the loss or the gradient was not finite (that one is NaN
-                         // or infinite), or there was no target
+  // No rank updated anything: there was no target, the loss or the gradient was not finite (that one is NaN
+  // or infinite), StepOptions::judge said so, or a second run gave something else.
+  bool skipped = false;
+  bool finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
+  std::optional<Rerun> rerun = {};
+  std::optional<GateStats> gates = {};  // if they were measured; `step` counts this step
 };
 
 struct StepOptions {
@@ -62,6 +89,12 @@ struct StepOptions {
   // Called when this step's batches have been read, before the all-reduce of scalars: appends a few numbers
   // (as many on every rank) that are summed over all ranks with them, modulo 2^64.
   std::function<void(std::vector<int64_t>*)> contribute = {};
+  // Called with loss, norm and rate when they are known, unless there was no target; again, with `rerun`,
+  // when a second run had the same bits. The same answer on every rank, from what is the same on every rank.
+  // Not kUpdate for what is not finite; kRerun once, and only with TrainSpec::digests. Null: update what is
+  // finite.
+  std::function<StepVerdict(const StepResult&)> judge = {};
+  bool measure_gates = false;  // the same on every rank; with TrainSpec::gate_stats
   // Called before this step changes any of States(), if it does: on a step that is skipped not at all.
   std::function<void()> before_update = {};
 };
