@@ -39,9 +39,11 @@ struct TrainState {
   int64_t last_skipped_step = 0;  // counted from 1; 0: none
   int64_t evaluated_step = 0;     // of the newest evaluation; 0: none
   double validation_loss = 0;     // what it found, nats per token; without one 0
-  // The last losses that were no spikes, oldest first (LossSpikes in run_health.h): at most 64, the same on
-  // every rank.
-  std::vector<double> loss_window = {};
+  // The last losses and gradient norms of steps that were no spikes, oldest first (core/train/spike_score.h): at
+  // most 64, the same on every rank.
+  std::vector<double> loss_window = {}, grad_norm_window = {};
+  int64_t num_rollbacks = 0;       // how often the run went back to a good checkpoint (launcher/rollback_journal.h)
+  int64_t left_out_sequences = 0;  // of consumed_sequences: not trained on, since they led to such a rollback
   // Of samples [0, consumed_sequences), how many come from each source of data.train, in their order: what
   // the sampler says, kept to be compared when the run goes on. Empty: unknown.
   std::vector<int64_t> consumed_by_source = {};

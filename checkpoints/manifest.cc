@@ -230,6 +230,9 @@ pb::TrainState ToProto(const TrainState& state) {
   message.set_evaluated_step(state.evaluated_step);
   message.set_validation_loss(state.validation_loss);
   for (const double loss : state.loss_window) message.add_loss_window(loss);
+  for (const double norm : state.grad_norm_window) message.add_grad_norm_window(norm);
+  message.set_num_rollbacks(state.num_rollbacks);
+  message.set_left_out_sequences(state.left_out_sequences);
   for (const int64_t count : state.consumed_by_source) message.add_consumed_by_source(count);
   return message;
 }
@@ -248,7 +251,13 @@ absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::str
       m.evaluated_step() > m.step()) {
     return fail("it counts steps that were not done");
   }
-  if (m.loss_window_size() > kMaxLossWindow) return fail("it has more losses than a window holds");
+  if (m.loss_window_size() > kMaxLossWindow || m.grad_norm_window_size() > kMaxLossWindow) {
+    return fail("it has more losses than a window holds");
+  }
+  if (m.num_rollbacks() < 0 || m.left_out_sequences() < 0 ||
+      m.left_out_sequences() > m.consumed_sequences()) {
+    return fail("it counts rollbacks or sequences that cannot be");
+  }
   int64_t of_sources = 0;
   for (const int64_t count : m.consumed_by_source()) {
     if (count < 0 || __builtin_add_overflow(of_sources, count, &of_sources)) {
@@ -271,6 +280,9 @@ absl::StatusOr<TrainState> ParseState(const std::string& payload, const std::str
                     .evaluated_step = m.evaluated_step(),
                     .validation_loss = m.validation_loss(),
                     .loss_window = {m.loss_window().begin(), m.loss_window().end()},
+                    .grad_norm_window = {m.grad_norm_window().begin(), m.grad_norm_window().end()},
+                    .num_rollbacks = m.num_rollbacks(),
+                    .left_out_sequences = m.left_out_sequences(),
                     .consumed_by_source = {m.consumed_by_source().begin(), m.consumed_by_source().end()}};
 }
 
@@ -343,6 +355,9 @@ std::string ManifestJson(const pb::Manifest& manifest, const TrainState& state) 
                    {"evaluated_step", state.evaluated_step},
                    {"validation_loss", state.validation_loss},
                    {"loss_window", state.loss_window},
+                   {"grad_norm_window", state.grad_norm_window},
+                   {"num_rollbacks", state.num_rollbacks},
+                   {"left_out_sequences", state.left_out_sequences},
                    {"consumed_by_source", state.consumed_by_source}};
   for (const pb::FileEntry& f : manifest.files()) {
     Json blocks = Json::array();

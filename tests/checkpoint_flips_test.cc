@@ -372,6 +372,12 @@ TEST_F(CheckpointFlips, RandomStatesAreRefusedOrConsistent) {
   EXPECT_TRUE(refused([](auto* s) {
     for (int i = 0; i < 2000; ++i) s->add_loss_window(1);
   }));
+  EXPECT_TRUE(refused([](auto* s) {
+    for (int i = 0; i < 2000; ++i) s->add_grad_norm_window(1);
+  }));
+  EXPECT_TRUE(refused([](auto* s) { s->set_num_rollbacks(-1); }));
+  EXPECT_TRUE(refused([](auto* s) { s->set_left_out_sequences(-1); }));
+  EXPECT_TRUE(refused([](auto* s) { s->set_left_out_sequences(s->consumed_sequences() + 1); }));
 }
 
 // What earlier versions of this format did not write.
@@ -386,6 +392,9 @@ TEST_F(CheckpointFlips, CheckpointsWithoutTheLaterFieldsLoad) {
   state.clear_evaluated_step();
   state.clear_validation_loss();
   state.clear_loss_window();
+  state.clear_grad_norm_window();
+  state.clear_num_rollbacks();
+  state.clear_left_out_sequences();
   state.clear_consumed_by_source();
   const std::string framed = Frame(kStateMagic, state.SerializeAsString());
   Contents(kNew, kStateFile) = framed;

@@ -118,6 +118,9 @@ inline TrainState StateAt(int64_t step) {
           .evaluated_step = step / 2,
           .validation_loss = 1.25,
           .loss_window = {2.5, 1.5},
+          .grad_norm_window = {0.5, 0.25, 3},
+          .num_rollbacks = step / 5,
+          .left_out_sequences = step,
           .consumed_by_source = {5 * step, 3 * step}};
 }
 
