@@ -27,7 +27,7 @@ absl::StatusOr<std::optional<Frame>> TakeFrame(std::string* bytes, size_t max_pa
   if (bytes->size() < kFrameHeadBytes) return std::optional<Frame>();
   const uint8_t type = static_cast<uint8_t>((*bytes)[0]);
   const size_t length = PayloadBytes(*bytes);
-  if (type < 1 || type > 4 || length > max_payload) {
+  if (type < 1 || type > 5 || length > max_payload) {
     return absl::InvalidArgumentError(absl::StrCat("a message of type ", type, " and ", length, " bytes"));
   }
   if (bytes->size() < kFrameHeadBytes + length) return std::optional<Frame>();

@@ -16,7 +16,8 @@ enum class FrameType : uint8_t {
   kHere = 1,      // to rank 0: where this rank listens
   kBook = 2,      // from rank 0: where all ranks listen
   kFinished = 3,  // to rank 0: this rank has finished; from it: all have
-  kEnd = 4        // the job ends: exit code and why
+  kEnd = 4,       // the job ends: exit code and why
+  kBeat = 5       // a sign of life (heartbeat.h)
 };
 struct Frame {
   FrameType type;
