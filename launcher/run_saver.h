@@ -15,7 +15,7 @@
 #include "configs/run_spec.h"
 #include "core/train/trainer.h"
 #include "launcher/console.h"
-#include "launcher/metrics_sinks.h"
+#include "launcher/metrics_sink.h"
 
 namespace carousel {
 
@@ -29,7 +29,7 @@ class RunSaver {
     int64_t attempt = 0;  // SaveRequest::attempt
     MeshSummary mesh = {};
     const RunLease* lease = nullptr;  // rank 0
-    MetricsFile* metrics = nullptr;   // rank 0
+    MetricsSink* metrics = nullptr;   // rank 0
     Console* console = nullptr;       // rank 0
     RunHealth* health = nullptr;      // rank 0
     FileSystem* files = nullptr;      // null: the real one

@@ -14,6 +14,7 @@
 #include "core/text/tokenizer.h"
 #include "core/train/agreement.h"
 #include "launcher/command_device.h"
+#include "launcher/metrics_file.h"
 #include "launcher/model_source.h"
 #include "launcher/progress_bar.h"
 #include "launcher/run_directory.h"
@@ -209,7 +210,11 @@ absl::Status TrainingRun::PrepareDirectory() {
 
 // Rank 0 only, once nothing can be refused any more: a start that failed leaves the directory as it was.
 absl::Status TrainingRun::OpenRecords() {
-  CAROUSEL_ASSIGN_OR_RETURN(metrics_, MetricsFile::Open(MetricsPath(run_.run_dir), state_.step));
+  CAROUSEL_ASSIGN_OR_RETURN(std::unique_ptr<MetricsFile> file,
+                            MetricsFile::Open(MetricsPath(run_.run_dir), state_.step));
+  const int64_t last_saved_step = file->last_saved_step();
+  metrics_ = std::make_unique<MetricsSinks>();
+  metrics_->Add(std::move(file));
   console_ = std::make_unique<Console>(
       std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
   CAROUSEL_ASSIGN_OR_RETURN(health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
@@ -217,7 +222,7 @@ absl::Status TrainingRun::OpenRecords() {
   if (loaded_step_ >= 0) {
     health_->Committed(loaded_step_);
     // It was committed, but the process died before it could say so.
-    if (metrics_->last_saved_step() < loaded_step_) {
+    if (last_saved_step < loaded_step_) {
       CAROUSEL_RETURN_IF_ERROR(metrics_->AppendCheckpoint({.step = loaded_step_, .outcome = "found"}));
     }
   }

@@ -95,7 +95,7 @@ class TrainingRun {
   ShardedSyncFactory sync_factory_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<Generator> generator_;  // rank 0, if samples are wanted
-  std::unique_ptr<MetricsFile> metrics_;  // rank 0
+  std::unique_ptr<MetricsSinks> metrics_;  // rank 0
   std::unique_ptr<Console> console_;      // rank 0
   std::unique_ptr<RunHealth> health_;     // rank 0
   std::unique_ptr<RunSaver> saver_;       // reads the trainer's memory, writes to the console

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "launcher/metrics_sinks.h"
+#include "launcher/metrics_file.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {

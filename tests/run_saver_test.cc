@@ -12,6 +12,7 @@
 #include "core/base/log.h"
 #include "core/train/no_sync.h"
 #include "launcher/exit_codes.h"
+#include "launcher/metrics_file.h"
 #include "tests/background_save_testing.h"
 #include "tests/layer_testing.h"
 #include "tests/memory_file_system.h"
