@@ -58,6 +58,8 @@ absl::StatusOr<ValueDifference> CompareValues(CheckpointTensors& a, const Checkp
   CAROUSEL_CHECK(in_a.shape == in_b.shape && in_a.dtype == in_b.dtype);
   const DType dtype = in_a.dtype;
   ValueDifference difference;
+  double squares = 0, squares_of_a = 0;
+  int64_t num_finite = 0;
   std::vector<char> other;
   std::vector<double> values_a(kBatch), values_b(kBatch);
   const auto use = [&](int64_t begin, int64_t count, const void* data) -> absl::Status {
@@ -67,20 +69,25 @@ absl::StatusOr<ValueDifference> CompareValues(CheckpointTensors& a, const Checkp
       const int64_t n = std::min(kBatch, count - done);
       const char* const bits_a = At(data, dtype, done);
       const char* const bits_b = At(other.data(), dtype, done);
-      if (std::memcmp(bits_a, bits_b, static_cast<size_t>(n * SizeOf(dtype))) == 0) continue;
       ConvertElems(DType::kF64, values_a.data(), dtype, bits_a, n);
       ConvertElems(DType::kF64, values_b.data(), dtype, bits_b, n);
       for (int64_t i = 0; i < n; ++i) {
+        const double x = values_a[static_cast<size_t>(i)], y = values_b[static_cast<size_t>(i)];
+        const bool finite = std::isfinite(x) && std::isfinite(y);
+        if (finite) {
+          squares_of_a += x * x;
+          ++num_finite;
+        }
         if (std::memcmp(At(bits_a, dtype, i), At(bits_b, dtype, i), static_cast<size_t>(SizeOf(dtype))) ==
             0) {
           continue;
         }
         if (difference.num_different++ == 0) difference.first = begin + done + i;
-        const double x = values_a[static_cast<size_t>(i)], y = values_b[static_cast<size_t>(i)];
-        if (!std::isfinite(x) || !std::isfinite(y)) {
+        if (!finite) {
           ++difference.num_not_finite;
           continue;
         }
+        squares += (x - y) * (x - y);
         const double absolute = std::abs(x - y), larger = std::max(std::abs(x), std::abs(y));
         difference.max_absolute = std::max(difference.max_absolute, absolute);
         // 0 and -0 differ in their bits alone.
@@ -90,6 +97,10 @@ absl::StatusOr<ValueDifference> CompareValues(CheckpointTensors& a, const Checkp
     return absl::OkStatus();
   };
   CAROUSEL_RETURN_IF_ERROR(a.Stream(in_a, use));
+  if (num_finite > 0) {
+    difference.rms = std::sqrt(squares / static_cast<double>(num_finite));
+    difference.rms_of_a = std::sqrt(squares_of_a / static_cast<double>(num_finite));
+  }
   return difference;
 }
 }  // namespace carousel

@@ -33,8 +33,11 @@ struct CheckpointDiffOptions {
   std::string a, b;
   bool weights_only = false;
   bool values = false;
+  // Tensors are close whose ValueDifference::RelativeNorm(floor) is at most `tolerance`; negative: only equal
+  // ones are.
+  double tolerance = -1, floor = 0;
 };
-// Whether they are equal.
+// Whether they are equal, or close.
 absl::StatusOr<bool> PrintCheckpointDiff(const CheckpointDiffOptions& options);
 
 struct CheckpointMergeOptions {

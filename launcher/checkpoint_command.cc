@@ -70,13 +70,28 @@ void AddDiff(CLI::App* command, std::function<int()>* run) {
   diff->add_option("B", options->b, "The other one")->required();
   diff->add_flag("--weights_only", options->weights_only, "Leave the optimizer's moments out");
   diff->add_flag("--values", options->values,
-                 "Read the tensors that differ, and print how many elements do and the largest absolute and "
-                 "relative difference");
+                 "Read the tensors that differ, and print how many elements do, the largest absolute and "
+                 "relative difference, and the norm of the difference over that of A's tensor");
+  CLI::Option* const tolerance =
+      diff->add_option(
+              "--tolerance", options->tolerance,
+              "Read them, too, and call the checkpoints close (exit 0) if that quotient of norms is at "
+              "most this for every tensor")
+          ->check(CLI::NonNegativeNumber)
+          ->type_name("NUMBER");
+  diff->add_option(
+          "--floor", options->floor,
+          "Take the elements of A's tensors for at least this large on the average, so that those of "
+          "tensors that should be 0 need not agree")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("NUMBER")
+      ->needs(tolerance);
   diff->footer(
-      R"(Exits 0 if they are equal, 1 if they differ. The number of ranks that wrote them does not matter.
+      R"(Exits 0 if they are equal (or close), else not. The number of ranks that wrote them does not matter.
 Examples:
   carousel checkpoint diff runs/demo runs/other --weights_only
-  carousel checkpoint diff runs/demo/checkpoints/step-000000200 runs/demo --values)");
+  carousel checkpoint diff runs/demo/checkpoints/step-000000200 runs/demo --values
+  carousel checkpoint diff runs/one_rank runs/tensor_parallel --weights_only --tolerance 1e-5)");
   diff->callback([options, run] {
     *run = [options] {
       const absl::StatusOr<bool> equal = PrintCheckpointDiff(*options);

@@ -144,7 +144,7 @@ absl::StatusOr<bool> PrintCheckpointDiff(const CheckpointDiffOptions& options) {
     return true;
   }
   absl::PrintF("%d tensors differ between %s and %s\n", lines.size(), a, b);
-  if (!options.values) return false;
+  if (!options.values && options.tolerance < 0) return false;
 
   CAROUSEL_ASSIGN_OR_RETURN(CheckpointTensors in_a, CheckpointTensors::Open(a));
   CAROUSEL_ASSIGN_OR_RETURN(CheckpointTensors in_b, CheckpointTensors::Open(b));
@@ -162,16 +162,29 @@ absl::StatusOr<bool> PrintCheckpointDiff(const CheckpointDiffOptions& options) {
     width = std::max(width, tensor.name.size());
   }
   const int columns = static_cast<int>(width);
-  absl::PrintF("\n%-*s %-10s %14s %14s %12s %12s %10s\n", columns, "tensor", "kind", "different", "of",
-               "max |a-b|", "relative", "not finite");
+  absl::PrintF("\n%-*s %-10s %14s %14s %12s %12s %12s %10s\n", columns, "tensor", "kind", "different", "of",
+               "max |a-b|", "relative", "|a-b|/|a|", "not finite");
   ProgressBar bar("diff");
+  double largest = 0;
+  int64_t num_not_finite = 0;
   for (const auto& [of_a, of_b] : pairs) {
     bar.Show(done, total);
     CAROUSEL_ASSIGN_OR_RETURN(const ValueDifference d, CompareValues(in_a, of_a, in_b, of_b));
+    const double relative_norm = d.RelativeNorm(options.floor);
     done += 2 * BytesOf(of_a);
-    absl::PrintF("%-*s %-10s %14d %14d %12.5g %12.5g %10d\n", columns, of_a.name, NameOf(of_a.kind),
-                 d.num_different, of_a.num_elems, d.max_absolute, d.max_relative, d.num_not_finite);
+    absl::PrintF("%-*s %-10s %14d %14d %12.5g %12.5g %12.5g %10d\n", columns, of_a.name, NameOf(of_a.kind),
+                 d.num_different, of_a.num_elems, d.max_absolute, d.max_relative, relative_norm,
+                 d.num_not_finite);
+    largest = std::max(largest, relative_norm);
+    num_not_finite += d.num_not_finite;
   }
-  return false;
+  if (options.tolerance < 0) return false;
+  // Other lines are of tensors that only one of them has, or that have other shapes.
+  const bool comparable = pairs.size() == lines.size() && num_not_finite == 0;
+  const bool close = comparable && largest <= options.tolerance;
+  absl::PrintF("\n%s: the largest |a-b|/|a| of a tensor is %.3g, the tolerance %.3g%s\n",
+               close ? "close" : "not close", largest, options.tolerance,
+               comparable ? "" : ", and not all tensors can be compared");
+  return close;
 }
 }  // namespace carousel

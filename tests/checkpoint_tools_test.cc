@@ -337,7 +337,16 @@ TEST_F(CheckpointTools, DifferencesAreTheLargestAndTheFirst) {
   EXPECT_EQ(d.max_absolute, 1);
   EXPECT_EQ(d.max_relative, 0.2);
   EXPECT_EQ(d.num_not_finite, 1);
+  // (0.5^2 + 1^2) over the squares of the finite pairs of a, the equal ones included.
+  EXPECT_DOUBLE_EQ(d.rms, std::sqrt(1.25 / 5));
+  EXPECT_DOUBLE_EQ(d.rms_of_a, std::sqrt((1 + 4 + 0 + 100 * 100 + 5 * 5) / 5.0));
+  EXPECT_DOUBLE_EQ(d.RelativeNorm(0), d.rms / d.rms_of_a);
+  EXPECT_DOUBLE_EQ(d.RelativeNorm(1000), d.rms / 1000);
   EXPECT_EQ(CompareValues(a, a.tensors()[0], a, a.tensors()[0])->num_different, 0);
+  EXPECT_EQ(CompareValues(a, a.tensors()[0], a, a.tensors()[0])->RelativeNorm(0), 0);
+  auto zeros = *CheckpointTensors::Open(SaveValues(files, "z", {0, 0}), &files);
+  auto ones = *CheckpointTensors::Open(SaveValues(files, "o", {1, 0}), &files);
+  EXPECT_EQ(CompareValues(zeros, zeros.tensors()[0], ones, ones.tensors()[0])->RelativeNorm(0), inf);
   // Late in a tensor of several pieces.
   std::vector<double> ramp(5'000'000, 1.0);
   auto flat = *CheckpointTensors::Open(SaveValues(files, "c", ramp), &files);
@@ -347,6 +356,7 @@ TEST_F(CheckpointTools, DifferencesAreTheLargestAndTheFirst) {
   EXPECT_EQ(late.num_different, 1);
   EXPECT_EQ(late.first, 4'900'000);
   EXPECT_EQ(late.max_absolute, 0.25);
+  EXPECT_DOUBLE_EQ(late.RelativeNorm(0), 0.25 / std::sqrt(5e6));
 }
 }  // namespace
 }  // namespace carousel
