@@ -288,6 +288,15 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
   run.initial_weights = c.initial_weights();
   run.log_every_steps = config.log().every_steps();
   run.run_dir = config.run_dir();
+  const config::WatchdogConfig& w = config.watchdog();
+  run.watchdog = {.enabled = w.enabled(),
+                  .scale = w.scale(),
+                  .setup_seconds = w.setup_seconds(),
+                  .step_seconds = w.step_seconds(),
+                  .evaluation_seconds = w.evaluation_seconds(),
+                  .sample_seconds = w.sample_seconds(),
+                  .save_seconds = w.save_seconds(),
+                  .finish_seconds = w.finish_seconds()};
   run.heartbeat = {.limit_seconds = config.watchdog().heartbeat_seconds(),
                    .interface = config.watchdog().heartbeat_interface()};
   return run;

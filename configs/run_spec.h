@@ -73,6 +73,12 @@ struct RunSpec {
     int64_t good_after_steps = 0;
   } checkpoint;
   HealthSpec health;
+  struct Watchdog {
+    bool enabled = true;
+    double scale = 1;
+    double setup_seconds = 600, step_seconds = 60, evaluation_seconds = 60, sample_seconds = 120;
+    double save_seconds = 300, finish_seconds = 120;
+  } watchdog;
   struct Heartbeat {
     double limit_seconds = 0;  // 0: none
     std::string interface;     // empty: chosen
