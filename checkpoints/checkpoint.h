@@ -58,7 +58,7 @@ struct MeshSummary {
 
 struct SaveRequest {
   std::string run_dir;
-  std::string run_id;  // the same for all checkpoints of a run; for people
+  std::string run_id;  // NewRunId() of the run (run_identity.h), the same on every rank; other text: unknown
   TrainState state;    // the same on every rank, but for wall_seconds: rank 0's is kept
   std::vector<StateSlice> slices;
   std::string config_text;  // the resolved config, kept as config.textproto

@@ -9,6 +9,7 @@
 #include "checkpoints/crc32c.h"
 #include "checkpoints/damage.h"
 #include "checkpoints/manifest.h"
+#include "checkpoints/run_identity.h"
 #include "checkpoints/shard_reader.h"
 #include "core/base/status_macros.h"
 
@@ -59,6 +60,7 @@ absl::StatusOr<OpenedCheckpoint> OpenAndCheck(FileSystem& files, const std::stri
   CAROUSEL_ASSIGN_OR_RETURN(opened.manifest_payload, ReadManifestPayload(files, dir));
   CAROUSEL_ASSIGN_OR_RETURN(opened.manifest,
                             ParseManifest(opened.manifest_payload, JoinPath(dir, kManifestFile)));
+  CAROUSEL_RETURN_IF_ERROR(CheckBelongs(dir, opened.manifest.run_id(), files));
   // All missing files in one message.
   std::string missing;
   for (int file = 0; file < opened.manifest.files_size(); ++file) {

@@ -7,7 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/digest.h"
+#include "checkpoints/manifest.h"
 #include "checkpoints/rewrite.h"
+#include "checkpoints/run_identity.h"
 #include "checkpoints/safetensors.h"
 #include "core/base/status_macros.h"
 
@@ -134,6 +136,24 @@ absl::StatusOr<RewriteResult> Merge::Run(const std::string& out, bool moments) {
                        .num_files = 1,
                        .num_bytes = layout_.file_bytes};
 }
+
+// The file must not become part of a checkpoint, nor end up in the directory of another run.
+absl::Status CheckPlace(const std::string& out, const std::string& id, FileSystem& files) {
+  const std::string folder = ParentPath(out);
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, files.Stat(JoinPath(folder, kManifestFile)));
+  // A name in run_dir/checkpoints, whether a checkpoint of that name exists or not.
+  const std::string store = ParentPath(folder) + "/checkpoints";
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo run, files.Stat(JoinPath(ParentPath(folder), kRunIdFile)));
+  if (manifest.exists || (run.exists && (folder == store || folder == "checkpoints"))) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(out, " would lie among the checkpoints of a run; write it elsewhere"));
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string of_folder, ReadRunIdFile(folder, &files));
+  if (of_folder.empty() || of_folder == id) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      folder, " belongs to run ", of_folder, ", and the checkpoint is of ",
+      IsRunId(id) ? absl::StrCat("run ", id) : std::string("an unknown run"), "; write the file elsewhere"));
+}
 }  // namespace
 
 absl::StatusOr<RewriteResult> MergeCheckpoint(const std::string& dir, const std::string& out, bool moments,
@@ -141,6 +161,7 @@ absl::StatusOr<RewriteResult> MergeCheckpoint(const std::string& dir, const std:
   PosixFileSystem posix;
   FileSystem& files = options.files != nullptr ? *options.files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(CheckpointTensors source, CheckpointTensors::Open(dir, &files));
+  CAROUSEL_RETURN_IF_ERROR(CheckPlace(out, source.info().run_id, files));
   return Merge(std::move(source), files, options).Run(out, moments);
 }
 }  // namespace carousel

@@ -12,8 +12,10 @@
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/digest.h"
+#include "checkpoints/made_directories.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/rewrite.h"
+#include "checkpoints/run_identity.h"
 #include "checkpoints/run_lease.h"
 #include "checkpoints/shard_plan.h"
 #include "checkpoints/shard_writer.h"
@@ -206,6 +208,19 @@ absl::StatusOr<RewriteResult> Reshard::Run(int64_t num_ranks, int64_t max_file_b
                        .num_files = manifest_.files_size() + 1,
                        .num_bytes = total_bytes_};
 }
+
+absl::StatusOr<RewriteResult> ReshardInto(CheckpointTensors source, const std::string& id,
+                                          const std::string& run_dir, int64_t num_ranks,
+                                          int64_t max_file_bytes, FileSystem& files,
+                                          const RewriteOptions& options) {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(run_dir, &files));
+  // Again, now that nobody else writes here.
+  CAROUSEL_RETURN_IF_ERROR(CheckMayReceive(run_dir, id, source.info().dir, &files));
+  CAROUSEL_RETURN_IF_ERROR(SweepLeftovers(run_dir, &files));
+  // A copy of a checkpoint is of the same run.
+  if (!id.empty()) CAROUSEL_RETURN_IF_ERROR(WriteRunId(run_dir, id, &files));
+  return Reshard(std::move(source), run_dir, files, options).Run(num_ranks, max_file_bytes);
+}
 }  // namespace
 
 absl::StatusOr<RewriteResult> ReshardCheckpoint(const std::string& dir, const std::string& run_dir,
@@ -219,8 +234,12 @@ absl::StatusOr<RewriteResult> ReshardCheckpoint(const std::string& dir, const st
   PosixFileSystem posix;
   FileSystem& files = options.files != nullptr ? *options.files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(CheckpointTensors source, CheckpointTensors::Open(dir, &files));
-  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(run_dir, &files));
-  CAROUSEL_RETURN_IF_ERROR(SweepLeftovers(run_dir, &files));
-  return Reshard(std::move(source), run_dir, files, options).Run(num_ranks, max_file_bytes);
+  const std::string id = IsRunId(source.info().run_id) ? source.info().run_id : std::string();
+  CAROUSEL_RETURN_IF_ERROR(CheckMayReceive(run_dir, id, dir, &files));
+  CAROUSEL_ASSIGN_OR_RETURN(const MadeDirectories made, MadeDirectories::Note(run_dir, files));
+  const absl::StatusOr<RewriteResult> result =
+      ReshardInto(std::move(source), id, run_dir, num_ranks, max_file_bytes, files, options);
+  if (!result.ok()) made.RemoveAgain(/*with_run_id=*/true);
+  return result;
 }
 }  // namespace carousel

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <set>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/marks.h"
+#include "checkpoints/run_identity.h"
 #include "checkpoints/run_lease.h"
 #include "core/base/status_macros.h"
 
@@ -23,13 +25,16 @@ constexpr struct {
     {kKeepAll, "all are kept"},         {kKeepNewest, "newest"},
     {kKeepNewestGood, "newest good"},   {kKeepLast, "one of the last"},
     {kKeepEverySteps, "kept for ever"}, {kKeepBest, "best"},
-    {kKeepDamagedMark, "damaged mark"},
+    {kKeepDamagedMark, "damaged mark"}, {kKeepForeign, "of another run"},
 };
 
 std::string NameOfDir(const std::string& dir) { return dir.substr(dir.rfind('/') + 1); }
 
 // Nothing may go before the checkpoint that replaces it can be relied on.
 absl::Status VerifyNewest(FileSystem& files, const std::string& dir) {
+  // What was just written is in memory, which says nothing about the disk.
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> names, files.ListDirectory(dir));
+  for (const std::string& name : names) CAROUSEL_RETURN_IF_ERROR(files.DropCached(JoinPath(dir, name)));
   CAROUSEL_ASSIGN_OR_RETURN(const VerifyReport report, VerifyCheckpoint(dir, nullptr, &files));
   if (report.problems.empty()) return absl::OkStatus();
   return absl::DataLossError(
@@ -41,6 +46,16 @@ absl::Status VerifyNewest(FileSystem& files, const std::string& dir) {
 std::vector<unsigned> KeepReasons(const std::vector<CheckpointMarks>& checkpoints,
                                   const RetentionPolicy& policy) {
   const size_t n = checkpoints.size();
+  if (std::any_of(checkpoints.begin(), checkpoints.end(), [](const auto& c) { return c.foreign; })) {
+    std::vector<CheckpointMarks> own;
+    std::copy_if(checkpoints.begin(), checkpoints.end(), std::back_inserter(own),
+                 [](const auto& c) { return !c.foreign; });
+    const std::vector<unsigned> of_own = KeepReasons(own, policy);
+    std::vector<unsigned> all;
+    size_t next = 0;
+    for (const CheckpointMarks& c : checkpoints) all.push_back(c.foreign ? kKeepForeign : of_own[next++]);
+    return all;
+  }
   std::vector<unsigned> reasons(n, policy.keep_last <= 0 ? unsigned{kKeepAll} : 0u);
   for (size_t i = 0; i < n; ++i) {
     const CheckpointMarks& c = checkpoints[i];
@@ -79,6 +94,7 @@ absl::StatusOr<std::vector<CheckpointMarks>> ReadMarks(const std::string& run_di
   PosixFileSystem posix;
   FileSystem& fs = files != nullptr ? *files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> dirs, ListCheckpoints(run_dir, &fs));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string id, ReadRunIdFile(run_dir, &fs));
   std::vector<CheckpointMarks> all;
   for (const std::string& dir : dirs) {
     CheckpointMarks marks;
@@ -88,6 +104,12 @@ absl::StatusOr<std::vector<CheckpointMarks>> ReadMarks(const std::string& run_di
     const absl::StatusOr<bool> good = ReadGoodMark(fs, run_dir, marks.step);
     marks.good = good.ok() && *good;
     if (absl::IsNotFound(good.status())) continue;  // removed meanwhile, with its marks
+    if (!id.empty()) {
+      const absl::StatusOr<std::string> of = RunIdOfCheckpoint(dir, &fs);
+      if (absl::IsNotFound(of.status())) continue;
+      if (!of.ok() && !absl::IsDataLoss(of.status())) return of.status();
+      marks.foreign = of.ok() && !of->empty() && *of != id;
+    }
     for (const absl::Status& status : {loss.status(), good.status()}) {
       if (status.ok()) continue;
       if (!absl::IsDataLoss(status)) return status;  // the disk does not answer: nothing is known
@@ -105,9 +127,11 @@ absl::Status PruneCheckpoints(const std::string& run_dir, const RetentionPolicy&
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<CheckpointMarks> checkpoints, ReadMarks(run_dir, &fs));
   if (checkpoints.empty()) return absl::OkStatus();
   const std::vector<unsigned> reasons = KeepReasons(checkpoints, policy);
+  const auto newest = std::find_if(checkpoints.rbegin(), checkpoints.rend(),
+                                   [](const CheckpointMarks& c) { return !c.foreign; });
+  if (newest == checkpoints.rend()) return absl::OkStatus();
   if (std::count(reasons.begin(), reasons.end(), 0u) > 0) {
-    CAROUSEL_RETURN_IF_ERROR(
-        VerifyNewest(fs, JoinPath(StoreDir(run_dir), StepName(checkpoints.back().step))));
+    CAROUSEL_RETURN_IF_ERROR(VerifyNewest(fs, JoinPath(StoreDir(run_dir), StepName(newest->step))));
   }
   for (size_t i = 0; i < checkpoints.size(); ++i) {
     if (reasons[i] != 0) continue;
@@ -123,14 +147,15 @@ absl::Status PruneCheckpoints(const std::string& run_dir, const RetentionPolicy&
   for (size_t i = 0; i < checkpoints.size(); ++i) {
     if (reasons[i] != 0) kept.insert(checkpoints[i].step);
   }
-  const auto gone = [&](int64_t step) { return step < checkpoints.back().step && kept.count(step) == 0; };
+  const auto gone = [&](int64_t step) { return step < newest->step && kept.count(step) == 0; };
   return RemoveMarks(fs, run_dir, gone, /*temporaries=*/false);
 }
 
 absl::StatusOr<std::string> FindGoodCheckpoint(const std::string& run_dir, FileSystem* files) {
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<CheckpointMarks> checkpoints, ReadMarks(run_dir, files));
   for (size_t i = checkpoints.size(); i-- > 0;) {
-    if (checkpoints[i].good) return JoinPath(StoreDir(run_dir), StepName(checkpoints[i].step));
+    if (checkpoints[i].good && !checkpoints[i].foreign)
+      return JoinPath(StoreDir(run_dir), StepName(checkpoints[i].step));
   }
   return absl::NotFoundError(
       absl::StrCat("none of the ", checkpoints.size(), " checkpoints in ", StoreDir(run_dir),

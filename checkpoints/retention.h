@@ -38,6 +38,7 @@ struct CheckpointMarks {
   std::optional<double> validation_loss = {};  // nats per token
   bool good = false;
   std::string damage = {};  // why a mark of it cannot be read; empty: all can
+  bool foreign = false;     // of another run (run_identity.h): no rule counts it
 };
 
 enum KeepReason : unsigned {
@@ -48,6 +49,7 @@ enum KeepReason : unsigned {
   kKeepEverySteps = 16,   // a multiple of keep_every_steps
   kKeepBest = 32,         // one of keep_best
   kKeepDamagedMark = 64,  // it might be one of those: somebody must look
+  kKeepForeign = 128,     // of another run, which nobody may remove here
 };
 // For each checkpoint the sum of the reasons to keep it; 0: it goes. `checkpoints` are by rising step. Equal
 // losses: the later step is the better one. A pure function.
@@ -61,8 +63,11 @@ absl::StatusOr<std::vector<CheckpointMarks>> ReadMarks(const std::string& run_di
                                                        FileSystem* files = nullptr);
 
 // Removes the checkpoints that the policy does not keep, oldest first, and the marks of checkpoints that are
-// gone. Before the first one is removed the newest is read from the disk, every byte, and compared with its
-// checksums; if it is damaged nothing is removed: DataLoss. Each is renamed to .trash-* first, so that half a
+// gone. Before the first one is removed the newest is read, every byte, and compared with its checksums; if
+// it is damaged nothing is removed: DataLoss. This machine's cached copies of its files are dropped first
+// (they are synced), so that what was found good is what the storage gives back: a bit that changed on the
+// way to it or in it is found. It proves nothing where the storage answers from memory of its own (tmpfs, a
+// server, a controller with a cache). Each is renamed to .trash-* first, so that half a
 // checkpoint is never seen. A process that reads a checkpoint meanwhile (export, generate) gets an error that
 // names the missing file: copy what must stay, or keep it with keep_every_steps.
 // lease: asked before each removal whether it is still held (reading the newest may take long); null: not.

@@ -25,14 +25,17 @@ struct RewriteResult {
 
 // Writes the weights of checkpoint `dir`, and if asked for the moments (as "<name>.exp_avg" and
 // "<name>.exp_avg_sq"), as whole tensors into the safetensors file `out`, in their dtypes, and reads it back.
-// AlreadyExists if there is something at `out`, ResourceExhausted if the disk is too full.
+// AlreadyExists if there is something at `out`, ResourceExhausted if the disk is too full, FailedPrecondition
+// if `out` lies among the checkpoints of a run or in the directory of another run.
 absl::StatusOr<RewriteResult> MergeCheckpoint(const std::string& dir, const std::string& out, bool moments,
                                               const RewriteOptions& options = {});
 
 // Writes checkpoint `dir` as the checkpoint of the same step of another run directory, as num_ranks ranks
 // would have written it that share its tensors evenly, in files of at most max_file_bytes of tensors. Takes
-// the lease of run_dir. AlreadyExists if that has a checkpoint of this step; InvalidArgument: num_ranks or
-// max_file_bytes is not possible.
+// the lease of run_dir, which becomes a directory of the same run if it is none yet. FailedPrecondition if it
+// is that of another run (run_identity.h). AlreadyExists if that has a checkpoint of this step;
+// InvalidArgument: num_ranks or max_file_bytes is not possible. After an error no directory is left that was
+// not there before.
 absl::StatusOr<RewriteResult> ReshardCheckpoint(const std::string& dir, const std::string& run_dir,
                                                 int64_t num_ranks, int64_t max_file_bytes,
                                                 const RewriteOptions& options = {});

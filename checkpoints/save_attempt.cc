@@ -12,6 +12,7 @@
 #include "checkpoints/collective.h"
 #include "checkpoints/digest.h"
 #include "checkpoints/manifest.h"
+#include "checkpoints/run_identity.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "core/train/agreement.h"
@@ -95,6 +96,7 @@ absl::Status SaveAttempt::PrepareDirectory(pb::RootMessage* message) {
   }
   // What looks left over may be what a successor writes just now.
   CAROUSEL_RETURN_IF_ERROR(lease().StillHeld());
+  CAROUSEL_RETURN_IF_ERROR(CheckStillSame(run_dir, request_.run_id, disk_));
   const absl::Status swept = SweepLeftovers(run_dir, &disk_);
   if (!swept.ok()) CAROUSEL_LOG(WARNING) << "cannot clean up " << store << ": " << swept.message();
 
@@ -107,7 +109,10 @@ absl::Status SaveAttempt::PrepareDirectory(pb::RootMessage* message) {
       return absl::OkStatus();
     }
     // Never committed: nobody reads it, but it may be somebody's.
-    CAROUSEL_RETURN_IF_ERROR(MoveAside(disk_, run_dir, name_, kBadPrefix, nullptr));
+    std::string aside;
+    CAROUSEL_RETURN_IF_ERROR(MoveAside(disk_, run_dir, name_, kBadPrefix, &aside));
+    CAROUSEL_LOG(WARNING) << final_dir << (there.is_directory ? " has no manifest" : " is a file")
+                          << " and not a checkpoint; moved to " << aside;
   }
   CAROUSEL_RETURN_IF_ERROR(MakeRoom());
   CAROUSEL_RETURN_IF_ERROR(StopIfCancelled());

@@ -126,13 +126,13 @@ inline TrainState StateAt(int64_t step) {
 
 // Saves the small model with the values of `seed` at `step`, as rank communicator->rank() (null: alone).
 inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t seed, int64_t keep_last,
-                             Communicator* communicator, FileSystem* files,
-                             int64_t max_file_bytes = 1 << 30) {
+                             Communicator* communicator, FileSystem* files, int64_t max_file_bytes = 1 << 30,
+                             const std::string& run_id = "test-run") {
   RankState state(SmallModel(), communicator != nullptr ? communicator->size() : 1,
                   communicator != nullptr ? communicator->rank() : 0, seed);
   SaveRequest request;
   request.run_dir = run_dir;
-  request.run_id = "test-run";
+  request.run_id = run_id;
   request.state = StateAt(step);
   request.slices = state.slices();
   request.config_text = "model {}\n";
