@@ -64,6 +64,7 @@ class Environment {
   ~Environment();
 
   Communicator& world() { return *world_; }  // size 1 for a process alone
+  Communicator& local() { return session_ != nullptr ? session_->local() : *self_; }  // of this machine
   int rank() const { return world_->rank(); }
   int size() const { return world_->size(); }
   int local_rank() const { return local_rank_; }  // among the ranks on this machine

@@ -14,6 +14,7 @@
 #include "launcher/environment.h"
 #include "launcher/rank_agreement.h"
 #include "launcher/run_directory.h"
+#include "launcher/run_heartbeat.h"
 #include "launcher/signals.h"
 #include "launcher/training_run.h"
 #include "launcher/version.h"
@@ -80,6 +81,7 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment)
                             AgreeOnRun(world, environment.host(), LoadHere(options.config)));
   CAROUSEL_RETURN_IF_ERROR(CheckSameOptions(world, environment.host(), OptionsOf(options)));
   InstallStopSignals();
+  const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(run, environment);
   TrainOptions train = options.train;
   train.command_line = CommandLine();
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
