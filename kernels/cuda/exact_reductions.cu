@@ -153,20 +153,27 @@ struct StatsInput {
 // A thread takes a block of kValueStatsBlock elements at a time. Shared: the thread block's ValueSums, in the
 // order of its members.
 template <class W>
-__global__ void __launch_bounds__(kThreads) TensorStatsKernel(Limb* result, StatsInput<W> a) {
+__global__ void __launch_bounds__(kThreads, 1) TensorStatsKernel(Limb* result, StatsInput<W> a) {
   SHARED_ARRAY(Limb, sums, [kValueSumElems]);
   Clear<kValueSumElems>(sums);
   __syncthreads();  // sums: its zeros, then all threads' additions
   Limb* const squares_sum = sums + kExactSumElems;
   Limb* const counts = squares_sum + kExactSumElems;
-  Limb non_finite = 0, count = 0, below = 0, above = 0, beyond = 0, largest = 0, smallest_flipped = 0;
+  uint32_t non_finite = 0, count = 0, below = 0, above = 0, beyond = 0;  // kMaxAdditions is below 2^32
+  Limb largest = 0, smallest_flipped = 0;
   const int64_t num_blocks = (a.n + kValueStatsBlock - 1) / kValueStatsBlock;
   for (int64_t block = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; block < num_blocks;
        block += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int64_t begin = block * kValueStatsBlock, end = min(a.n, begin + kValueStatsBlock);
     double sum = 0, squares = 0;
+    // in 32 bits: a division in 64 is a call
+    int64_t row = static_cast<uint32_t>(begin) / static_cast<uint32_t>(a.width);
+    int64_t column = begin - row * a.width - 1;
     for (int64_t e = begin; e < end; ++e) {
-      const int64_t row = e / a.width, column = e % a.width;
+      if (++column == a.width) {
+        column = 0;
+        ++row;
+      }
       if (a.ids != nullptr && (a.ids[row] < a.first_id || a.ids[row] >= a.end_id)) continue;
       double value = static_cast<double>(a.x[row * a.x_stride + column]);
       if (a.add != nullptr) {
@@ -272,7 +279,8 @@ void DeviceOps::TensorStats(const TensorStatsArgs& a) {
     const gpu::LaunchCfg config = {.grid = GridFor(context_, n, kThreads * kValueStatsBlock),
                                    .block = kThreads,
                                    .name = "TensorStatsKernel"};
-    CAROUSEL_CHECK_LE(n / kValueStatsBlock / config.grid.x, kMaxAdditions);
+    CAROUSEL_CHECK_LE(n, int64_t{UINT32_MAX});
+    CAROUSEL_CHECK_LE(n / config.grid.x, kMaxAdditions);
     context_.Launch(TensorStatsKernel<W>, config, stats,
                     StatsInput<W>{.x = a.x.as<W>(),
                                   .add = a.add.defined() ? a.add.as<W>() : nullptr,
