@@ -5,9 +5,9 @@
 //
 //   saver.Start(request)                    all ranks, after an update: the state of this moment is saved
 //   saver.WaitUntilStaged()                 each rank, before the next update
-//   saver.Contribute(&numbers)              each rank, every step: kNumNumbers of them, to be summed over
-//   ranks outcome = saver.Advance(sums)           all ranks, with the sums: goes on to the next phase when
-//   all can outcome = saver.Finish()                all ranks: waits for the save in flight
+//   saver.Contribute(&numbers)              each rank, every step: kNumNumbers of them, to be summed
+//   outcome = saver.Advance(sums)           all ranks, with the sums: goes on to the next phase when all can
+//   outcome = saver.Finish()                all ranks: waits for the save in flight
 //
 // Memory: a pool of staging_bytes, from the beginning, through which the state passes block by block: its
 // copies wait for blocks that have been written, if it is larger than the pool. Beside it a buffer of 1 MiB
@@ -17,7 +17,12 @@
 // where a StateCopier copies, from what arrived.
 //
 // A save that fails on any rank, or takes longer than timeout_seconds, is given up by all; training goes on.
-// A thread that hangs in a call to a dead disk is left behind: until it comes back, new saves fail at once.
+// So is one whose threads threw an exception (no memory, no thread), which is told like any other failure. A
+// thread that hangs in a call to a dead disk is left behind: until it comes back, new saves fail at once.
+//
+// Without a pool (staging_bytes 0) the state is read where it lies, and WaitUntilStaged waits until it is
+// written: for saves during which training waits, Start and Finish one after the other. Limits and failures
+// are the same.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -38,8 +43,10 @@ class StagingPool;
 class Worker;
 
 struct BackgroundSaveOptions {
-  int64_t staging_bytes = 0;  // StagingBytes
+  int64_t staging_bytes = 0;  // StagingBytes; 0: no pool
   double timeout_seconds = 3600;
+  // How long Start waits for the directory of the checkpoint, unless something must be removed for it.
+  double directory_seconds = 60;
   // All must be copied so long after Start: while a rank waits for a block its neighbours wait for it in a
   // call, and calls that wait 1800 s end the job.
   double staging_timeout_seconds = 1200;
@@ -59,8 +66,10 @@ struct SaveOutcome {
 
 class BackgroundSaver {
  public:
-  // `copier` (for all requests; null: the host reads the state) must outlive the saver.
-  BackgroundSaver(const BackgroundSaveOptions& options, StateCopier* copier);
+  // `copier` (for all requests; null: the host reads the state) must outlive the saver. `worker` writes to
+  // the disk, in the order of the jobs it is given, by others too; null: one of its own.
+  BackgroundSaver(const BackgroundSaveOptions& options, StateCopier* copier,
+                  std::shared_ptr<Worker> worker = nullptr);
   // Gives up what is in flight. If a thread hangs, what its request and the copier point to must live on
   // until the process ends.
   ~BackgroundSaver();
@@ -74,7 +83,9 @@ class BackgroundSaver {
 
   // Collective. Begins a save: slices are read until WaitUntilStaged has returned, all else is copied. The
   // file system and the lease must live until the save has ended. After an error nothing is in flight. Errors
-  // as SaveCheckpoint's, and Unavailable if an earlier save hangs. REQUIRES: !in_flight().
+  // as SaveCheckpoint's, Unavailable if an earlier save hangs, and DeadlineExceeded if the directory was not
+  // there after directory_seconds, or after timeout_seconds where old checkpoints had to be removed to make room.
+  // REQUIRES: !in_flight().
   absl::Status Start(const SaveRequest& request);
   bool in_flight() const { return phase_ != Phase::kNone; }
   // Returns when the state may be changed, at the latest when one of the save's times is up (then it has
@@ -88,7 +99,7 @@ class BackgroundSaver {
   // Collective. Waits for the save in flight and returns its outcome; nothing if there was none.
   std::optional<SaveOutcome> Finish();
 
-  // Whether a thread is stuck in the file system; waits for it a second.
+  // Whether a save is stuck in the file system; waits for it a second.
   bool hung() const;
 
  private:
@@ -97,20 +108,22 @@ class BackgroundSaver {
   struct Save;
   class Stall;  // counts the time that training waits
 
-  std::string Prepare();
+  std::string Prepare();  // collective
   void StartThreads();
+  void StartCopying();
   void StopStaging();
   std::optional<SaveOutcome> AdvancePhase(bool busy, bool failed, bool timed_out);
   std::optional<SaveOutcome> AfterWriting(bool timed_out);
   SaveOutcome AfterCompleting(bool timed_out);
-  absl::Status TookTooLong(const std::string& what) const;
+  absl::Status TookTooLong() const;
   SaveOutcome End(const absl::Status& status);
 
   const BackgroundSaveOptions options_;
   StateCopier* const copier_;
-  std::unique_ptr<Worker> worker_;
-  std::shared_ptr<StagingPool> pool_;
-  std::thread copying_;  // without a copier
+  const std::shared_ptr<Worker> worker_;
+  uint64_t ticket_ = 0;                // of the newest job of a save
+  std::shared_ptr<StagingPool> pool_;  // null: none
+  std::thread copying_;                // without a copier
   Phase phase_ = Phase::kNone;
   std::shared_ptr<Save> save_;  // shared with the threads
   bool staged_ = true;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoints/worker.h"
 #include "core/base/check.h"
 
 namespace carousel {
@@ -37,7 +38,11 @@ void BlockQueue::ReadAhead(size_t lane_number) {
       changed_.wait(lock, [&] { return stop_ || !lane.full; });
       if (stop_) return;
     }
-    lane.block = lane.reader.Block(blocks_[b].file, blocks_[b].number);
+    const absl::Status read = WithoutThrowing([&] {
+      lane.block = lane.reader.Block(blocks_[b].file, blocks_[b].number);
+      return absl::OkStatus();
+    });
+    if (!read.ok()) lane.block = read;
     const bool failed = !lane.block.ok();
     {
       const std::lock_guard<std::mutex> lock(mutex_);

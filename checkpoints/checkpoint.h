@@ -67,6 +67,10 @@ struct SaveRequest {
   MeshSummary mesh = {};
   RetentionPolicy keep = {};  // which checkpoints stay when this one is there
   Communicator* communicator = nullptr;
+  // Files beside the checkpoints that other parts of the program append to (metrics.jsonl): what they hold is
+  // on stable storage before this checkpoint is committed, so that a run which goes on from it finds there
+  // all that was written before the save began. Those that do not exist are left out. Rank 0's count.
+  std::vector<std::string> records = {};
   const RunLease* lease = nullptr;  // rank 0's, if it holds one; null: taken for the time of the save
   int64_t max_file_bytes = int64_t{4} << 30;  // a rank with more state than this writes several files
   FileSystem* files = nullptr;                // null: the real one

@@ -12,6 +12,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "checkpoints/file_system.h"
+#include "checkpoints/run_lease.h"
+#include "checkpoints/worker.h"
 
 namespace carousel {
 
@@ -28,36 +30,57 @@ class LossSpikes {
   std::vector<double> window_;
 };
 
-// For the rank that saves, in the thread that trains. Trouble with the disk is reported by status; training
-// need not stop for it.
+// For the rank that saves, in the thread that trains, which never waits for the disk: marks are written by a
+// worker, in the order in which they came about. The saver gives its work to the same worker, so a mark is
+// written before a checkpoint that is committed later, and before the old ones are judged by their marks.
+// Trouble with the disk is reported by the next call; training need not stop for it, and what failed is tried
+// again after the next step.
 //
 //   LossSpikes spikes(state.loss_window);                          // every rank, once the checkpoint is
-//   loaded auto health = RunHealth::Open(run_dir, state.step, state.last_skipped_step, good_after_steps);  //
+//   there auto health = RunHealth::Open(run_dir, state.step, state.last_skipped_step, good_after_steps);  //
 //   rank 0 after every step:
 //     const bool healthy = !result.skipped && !spikes.IsSpike(result.loss);
 //     state.loss_window = spikes.window();
 //     health->AfterStep(state.step, healthy);                      // rank 0
+//   after an evaluation: health->RecordLoss(step, loss);           // rank 0
 //   when a checkpoint is committed: health->Committed(step);       // rank 0
+//   at the end: health->Finish(seconds);                           // rank 0
 class RunHealth {
  public:
   // `step`: that the run goes on from; `last_skipped_step`: the last one before it that was skipped, 0 if
-  // none was. Marks of later steps are removed. good_after_steps 0: nothing is ever marked.
+  // none was. Marks of later steps are removed. good_after_steps 0: nothing is ever marked. `lease`: once it
+  // is lost, nothing is written any more; null: not asked. `files` (null: the real one) and `lease` must live
+  // until the worker is idle.
   static absl::StatusOr<std::unique_ptr<RunHealth>> Open(const std::string& run_dir, int64_t step,
                                                          int64_t last_skipped_step, int64_t good_after_steps,
-                                                         FileSystem* files = nullptr);
+                                                         FileSystem* files = nullptr,
+                                                         const RunLease* lease = nullptr);
+  // Waits at most Worker::kMaxEndSeconds for marks that are not written yet.
+  ~RunHealth();
+  RunHealth(const RunHealth&) = delete;
+  RunHealth& operator=(const RunHealth&) = delete;
+
   // A step was made; `step` steps are done now. Marks what has become good. An unhealthy step is on the disk
-  // before this returns, so that a restart does not forget it; after an error the next call tries again.
+  // before any checkpoint that is saved later, so that a restart does not forget it. An error: what went
+  // wrong with a mark since the last call.
   absl::Status AfterStep(int64_t step, bool healthy);
   void Committed(int64_t step) { unmarked_.insert(step); }
+  // RecordValidationLoss (retention.h).
+  void RecordLoss(int64_t step, double loss);
+  // Waits, at most so long, until every mark is on the disk; tries once more what had failed. An error: why
+  // some are not there.
+  absl::Status Finish(double seconds);
+
+  const std::shared_ptr<Worker>& worker() const { return worker_; }
 
  private:
-  RunHealth() = default;
+  class Marks;  // shared with the worker
+  RunHealth();
 
-  std::string run_dir_;
-  FileSystem* files_ = nullptr;  // null: the real one
+  const std::shared_ptr<Worker> worker_;
+  std::shared_ptr<Marks> marks_;
   int64_t good_after_steps_ = 0;
   int64_t last_unhealthy_ = 0;
-  bool remembered_ = true;      // the disk knows of it
   std::set<int64_t> unmarked_;  // steps of committed checkpoints that are not marked yet
 };
 }  // namespace carousel

@@ -1,6 +1,7 @@
 #include "checkpoints/run_lease.h"
 
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "absl/time/time.h"
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/marks.h"
+#include "checkpoints/worker.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 
@@ -26,6 +28,7 @@ namespace carousel {
 namespace {
 
 constexpr int64_t kMaxLeaseBytes = 4096;
+constexpr double kSecondLookSeconds = 1;
 
 class RealClock final : public LeaseClock {
  public:
@@ -70,7 +73,7 @@ LeaseOwner ThisProcess() {
   if (gethostname(host, sizeof(host) - 1) == 0) owner.host = host;
   owner.host = Word(owner.host);
   owner.pid = getpid();
-  // New at every boot, and the same in all containers of a machine, which share its locks.
+  // New at every boot, and the same in all containers of a machine.
   PosixFileSystem files;
   constexpr int64_t kUuidBytes = 36;
   std::string boot_id(kUuidBytes, '\0');
@@ -78,6 +81,8 @@ LeaseOwner ThisProcess() {
       files.OpenFile("/proc/sys/kernel/random/boot_id");
   owner.machine =
       file.ok() && (*file)->ReadAt(0, boot_id.data(), kUuidBytes).ok() ? Word(boot_id) : owner.host;
+  struct stat space;
+  if (stat("/proc/self/ns/pid", &space) == 0) owner.pid_space = absl::StrCat(space.st_ino);
   return owner;
 }
 
@@ -86,11 +91,12 @@ struct RunLease::Record {
   LeaseOwner owner;
   int64_t attempt = 0, started_unix_nanos = 0, count = 0;
   std::string nonce;
+  std::string locks;  // the domain of its lock; empty: it has none
 
   std::string Text() const {
     return Checksummed(absl::StrCat("host=", owner.host, " machine=", owner.machine, " pid=", owner.pid,
-                                    " attempt=", attempt, " started=", started_unix_nanos, " nonce=", nonce,
-                                    " count=", count));
+                                    " pids=", owner.pid_space, " locks=", locks, " attempt=", attempt,
+                                    " started=", started_unix_nanos, " nonce=", nonce, " count=", count));
   }
   // False if it is damaged.
   static bool Parse(const std::string& line, Record* record) {
@@ -103,6 +109,8 @@ struct RunLease::Record {
     }
     record->owner.host = fields["host"];
     record->owner.machine = fields["machine"];
+    record->owner.pid_space = fields["pids"];
+    record->locks = fields["locks"];
     record->nonce = fields["nonce"];
     return absl::SimpleAtoi(fields["pid"], &record->owner.pid) &&
            absl::SimpleAtoi(fields["attempt"], &record->attempt) &&
@@ -150,11 +158,7 @@ absl::Status RunLease::Claim() {
   std::random_device random;
   nonce_ = absl::StrFormat("%08x%08x", random(), random());
   started_unix_nanos_ = clock_->UnixNanos();
-  const Record mine{.owner = options_.owner,
-                    .attempt = options_.attempt,
-                    .started_unix_nanos = started_unix_nanos_,
-                    .nonce = nonce_};
-  absl::StatusOr<std::unique_ptr<FileLock>> lock = files_->Lock(path_ + kLeaseLockSuffix, mine.Text());
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = files_->Lock(path_ + kLeaseLockSuffix, Mine().Text());
   if (absl::IsFailedPrecondition(lock.status())) {
     const absl::StatusOr<std::string> holder = ReadLeaseFile(*files_, path_);
     Record record;
@@ -165,6 +169,7 @@ absl::Status RunLease::Claim() {
   // Without locks (some network file systems) the count alone decides.
   if (!lock.ok() && !absl::IsUnimplemented(lock.status())) return lock.status();
   if (lock.ok()) lock_ = std::move(*lock);
+  const Record mine = Mine();
 
   // Ends: a file that comes and goes means that others acquire and release, or lose against each other.
   for (int tries = 0; tries < 100; ++tries) {
@@ -178,9 +183,10 @@ absl::Status RunLease::Claim() {
     }
     Record found;
     const bool here = Record::Parse(found_text, &found) && found.owner.machine == options_.owner.machine;
-    // Its process held the lock for as long as it lived, or is not there any more.
-    const bool dead = here && (lock_ != nullptr ||
-                               (found.owner.host == options_.owner.host && ProcessIsGone(found.owner.pid)));
+    // Its process held the lock that this one has now for as long as it lived, or is not there any more.
+    const bool same_locks = !found.locks.empty() && found.locks == mine.locks;
+    const bool same_pids = !found.owner.pid_space.empty() && found.owner.pid_space == mine.owner.pid_space;
+    const bool dead = here && (same_locks || (same_pids && ProcessIsGone(found.owner.pid)));
     if (dead) {
       CAROUSEL_RETURN_IF_ERROR(CreateOrReplace(mine.Text(), /*create=*/false));
       claimed_ = true;
@@ -203,12 +209,27 @@ absl::Status RunLease::Claim() {
   return absl::UnavailableError(absl::StrCat(path_, " appears and disappears; who uses ", run_dir_, "?"));
 }
 
+RunLease::Record RunLease::Mine() const {
+  return {.owner = options_.owner,
+          .attempt = options_.attempt,
+          .started_unix_nanos = started_unix_nanos_,
+          .count = count_,
+          .nonce = nonce_,
+          .locks = lock_ != nullptr ? Word(lock_->domain()) : ""};
+}
+
+std::string RunLease::TemporaryPath() const { return absl::StrCat(path_, "-", nonce_); }
+
+absl::Status RunLease::WriteTemporary(const std::string& text) {
+  CAROUSEL_RETURN_IF_ERROR(RemoveTree(*files_, TemporaryPath()));
+  return WriteFile(*files_, TemporaryPath(), text);
+}
+
 // The file is seen whole or not at all, also after a crash. create: AlreadyExists if there is one; of several
 // processes that try, one succeeds.
 absl::Status RunLease::CreateOrReplace(const std::string& text, bool create) {
-  const std::string temporary = absl::StrCat(path_, "-", nonce_);
-  CAROUSEL_RETURN_IF_ERROR(RemoveTree(*files_, temporary));
-  absl::Status status = WriteFile(*files_, temporary, text);
+  const std::string temporary = TemporaryPath();
+  absl::Status status = WriteTemporary(text);
   if (status.ok() && create) {
     status = files_->LinkFile(temporary, path_);
     // A file system without links.
@@ -257,10 +278,9 @@ RunLease::~RunLease() {
   }
   stopped_.notify_all();
   if (thread_.joinable()) thread_.join();
-  if (claimed_ && StillHeld().ok()) {
-    const absl::Status removed = files_->RemoveFile(path_);
-    if (!removed.ok()) CAROUSEL_LOG(WARNING) << "cannot give back the lease: " << removed.message();
-  }
+  const absl::Status given_back = WithoutThrowing(
+      [this] { return claimed_ && StillHeld().ok() ? files_->RemoveFile(path_) : absl::OkStatus(); });
+  if (!given_back.ok()) CAROUSEL_LOG(WARNING) << "cannot give back the lease: " << given_back.message();
 }
 
 absl::Status RunLease::CheckLocked() const {
@@ -281,28 +301,39 @@ absl::Status RunLease::StillHeld() const {
 
 absl::Status RunLease::Beat() {
   const std::lock_guard<std::mutex> guard(mutex_);
-  CAROUSEL_RETURN_IF_ERROR(CheckLocked());
-  const Record mine{.owner = options_.owner,
-                    .attempt = options_.attempt,
-                    .started_unix_nanos = started_unix_nanos_,
-                    .count = ++count_,
-                    .nonce = nonce_};
-  return CreateOrReplace(mine.Text(), /*create=*/false);
+  ++count_;
+  // Nothing slow between the look and the rename, which would hide a successor's lease.
+  absl::Status status = WriteTemporary(Mine().Text());
+  if (status.ok()) status = CheckLocked();
+  if (status.ok()) status = files_->Rename(TemporaryPath(), path_);
+  if (!status.ok()) (void)files_->RemoveFile(TemporaryPath());  // the first error is the one to report
+  return status;
+}
+
+absl::Status RunLease::SeenLost() const {
+  const std::lock_guard<std::mutex> guard(seen_mutex_);
+  return seen_;
+}
+
+bool RunLease::StoppedWithin(double seconds) {
+  std::unique_lock<std::mutex> guard(mutex_);
+  return stopped_.wait_for(guard, std::chrono::duration<double>(seconds), [this] { return stop_; });
 }
 
 void RunLease::BeatUntilStopped() {
-  bool failing = false;
-  while (true) {
-    {
-      std::unique_lock<std::mutex> guard(mutex_);
-      const auto interval = std::chrono::duration<double>(options_.beat_seconds);
-      if (stopped_.wait_for(guard, interval, [&] { return stop_; })) return;
-    }
-    const absl::Status beat = Beat();
+  bool failing = false, doubted = false;
+  while (
+      !StoppedWithin(doubted ? std::min(options_.beat_seconds, kSecondLookSeconds) : options_.beat_seconds)) {
+    const absl::Status beat = WithoutThrowing([this] { return Beat(); });
+    // Told when it is seen twice: a network file system may show nothing for a moment.
     if (absl::IsFailedPrecondition(beat)) {
+      if (!std::exchange(doubted, true)) continue;
       CAROUSEL_LOG(ERROR) << beat.message();
+      const std::lock_guard<std::mutex> guard(seen_mutex_);
+      seen_ = beat;
       return;
     }
+    doubted = false;
     // Said once: what follows is the same trouble.
     if (!beat.ok() && !failing) {
       CAROUSEL_LOG(WARNING) << "the lease cannot be kept alive: " << beat.message()

@@ -2,14 +2,16 @@
 // file system.
 //
 //   <run_dir>/checkpoints/.lease        who holds it, and a count that rises while the holder lives
-//   <run_dir>/checkpoints/.lease.lock   flock()ed by the holder: a dead process of this machine is known at
-//   once
+//   <run_dir>/checkpoints/.lease.lock   flock()ed by the holder
 //
-// Whoever finds a lease of another machine watches it: if its count rises, the holder lives and the lease is
-// refused; if it stands still for stale_seconds of the watcher's own clock, the holder is dead and the lease
-// is taken over. Clocks of different machines are never compared. A holder that was only slow, so that
-// another process took over, learns of it from StillHeld and must write no more: a save asks before it
-// commits.
+// Where the machine in the lease and the domain of its lock are the finder's own, a dead holder is known at
+// once: the lock is free.
+//
+// Whoever finds any other lease watches it: if its count rises, the holder lives and the lease is refused; if
+// it stands still for stale_seconds of the watcher's own steady clock, the holder is dead and the lease is
+// taken over. Clocks of different machines are never compared: the time in the lease is for people. A holder
+// that was only slow, so that another process took over, learns of it from StillHeld and must write no more:
+// a save asks before it commits. Its own thread looks every beat_seconds and notes it for SeenLost.
 #pragma once
 #include <condition_variable>
 #include <cstdint>
@@ -39,6 +41,7 @@ struct LeaseOwner {
   std::string host;     // for people
   std::string machine;  // differs between machines, and between boots of one
   int64_t pid = 0;
+  std::string pid_space = {};  // where that number means a process (a container has its own)
 };
 LeaseOwner ThisProcess();
 
@@ -71,6 +74,9 @@ class RunLease {
   // Looks at the disk. FailedPrecondition: another process has taken the lease over (or removed it); nothing
   // below run_dir may be written or removed any more. Other errors: the disk does not say. Any thread.
   absl::Status StillHeld() const;
+  // What the lease's own thread saw when it looked last, at most a little more than beat_seconds ago: OK, or
+  // FailedPrecondition as StillHeld says it, from then on. Costs nothing and touches no disk. Any thread.
+  absl::Status SeenLost() const;
   // Raises the count, if the lease is still held. Any thread.
   absl::Status Beat();
 
@@ -78,11 +84,15 @@ class RunLease {
   struct Record;
   RunLease() = default;
   absl::Status Claim();
+  absl::Status WriteTemporary(const std::string& text);
   absl::Status CreateOrReplace(const std::string& text, bool create);
   absl::Status RemoveTemporaries();
   absl::Status WaitForDeath(const std::string& found_text);
   absl::Status CheckLocked() const;  // StillHeld, under the mutex
   absl::Status Refused(const std::string& text, bool alive) const;
+  Record Mine() const;
+  std::string TemporaryPath() const;
+  bool StoppedWithin(double seconds);
   void BeatUntilStopped();
 
   std::string run_dir_, path_;
@@ -95,6 +105,8 @@ class RunLease {
   int64_t started_unix_nanos_ = 0;
   std::unique_ptr<FileLock> lock_;  // null where the file system has no locks
   bool claimed_ = false;
+  mutable std::mutex seen_mutex_;  // held for no longer than it takes to copy
+  absl::Status seen_;
   mutable std::mutex mutex_;  // guards what follows, and the file
   int64_t count_ = 0;
   bool stop_ = false;

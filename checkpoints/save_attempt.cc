@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -11,8 +12,9 @@
 #include "checkpoints/checkpoint_store.h"
 #include "checkpoints/collective.h"
 #include "checkpoints/digest.h"
-#include "checkpoints/manifest.h"
 #include "checkpoints/run_identity.h"
+#include "checkpoints/manifest.h"
+#include "checkpoints/worker.h"
 #include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "core/train/agreement.h"
@@ -32,10 +34,37 @@ std::string Serialize(const absl::Status& status, pb::RootMessage message = {}) 
   message.set_message(std::string(status.message()));
   return message.SerializeAsString();
 }
+// What a sink gets at once: mostly written from where it lies.
+constexpr int64_t kPieceBytes = int64_t{16} << 20;
+
 absl::Status StatusIn(int code, const std::string& message) {
   return absl::Status(static_cast<absl::StatusCode>(code), message);
 }
 }  // namespace
+
+const char* DescribeActivity(SaveActivity activity) {
+  switch (activity) {
+    case SaveActivity::kWaiting:
+      return "waiting for marks of checkpoints to be written";
+    case SaveActivity::kDirectory:
+      return "making a directory";
+    case SaveActivity::kSweeping:
+      return "removing what earlier attempts left behind";
+    case SaveActivity::kMakingRoom:
+      return "removing older checkpoints, since the disk is full";
+    case SaveActivity::kWriting:
+      return "writing and syncing shards";
+    case SaveActivity::kCollecting:
+      return "looking at the shards of all ranks";
+    case SaveActivity::kRecords:
+      return "syncing the records of the run";
+    case SaveActivity::kCommitting:
+      return "writing the manifest and renaming the directory";
+    case SaveActivity::kPruning:
+      return "reading the new checkpoint and removing older ones";
+  }
+  return "nothing";
+}
 
 SaveAttempt::SaveAttempt(const SaveRequest& request)
     : request_(request),
@@ -90,6 +119,7 @@ std::string SaveAttempt::Refusal(const absl::Status& status) { return Serialize(
 absl::Status SaveAttempt::PrepareDirectory(pb::RootMessage* message) {
   const std::string& run_dir = request_.run_dir;
   const std::string store = StoreDir(run_dir);
+  activity_ = SaveActivity::kDirectory;
   CAROUSEL_RETURN_IF_ERROR(CreateDirectories(disk_, store));
   if (request_.lease == nullptr) {
     CAROUSEL_ASSIGN_OR_RETURN(own_lease_, RunLease::Acquire(run_dir, &disk_));
@@ -97,7 +127,9 @@ absl::Status SaveAttempt::PrepareDirectory(pb::RootMessage* message) {
   // What looks left over may be what a successor writes just now.
   CAROUSEL_RETURN_IF_ERROR(lease().StillHeld());
   CAROUSEL_RETURN_IF_ERROR(CheckStillSame(run_dir, request_.run_id, disk_));
+  activity_ = SaveActivity::kSweeping;
   const absl::Status swept = SweepLeftovers(run_dir, &disk_);
+  activity_ = SaveActivity::kDirectory;
   if (!swept.ok()) CAROUSEL_LOG(WARNING) << "cannot clean up " << store << ": " << swept.message();
 
   const std::string final_dir = JoinPath(store, name_);
@@ -129,7 +161,10 @@ absl::Status SaveAttempt::MakeRoom() {
   for (const PlannedFile& file : planned_) needed += file.num_bytes + file.num_bytes / 10;
   CAROUSEL_ASSIGN_OR_RETURN(int64_t available, disk_.FreeBytes(store));
   if (available >= needed) return absl::OkStatus();
-  CAROUSEL_RETURN_IF_ERROR(PruneCheckpoints(request_.run_dir, request_.keep, &disk_, &lease()));
+  activity_ = SaveActivity::kMakingRoom;
+  const absl::Status pruned = PruneCheckpoints(request_.run_dir, request_.keep, &disk_, &lease());
+  activity_ = SaveActivity::kDirectory;
+  CAROUSEL_RETURN_IF_ERROR(pruned);
   CAROUSEL_ASSIGN_OR_RETURN(available, disk_.FreeBytes(store));
   if (available >= needed) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat("a checkpoint needs ", needed, " bytes and ", available,
@@ -207,6 +242,7 @@ absl::Status SaveAttempt::WriteShard(const PlannedFile& file, StateSource& sourc
 }
 
 void SaveAttempt::Write(StateSource& source) {
+  activity_ = SaveActivity::kWriting;
   absl::Status status;
   for (const PlannedFile& file : planned_) {
     if (file.rank == rank_ && status.ok() && !exists_) status = WriteShard(file, source);
@@ -218,6 +254,14 @@ void SaveAttempt::Write(StateSource& source) {
   }
   report_.set_code(status.raw_code());
   report_.set_message(std::string(status.message()));
+}
+
+void SaveAttempt::FailWrite(const absl::Status& status) noexcept {
+  report_.set_code(status.raw_code());
+  static_cast<void>(WithoutThrowing([&] {
+    report_.set_message(std::string(status.message()));
+    return absl::OkStatus();
+  }));
 }
 
 absl::Status SaveAttempt::written() const { return StatusIn(report_.code(), report_.message()); }
@@ -245,6 +289,7 @@ absl::Status SaveAttempt::Vote(const absl::Status& instead) {
 }
 
 absl::Status SaveAttempt::Collect() {
+  activity_ = SaveActivity::kCollecting;
   DescribeRun(request_, &manifest_);
   manifest_.set_unix_nanos(UnixNanos());
   manifest_.set_world_size(static_cast<int64_t>(reports_.size()));
@@ -273,7 +318,20 @@ absl::Status SaveAttempt::Collect() {
   return absl::OkStatus();
 }
 
+absl::Status SaveAttempt::SyncRecords() {
+  activity_ = SaveActivity::kRecords;
+  for (const std::string& path : request_.records) {
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, disk_.Stat(path));
+    if (!info.exists) continue;
+    CAROUSEL_RETURN_IF_ERROR(disk_.SyncFile(path));
+    CAROUSEL_RETURN_IF_ERROR(disk_.SyncDirectory(ParentPath(path)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SaveAttempt::Commit() {
+  CAROUSEL_RETURN_IF_ERROR(SyncRecords());
+  activity_ = SaveActivity::kCommitting;
   const std::string& tmp = temporary_dir_;
   CAROUSEL_ASSIGN_OR_RETURN(
       *manifest_.add_files(),
@@ -314,6 +372,7 @@ absl::Status SaveAttempt::Commit() {
 }
 
 absl::Status SaveAttempt::AfterCommit() {
+  activity_ = SaveActivity::kPruning;
   CAROUSEL_RETURN_IF_ERROR(WriteLatest(disk_, request_.run_dir, name_));
   // Nothing is deleted before the new one was found to be complete.
   CAROUSEL_RETURN_IF_ERROR(OpenAndCheck(disk_, JoinPath(StoreDir(request_.run_dir), name_)).status());
@@ -331,8 +390,7 @@ absl::Status SaveAttempt::Complete(const absl::Status& voted) {
     if (status.ok()) status = Collect();
     if (status.ok()) status = Commit();
     if (!renamed_) {
-      const absl::Status removed = RemoveTree(disk_, temporary_dir_);
-      if (!removed.ok()) CAROUSEL_LOG(WARNING) << "left behind: " << removed.message();
+      Discard();
     } else if (status.ok()) {
       // Neither changes what is there: trouble here is told, the save was a success.
       const absl::Status after = AfterCommit();
@@ -341,6 +399,12 @@ absl::Status SaveAttempt::Complete(const absl::Status& voted) {
   }
   own_lease_.reset();
   return status;
+}
+
+void SaveAttempt::Discard() {
+  if (exists_ || renamed_) return;
+  const absl::Status removed = RemoveTree(disk_, temporary_dir_);
+  if (!removed.ok()) CAROUSEL_LOG(WARNING) << "left behind: " << removed.message();
 }
 
 absl::Status SaveAttempt::Announce(const absl::Status& of_rank0) {
@@ -361,7 +425,11 @@ absl::Status DirectSource::Read(const PlannedFile& file, const Sink& sink) {
   for (const PlannedBox& box : file.boxes) {
     const StateSlice& slice = slices_[static_cast<size_t>(box.slice)];
     for (SliceRuns runs(slice); !runs.done(); runs.Next()) {
-      CAROUSEL_RETURN_IF_ERROR(sink(runs.data(), runs.count() * SizeOf(slice.dtype)));
+      // In pieces, between which the sink can end it.
+      const int64_t num_bytes = runs.count() * SizeOf(slice.dtype);
+      for (int64_t at = 0; at < num_bytes; at += kPieceBytes) {
+        CAROUSEL_RETURN_IF_ERROR(sink(runs.data() + at, std::min(kPieceBytes, num_bytes - at)));
+      }
     }
   }
   return absl::OkStatus();

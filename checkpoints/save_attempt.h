@@ -39,6 +39,21 @@ class StateSource {
   virtual absl::StatusOr<std::vector<uint64_t>> Digests() = 0;
 };
 
+// What a local phase is doing.
+enum class SaveActivity : uint8_t {
+  kWaiting,    // for what was to be written before
+  kDirectory,  // looks at the run directory, makes one for the new checkpoint
+  kSweeping,   // removes what earlier attempts left
+  kMakingRoom,
+  kWriting,
+  kCollecting,  // sizes of what all ranks wrote
+  kRecords,
+  kCommitting,
+  kPruning
+};
+// "removing older checkpoints, since the disk is full".
+const char* DescribeActivity(SaveActivity activity);
+
 class SaveAttempt {
  public:
   // Takes a copy of the request. The memory of its slices is read by the StateSource alone.
@@ -55,6 +70,13 @@ class SaveAttempt {
   absl::Status Announce(const absl::Status& of_rank0);
 
   void Cancel() { cancelled_ = true; }
+  // Instead of what a Write that was torn off by an exception would have reported.
+  void FailWrite(const absl::Status& status) noexcept;
+  // The rest of a Complete that was torn off by an exception: removes what was written, if it was not
+  // committed.
+  void Discard();
+  // What is being done now, or was done last; any thread.
+  SaveActivity activity() const { return activity_; }
   // A checkpoint of this step is there already: Write takes digests only, Complete compares.
   bool exists() const { return exists_; }
   const SaveRequest& request() const { return request_; }
@@ -79,6 +101,7 @@ class SaveAttempt {
   absl::StatusOr<std::vector<uint64_t>> TensorDigests() const;
   absl::Status CompareWithExisting() const;
   absl::Status Collect();
+  absl::Status SyncRecords();
   absl::Status Commit();
   absl::Status AfterCommit();
 
@@ -88,6 +111,7 @@ class SaveAttempt {
   const int rank_;
   const std::string name_;
   std::atomic<bool> cancelled_ = false;
+  std::atomic<SaveActivity> activity_ = SaveActivity::kWaiting;
   std::vector<PlannedTensor> tensors_;
   std::vector<PlannedFile> planned_;
   std::unique_ptr<RunLease> own_lease_;

@@ -45,8 +45,9 @@ absl::Status ShardWriter::Flush() {
 }
 
 absl::Status ShardWriter::Write(const char* data, int64_t num_bytes) {
-  CAROUSEL_RETURN_IF_ERROR(file_->Append(data, num_bytes));
-  entry_.set_size(entry_.size() + num_bytes);
+  // The checksums first: a write may hang so long that nobody keeps `data` for it any more.
+  const char* const begin = data;
+  const int64_t whole = num_bytes;
   while (num_bytes > 0) {
     const int64_t n = std::min(num_bytes, kBlockBytes - block_bytes_);
     block_crc_ = UpdateCrc32c(block_crc_, data, n);
@@ -55,7 +56,8 @@ absl::Status ShardWriter::Write(const char* data, int64_t num_bytes) {
     num_bytes -= n;
     if (block_bytes_ == kBlockBytes) EndBlock();
   }
-  return absl::OkStatus();
+  entry_.set_size(entry_.size() + whole);
+  return file_->Append(begin, whole);
 }
 
 void ShardWriter::EndBlock() {

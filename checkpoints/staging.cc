@@ -52,15 +52,15 @@ StagedState::StagedState(std::shared_ptr<StagingPool> pool, StateCopier* copier,
   for (int64_t i = pool_->num_blocks(); i > 0; --i) free_.push_back(i - 1);
 }
 
-void StagedState::Cancel() {
+void StagedState::Cancel(const absl::Status& why) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  cancelled_ = true;
+  cancelled_.Update(why);  // the first reason stays
   changed_.notify_all();
 }
 
 absl::Status StagedState::Wait(std::unique_lock<std::mutex>* lock, const std::function<bool()>& condition) {
-  const bool met = changed_.wait_until(*lock, deadline_, [&] { return cancelled_ || condition(); });
-  if (cancelled_) return absl::CancelledError("the save was given up");
+  const bool met = changed_.wait_until(*lock, deadline_, [&] { return !cancelled_.ok() || condition(); });
+  CAROUSEL_RETURN_IF_ERROR(cancelled_);
   if (!met) {
     return absl::DeadlineExceededError(
         "copying the state took too long: blocks are not written in time; is the disk there, or should "

@@ -53,8 +53,8 @@ class StagedState final : public StateSource {
   // Producer, with a copier: enqueues the copies there is room for now, which CopyAll will wait for.
   void CopyWhatFits();
 
-  // Both sides stop.
-  void Cancel();
+  // Both sides stop, and say why.
+  void Cancel(const absl::Status& why = absl::CancelledError("the save was given up"));
 
   absl::Status Read(const PlannedFile& file, const Sink& sink) override;
   absl::StatusOr<std::vector<uint64_t>> Digests() override;
@@ -108,6 +108,7 @@ class StagedState final : public StateSource {
   std::vector<int64_t> free_;
   std::deque<Block> ready_;
   int64_t most_used_ = 0;
-  bool done_ = false, cancelled_ = false;
+  bool done_ = false;
+  absl::Status cancelled_;  // OK: it was not
 };
 }  // namespace carousel

@@ -33,23 +33,6 @@ class Gate {
   bool open_ = false;
 };
 
-inline SaveRequest RequestFor(const std::string& run_dir, int64_t step, int64_t keep_last, RankState& state,
-                              Communicator* communicator, FileSystem* files,
-                              int64_t max_file_bytes = 1 << 30) {
-  SaveRequest request;
-  request.run_dir = run_dir;
-  request.run_id = "test-run";
-  request.state = StateAt(step);
-  request.slices = state.slices();
-  request.config_text = "model {}\n";
-  request.writer = "checkpoint_test";
-  request.keep.keep_last = keep_last;
-  request.communicator = communicator;
-  request.files = files;
-  request.max_file_bytes = max_file_bytes;
-  return request;
-}
-
 // One step of training of this rank: the sum of what the savers contribute, and what follows from it.
 inline std::optional<SaveOutcome> OneStep(BackgroundSaver& saver, Communicator* communicator) {
   std::vector<int64_t> numbers;

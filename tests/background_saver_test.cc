@@ -7,6 +7,8 @@
 
 #include <atomic>
 #include <filesystem>
+#include <tuple>
+#include <utility>
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
@@ -25,6 +27,9 @@ const BackgroundSaveOptions kSmall = {.staging_bytes = 4 * kMiB};
 // Three tensors of together 24 MiB with their moments; rows do not end where blocks do.
 std::vector<TestTensor> LargerModel() { return {{"a", {1000, 1027}}, {"b", {3, 333, 701}}, {"c", {350003}}}; }
 
+bool Has(const absl::Status& status, const std::string& part) {
+  return std::string(status.message()).find(part) != std::string::npos;
+}
 bool IsShard(const std::string& path) { return path.find(".safetensors") != std::string::npos; }
 
 // The value that was saved is that of `seed`.
@@ -37,14 +42,14 @@ void ExpectSaved(FileSystem* files, const std::string& dir, const std::vector<Te
 }
 
 TEST(BackgroundSaver, WritesTheSameBytesAsASaveThatWaits) {
-  for (const int world : {1, 2, 3}) {
+  for (const auto& [world, pool] : {std::pair(1, true), {2, true}, {3, true}, {1, false}, {3, false}}) {
     for (const int64_t max_file_bytes : {int64_t{600}, int64_t{1} << 30}) {
       MemoryFileSystem waiting, background;
       RunLocalRanks(world, [&](Communicator& c) {
         const absl::Status saved = SaveStep("run", 5, 7, 0, &c, &waiting, max_file_bytes);
         EXPECT_TRUE(saved.ok()) << saved;
         RankState state(SmallModel(), world, c.rank(), 7);
-        BackgroundSaver saver(kSmall, nullptr);
+        BackgroundSaver saver(pool ? kSmall : BackgroundSaveOptions{}, nullptr);
         ASSERT_TRUE(saver.Start(RequestFor("run", 5, 0, state, &c, &background, max_file_bytes)).ok());
         EXPECT_TRUE(saver.in_flight());
         const SaveOutcome outcome = StepUntilEnd(saver, &c);
@@ -52,6 +57,7 @@ TEST(BackgroundSaver, WritesTheSameBytesAsASaveThatWaits) {
         EXPECT_EQ(outcome.step, 5);
         EXPECT_GT(outcome.num_bytes, 0);
         EXPECT_FALSE(saver.in_flight());
+        EXPECT_EQ(saver.most_staging_bytes_used() > 0, pool);
       });
       const std::vector<std::string> paths = waiting.AllFiles();
       EXPECT_EQ(paths, background.AllFiles());
@@ -300,20 +306,88 @@ TEST_F(HangingDisk, HoldsTrainingNoLongerThanOtherRanksWaitHoweverLongASaveMayTa
   ExpectOnlyStep1();
 }
 
-TEST_F(HangingDisk, HoldsTrainingNoLongerThanTheTimeoutWhileADirectoryIsMade) {
-  ObservedFiles files(memory_, [&](const std::string& call, const std::string&) {
-    if (call == "mkdir") gate_.Pass();
-  });
-  RunLocalRanks(2, [&](Communicator& c) {
-    RankState state(SmallModel(), 2, c.rank(), 2);
-    BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = 0.3}, nullptr);
-    const absl::Status started = saver.Start(RequestFor("run", 2, 2, state, &c, &files));
-    EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded) << started;
-    EXPECT_FALSE(saver.in_flight());
-    c.Barrier();
-    gate_.Open();
-  });
-  ExpectOnlyStep1();
+TEST_F(HangingDisk, HoldsTrainingNoLongerThanItsLimitsWhileADirectoryIsMade) {
+  const BackgroundSaveOptions short_timeout = {.staging_bytes = 2 * kMiB, .timeout_seconds = 0.3};
+  const BackgroundSaveOptions short_wait = {.staging_bytes = 2 * kMiB, .directory_seconds = 0.3};
+  for (const BackgroundSaveOptions& options : {short_timeout, short_wait}) {
+    Gate gate;
+    ObservedFiles files(memory_, [&](const std::string& call, const std::string&) {
+      if (call == "mkdir") gate.Pass();
+    });
+    RunLocalRanks(2, [&](Communicator& c) {
+      RankState state(SmallModel(), 2, c.rank(), 2);
+      BackgroundSaver saver(options, nullptr);
+      const absl::Status started = saver.Start(RequestFor("run", 2, 2, state, &c, &files));
+      EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded) << started;
+      EXPECT_TRUE(Has(started, "making a directory")) << started;
+      EXPECT_FALSE(saver.in_flight());
+      c.Barrier();
+      gate.Open();
+    });
+    ExpectOnlyStep1();
+  }
+}
+
+// To make room on a full disk may take as long as a save may; the message says that this is what took long.
+TEST_F(HangingDisk, WaitsForTheRemovalOfOldCheckpointsAsLongAsASaveMayTake) {
+  for (const double timeout : {30.0, 0.6}) {
+    MemoryFileSystem memory;
+    ASSERT_TRUE(SaveStep("run", 1, 1, 0, nullptr, &memory).ok());
+    ASSERT_TRUE(SaveStep("run", 2, 2, 0, nullptr, &memory).ok());
+    memory.SetFreeBytes(1000);
+    Gate gate;
+    ObservedFiles files(memory, [&](const std::string& call, const std::string& path) {
+      if (call != "rename" || path.find(".trash-") == std::string::npos) return;
+      if (timeout < 1) return gate.Pass();
+      std::this_thread::sleep_for(std::chrono::milliseconds(600));
+      memory.SetFreeBytes(int64_t{1} << 40);
+    });
+    RankState state(SmallModel(), 1, 0, 3);
+    BackgroundSaver saver({.staging_bytes = 2 * kMiB, .timeout_seconds = timeout, .directory_seconds = 0.2},
+                          nullptr);
+    const absl::Status started = saver.Start(RequestFor("run", 3, 1, state, nullptr, &files));
+    if (timeout < 1) {
+      EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded) << started;
+      EXPECT_TRUE(Has(started, "0.6 s, while removing older checkpoints, since the disk is full")) << started;
+    } else {
+      EXPECT_TRUE(started.ok()) << started;
+      EXPECT_TRUE(saver.Finish()->status.ok());
+      EXPECT_EQ(ListCheckpoints("run", &memory)->size(), 1u);
+    }
+    gate.Open();
+  }
+}
+
+TEST_F(HangingDisk, IsGivenUpInTimeByASaveThatTrainingWaitsFor) {
+  for (const auto& [call, victim, what] :
+       {std::tuple("write", "optim-00001", "writing and syncing shards"),
+        std::tuple("fdatasync", "metrics.jsonl", "syncing the records of the run"),
+        std::tuple("rename", "MANIFEST.pb", "writing the manifest")}) {
+    memory_.AppendTo("run/metrics.jsonl", "{}\n");
+    Gate gate;
+    ObservedFiles files(memory_, [&, c = std::string(call), v = std::string(victim)](
+                                     const std::string& name, const std::string& path) {
+      if (name == c && path.find(v) != std::string::npos) gate.Pass();
+    });
+    RunLocalRanks(2, [&, expected = std::string(what)](Communicator& c) {
+      RankState state(SmallModel(), 2, c.rank(), 2);
+      BackgroundSaver saver({.staging_bytes = 0, .timeout_seconds = 0.5}, nullptr);
+      ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, &c, &files)).ok());
+      const SaveOutcome outcome = *saver.Finish();
+      EXPECT_EQ(outcome.status.code(), absl::StatusCode::kDeadlineExceeded) << outcome.status;
+      EXPECT_TRUE(Has(outcome.status, "after 0.5 s, while " + expected)) << outcome.status;
+      EXPECT_LT(outcome.seconds, 10);
+      c.Barrier();
+      gate.Open();
+      while (saver.hung()) {
+      }
+      c.Barrier();
+      ASSERT_TRUE(saver.Start(RequestFor("run", 2, 2, state, &c, &memory_)).ok());
+      EXPECT_TRUE(saver.Finish()->status.ok());
+    });
+    ExpectSaved(&memory_, *FindCheckpoint("run", &memory_), SmallModel(), 2);
+    ASSERT_TRUE(RemoveTree(memory_, "run/checkpoints/step-000000002").ok());
+  }
 }
 
 TEST(BackgroundSaver, EndsAlthoughTheDiskHangs) {

@@ -124,15 +124,13 @@ inline TrainState StateAt(int64_t step) {
           .consumed_by_source = {5 * step, 3 * step}};
 }
 
-// Saves the small model with the values of `seed` at `step`, as rank communicator->rank() (null: alone).
-inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t seed, int64_t keep_last,
-                             Communicator* communicator, FileSystem* files, int64_t max_file_bytes = 1 << 30,
-                             const std::string& run_id = "test-run") {
-  RankState state(SmallModel(), communicator != nullptr ? communicator->size() : 1,
-                  communicator != nullptr ? communicator->rank() : 0, seed);
+// A save of a rank's state at `step`, which keeps so many of the newest (0: all).
+inline SaveRequest RequestFor(const std::string& run_dir, int64_t step, int64_t keep_last, RankState& state,
+                              Communicator* communicator, FileSystem* files,
+                              int64_t max_file_bytes = 1 << 30) {
   SaveRequest request;
   request.run_dir = run_dir;
-  request.run_id = run_id;
+  request.run_id = "test-run";
   request.state = StateAt(step);
   request.slices = state.slices();
   request.config_text = "model {}\n";
@@ -141,8 +139,17 @@ inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t 
   request.mesh = {.replicate = 2, .shard = 1, .sequence = 1, .tensor = 1, .pipe = 1};
   request.keep.keep_last = keep_last;
   request.communicator = communicator;
+  request.records = {JoinPath(run_dir, "metrics.jsonl")};
   request.files = files;
   request.max_file_bytes = max_file_bytes;
-  return SaveCheckpoint(request);
+  return request;
+}
+// Saves the small model with the values of `seed` at `step`, as rank communicator->rank() (null: alone).
+inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t seed, int64_t keep_last,
+                             Communicator* communicator, FileSystem* files,
+                             int64_t max_file_bytes = 1 << 30) {
+  RankState state(SmallModel(), communicator != nullptr ? communicator->size() : 1,
+                  communicator != nullptr ? communicator->rank() : 0, seed);
+  return SaveCheckpoint(RequestFor(run_dir, step, keep_last, state, communicator, files, max_file_bytes));
 }
 }  // namespace carousel

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "checkpoints/checkpoint.h"
+#include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/run_health.h"
 #include "core/base/log.h"
 #include "tests/checkpoint_testing.h"
@@ -229,93 +230,6 @@ TEST_F(Retention, LossesComeBackBitByBit) {
 
 // ---- when a checkpoint is good
 
-TEST_F(Retention, ACheckpointIsGoodAfterSoManyHealthyStepsInARow) {
-  const auto files = WithCheckpoints({10, 20});
-  auto health = *RunHealth::Open(kRun, 20, 0, 5, files.get());
-  const auto good = [&](int64_t step) {
-    for (const CheckpointMarks& marks : MarksOf(*files)) {
-      if (marks.step == step) return marks.good;
-    }
-    return false;
-  };
-  // Step 10 has its five behind it, and nothing was skipped.
-  ASSERT_TRUE(health->AfterStep(21, true).ok());
-  EXPECT_TRUE(good(10) && !good(20));
-  for (int64_t step = 22; step < 25; ++step) ASSERT_TRUE(health->AfterStep(step, true).ok());
-  EXPECT_FALSE(good(20));
-  ASSERT_TRUE(health->AfterStep(25, false).ok());
-  ASSERT_TRUE(SaveAt(*files, 26).ok());
-  ASSERT_TRUE(health->AfterStep(26, true).ok());
-  health->Committed(26);
-  for (int64_t step = 27; step < 30; ++step) ASSERT_TRUE(health->AfterStep(step, true).ok());
-  EXPECT_FALSE(good(20));
-  // A restart at 26 remembers step 25.
-  health = *RunHealth::Open(kRun, 26, 0, 5, files.get());
-  for (int64_t step = 27; step < 30; ++step) ASSERT_TRUE(health->AfterStep(step, true).ok());
-  EXPECT_FALSE(good(20));
-  ASSERT_TRUE(health->AfterStep(30, true).ok());
-  EXPECT_TRUE(good(20) && !good(26));
-  ASSERT_TRUE(health->AfterStep(31, true).ok());
-  EXPECT_TRUE(good(26));
-  EXPECT_EQ(*FindGoodCheckpoint(kRun, files.get()), StepDir(26));
-}
-
-TEST_F(Retention, AnUnhealthyStepThatTheDiskRefusedIsRememberedAsSoonAsItTakesIt) {
-  const auto files = WithCheckpoints({10});
-  auto health = *RunHealth::Open(kRun, 10, 0, 5, files.get());
-  files->SetFault([](int64_t, const std::string&, const std::string&) {
-    return absl::ResourceExhaustedError("No space left on device");
-  });
-  EXPECT_EQ(health->AfterStep(11, false).code(), absl::StatusCode::kResourceExhausted);
-  files->SetFault(nullptr);
-  ASSERT_TRUE(health->AfterStep(12, true).ok());
-  ASSERT_TRUE(SaveAt(*files, 12).ok());
-  health = *RunHealth::Open(kRun, 12, 0, 5, files.get());
-  ASSERT_TRUE(health->AfterStep(15, true).ok());
-  EXPECT_FALSE(MarksOf(*files)[0].good);
-  ASSERT_TRUE(health->AfterStep(16, true).ok());
-  EXPECT_TRUE(MarksOf(*files)[0].good);
-}
-
-TEST_F(Retention, GoingOnFromAnEarlierStepForgetsWhatCameLater) {
-  const auto files = WithCheckpoints({10, 20});
-  ASSERT_TRUE(RecordValidationLoss(kRun, 10, 3, files.get()).ok());
-  ASSERT_TRUE(RecordValidationLoss(kRun, 20, 2, files.get()).ok());
-  ASSERT_TRUE(MarkGood(kRun, 20, files.get()).ok());
-  auto health = *RunHealth::Open(kRun, 20, 0, 5, files.get());
-  ASSERT_TRUE(health->AfterStep(24, false).ok());
-  health = *RunHealth::Open(kRun, 10, 0, 5, files.get());
-  EXPECT_TRUE(MarksOf(*files)[0].validation_loss.has_value());
-  EXPECT_FALSE(MarksOf(*files)[1].validation_loss.has_value());
-  EXPECT_FALSE(MarksOf(*files)[1].good);
-  // The unhealthy step 24 has not happened in this attempt, but nobody knows when the trouble began.
-  ASSERT_TRUE(health->AfterStep(14, true).ok());
-  EXPECT_FALSE(MarksOf(*files)[0].good);
-  ASSERT_TRUE(health->AfterStep(15, true).ok());
-  EXPECT_TRUE(MarksOf(*files)[0].good);
-}
-
-TEST_F(Retention, ASpikeStandsOutFromTheLossesBeforeIt) {
-  LossSpikes spikes;
-  std::mt19937_64 random(3);
-  const auto noise = [&] { return 0.02 * (static_cast<double>(random() % 1000) / 1000 - 0.5); };
-  EXPECT_FALSE(spikes.IsSpike(11));  // nothing is known yet
-  EXPECT_TRUE(spikes.IsSpike(std::nan("")));
-  spikes = LossSpikes();
-  for (int step = 0; step < 500; ++step) {
-    EXPECT_FALSE(spikes.IsSpike(2 + 3 * std::exp(-step / 100.0) + noise())) << step;
-  }
-  EXPECT_EQ(spikes.window().size(), 64u);
-  LossSpikes again(spikes.window());
-  for (LossSpikes* const s : {&spikes, &again}) {
-    EXPECT_TRUE(s->IsSpike(2.5));
-    EXPECT_TRUE(s->IsSpike(2.5));  // a spike does not become what is usual
-    EXPECT_FALSE(s->IsSpike(2.03));
-    EXPECT_FALSE(s->IsSpike(1.5));
-  }
-  EXPECT_EQ(spikes.window(), again.window());
-}
-
 // ---- crashes
 
 // Runs `work` on a fresh copy of the disk of `make`, dead from call k on, for every k and several models of
@@ -418,6 +332,22 @@ TEST_F(Retention, ACrashWhileAMarkIsWrittenLeavesTheOldOrTheNewOne) {
   files->SetFault(nullptr);
   ASSERT_TRUE(RunHealth::Open(kRun, 2, 0, 5, files.get()).ok());
   for (const std::string& path : files->AllFiles()) EXPECT_EQ(path.find(".tmp"), std::string::npos) << path;
+}
+
+TEST_F(Retention, ABitThatTheDiskChangedAfterItWasWrittenIsFoundBeforeAnythingIsRemoved) {
+  const auto files = WithCheckpoints({1, 2, 3});
+  for (const std::string& path : files->AllFiles()) {
+    if (path.find(StepDir(3)) == std::string::npos || path.find(".safetensors") == std::string::npos)
+      continue;
+    std::string stored = *files->Contents(path);
+    stored[stored.size() / 2] ^= 1;
+    files->DamageStored(path, stored);  // in memory it is as it was written
+    break;
+  }
+  EXPECT_TRUE(VerifyCheckpoint(StepDir(3), nullptr, files.get())->problems.empty());
+  const absl::Status pruned = PruneCheckpoints(kRun, {.keep_last = 1}, files.get());
+  EXPECT_EQ(pruned.code(), absl::StatusCode::kDataLoss) << pruned;
+  EXPECT_EQ(StepsOf(*files), (Steps{1, 2, 3}));
 }
 
 TEST_F(Retention, AnyFailingCallOfAPruneIsReportedAndHarmless) {

@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
+#include <new>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -17,8 +19,8 @@
 #include "core/base/status_macros.h"
 #include "parallel/local_communicator.h"
 #include "tests/checkpoint_testing.h"
-#include "tests/forwarding_file_system.h"
 #include "tests/memory_file_system.h"
+#include "tests/run_lease_testing.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {
@@ -26,55 +28,10 @@ namespace {
 
 constexpr char kLease[] = "run/checkpoints/.lease";
 
-// Stands still but for Sleep, which may do something first.
-class TestClock final : public LeaseClock {
- public:
-  int64_t UnixNanos() override { return 1'767'323'045'000'000'000 + static_cast<int64_t>(1e9 * now_); }
-  double Seconds() override { return now_; }
-  void Sleep(double seconds) override {
-    now_ += seconds;
-    if (on_sleep) on_sleep();
-  }
-  std::function<void()> on_sleep;
-
- private:
-  double now_ = 0;
-};
-
-// The disk as a machine sees it whose locks other machines do not see.
-class OtherMachine final : public ForwardingFileSystem {
- public:
-  explicit OtherMachine(FileSystem& files, bool has_locks = true)
-      : ForwardingFileSystem(files), has_locks_(has_locks) {}
-  absl::Status LinkFile(const std::string& from, const std::string& to) override {
-    return has_locks_ ? files_.LinkFile(from, to) : absl::UnimplementedError("no links");
-  }
-  absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string&, const std::string&) override {
-    if (!has_locks_) return absl::UnimplementedError("no locks");
-    if (locked_) return absl::FailedPreconditionError("somebody");
-    locked_ = true;
-    return std::unique_ptr<FileLock>(std::make_unique<Held>(&locked_));
-  }
-  void Kill() { locked_ = false; }  // the process is dead, its locks with it
-
- private:
-  class Held final : public FileLock {
-   public:
-    explicit Held(bool* locked) : locked_(locked) {}
-    ~Held() override { *locked_ = false; }
-    std::string domain() const override { return "here"; }
-
-   private:
-    bool* locked_;
-  };
-  const bool has_locks_;
-  bool locked_ = false;
-};
-
 LeaseOptions OptionsOf(FileSystem& files, LeaseClock& clock, const std::string& host, int64_t pid) {
   return {.files = &files,
           .clock = &clock,
-          .owner = {.host = host, .machine = "boot-of-" + host, .pid = pid},
+          .owner = {.host = host, .machine = "boot-of-" + host, .pid = pid, .pid_space = "1"},
           .attempt = 7,
           .thread = false};
 }
@@ -211,6 +168,82 @@ TEST_F(RunLeaseTest, WithoutLocksAndLinksTheCountDecides) {
   const double begin = clock_.Seconds();
   EXPECT_TRUE(RunLease::Acquire("run", OptionsOf(a, clock_, "node1", getpid())).ok());
   EXPECT_EQ(clock_.Seconds(), begin);
+}
+
+TEST_F(RunLeaseTest, AContainerOfTheSameMachineThatSeesNeitherLocksNorProcessesOfTheOthersWatches) {
+  // One machine, one name; each mounted the directory for itself, and has its own numbers of processes.
+  a_.set_domain("0:41");
+  b_.set_domain("0:42");
+  const auto options = [&](FileSystem& files, const std::string& pid_space) {
+    LeaseOptions result = OptionsOf(files, clock_, "node1", getpid() + 1'000'000'000);  // none here
+    result.owner.pid_space = pid_space;
+    return result;
+  };
+  auto held = RunLease::Acquire("run", options(a_, "1"));
+  ASSERT_TRUE(held.ok()) << held.status();
+  clock_.on_sleep = [&] { EXPECT_TRUE((*held)->Beat().ok()); };
+  const absl::Status refused = RunLease::Acquire("run", options(b_, "2")).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_TRUE((*held)->StillHeld().ok());
+  // With the same numbers of processes it would be known to be gone.
+  clock_.on_sleep = nullptr;
+  double begin = clock_.Seconds();
+  EXPECT_TRUE(RunLease::Acquire("run", options(b_, "1")).ok());
+  EXPECT_EQ(clock_.Seconds(), begin);
+  // One that died is succeeded after the limit, as on another machine.
+  held = RunLease::Acquire("run", options(disk_, "1"));
+  ASSERT_TRUE(held.ok()) << held.status();
+  Leak(*std::move(held));
+  begin = clock_.Seconds();
+  EXPECT_TRUE(RunLease::Acquire("run", options(b_, "2")).ok());
+  EXPECT_GE(clock_.Seconds() - begin, 60);
+}
+
+TEST_F(RunLeaseTest, ClocksThatDifferByMinutesChangeNothing) {
+  for (const double minutes : {-90.0, -7.0, 7.0, 90.0}) {
+    MemoryFileSystem disk;
+    OtherMachine a(disk), b(disk);
+    TestClock behind(60 * minutes);
+    auto held = RunLease::Acquire("run", OptionsOf(a, clock_, "node1", 4242));
+    ASSERT_TRUE(held.ok());
+    behind.on_sleep = [&] { EXPECT_TRUE((*held)->Beat().ok()); };
+    EXPECT_FALSE(RunLease::Acquire("run", OptionsOf(b, behind, "node2", 1)).ok()) << minutes;
+    EXPECT_LT(behind.Seconds(), 10) << minutes;
+    behind.on_sleep = nullptr;
+    const double begin = behind.Seconds();
+    auto next = RunLease::Acquire("run", OptionsOf(b, behind, "node2", 1));
+    ASSERT_TRUE(next.ok()) << next.status() << minutes;
+    EXPECT_GE(behind.Seconds() - begin, 60) << minutes;
+    EXPECT_LE(behind.Seconds() - begin, 80) << minutes;
+    EXPECT_TRUE(Has((*held)->Beat(), "process 1 on node2")) << minutes;
+  }
+}
+
+TEST_F(RunLeaseTest, ItsThreadNoticesThatItWasLostWithoutBeingAsked) {
+  LeaseOptions options{.files = &disk_, .beat_seconds = 0.02, .thread = true};
+  const auto held = RunLease::Acquire("run", options);
+  ASSERT_TRUE(held.ok()) << held.status();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_TRUE((*held)->SeenLost().ok());
+  // A disk that does not answer says nothing about it, and neither does a thread without memory.
+  for (const bool throws : {false, true}) {
+    disk_.SetFault([throws](int64_t, const std::string&, const std::string&) -> absl::Status {
+      if (throws) throw std::bad_alloc();
+      return absl::UnavailableError("injected: Input/output error");
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    disk_.SetFault(nullptr);
+    EXPECT_TRUE((*held)->SeenLost().ok());
+  }
+  // What a process of another machine leaves that has taken it over.
+  MemoryFileSystem other;
+  OtherMachine there(other);
+  const auto successor = RunLease::Acquire("run", OptionsOf(there, clock_, "node2", 7));
+  ASSERT_TRUE(successor.ok());
+  *disk_.Contents(kLease) = *other.Contents(kLease);
+  while ((*held)->SeenLost().ok()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_TRUE(Has((*held)->SeenLost(), "taken over by process 7 on node2")) << (*held)->SeenLost();
+  EXPECT_EQ(*disk_.Contents(kLease), *other.Contents(kLease));
 }
 
 TEST_F(RunLeaseTest, ALeaseThatCannotBeReadIsWatchedLikeAnyOther) {
