@@ -31,13 +31,12 @@ int64_t RunSaver::PlannedStagingBytes(const RunSpec& run, const std::map<std::st
 
 RunSaver::RunSaver(const Parts& parts, int64_t saved_step) : parts_(parts), saved_step_(saved_step) {
   const RunSpec& run = *parts.run;
-  if (!run.checkpoint.asynchronous) return;
-  copier_ = parts.trainer->MakeStateCopier();
-  background_ = std::make_unique<BackgroundSaver>(
+  if (run.checkpoint.asynchronous) copier_ = parts.trainer->MakeStateCopier();
+  saver_ = std::make_unique<BackgroundSaver>(
       BackgroundSaveOptions{
           .staging_bytes = PlannedStagingBytes(run, parts.trainer->arena().bytes_by_category()),
           .timeout_seconds = run.checkpoint.timeout_seconds},
-      copier_.get());
+      copier_.get(), parts.health != nullptr ? parts.health->worker() : nullptr);
 }
 
 RunSaver::~RunSaver() {
@@ -45,11 +44,9 @@ RunSaver::~RunSaver() {
   if (hung()) static_cast<void>(copier_.release());
 }
 
-int64_t RunSaver::staging_bytes() const { return background_ != nullptr ? background_->staging_bytes() : 0; }
-bool RunSaver::hung() const { return background_ != nullptr && background_->hung(); }
-absl::Status RunSaver::CheckMemory() const {
-  return background_ != nullptr ? background_->CheckMemory() : absl::OkStatus();
-}
+int64_t RunSaver::staging_bytes() const { return saver_->staging_bytes(); }
+bool RunSaver::hung() const { return saver_->hung(); }
+absl::Status RunSaver::CheckMemory() const { return saver_->CheckMemory(); }
 
 SaveRequest RunSaver::MakeRequest(const TrainState& state) const {
   const RunSpec::Checkpoint& settings = parts_.run->checkpoint;
@@ -65,13 +62,13 @@ SaveRequest RunSaver::MakeRequest(const TrainState& state) const {
                    .keep_every_steps = settings.keep_every_steps,
                    .keep_best = settings.keep_best},
           .communicator = parts_.world,
+          .records = parts_.records,
           .lease = parts_.lease,
           .files = parts_.files};
 }
 
 absl::Status RunSaver::SaveDue(const TrainState& state) {
-  if (background_ == nullptr) return SaveWaiting(state);
-  if (background_->in_flight()) {
+  if (saver_->in_flight()) {
     ++num_skipped_;
     if (parts_.console != nullptr) {
       parts_.console->Message(absl::StrFormat(
@@ -86,50 +83,36 @@ absl::Status RunSaver::SaveDue(const TrainState& state) {
     return absl::OkStatus();
   }
   const double start = Seconds();
+  const bool asynchronous = parts_.run->checkpoint.asynchronous;
   SaveRequest request = MakeRequest(state);
-  request.slices = parts_.trainer->StatesInPlace();
+  request.slices = asynchronous ? parts_.trainer->StatesInPlace() : parts_.trainer->States();
   request.copier = copier_.get();
-  const absl::Status started = background_->Start(request);
-  if (started.ok()) return absl::OkStatus();
+  const absl::Status started = saver_->Start(request);
+  if (started.ok()) return asynchronous ? absl::OkStatus() : Finish();
   const double seconds = Seconds() - start;
   return Report({.step = state.step, .status = started, .stalled_seconds = seconds, .seconds = seconds});
 }
 
-absl::Status RunSaver::SaveWaiting(const TrainState& state) {
-  const double start = Seconds();
-  SaveRequest request = MakeRequest(state);
-  request.slices = parts_.trainer->States();
-  int64_t num_bytes = 0;
-  const absl::Status saved = SaveCheckpoint(request, &num_bytes);
-  const double seconds = Seconds() - start;
-  return Report({.step = state.step,
-                 .status = saved,
-                 .stalled_seconds = seconds,
-                 .seconds = seconds,
-                 .num_bytes = num_bytes});
-}
-
-void RunSaver::BeforeUpdate() {
-  if (background_ != nullptr) background_->WaitUntilStaged();
-}
+void RunSaver::BeforeUpdate() { saver_->WaitUntilStaged(); }
 
 void RunSaver::Contribute(std::vector<int64_t>* numbers) {
-  if (background_ != nullptr) {
-    background_->Contribute(numbers);
-  } else {
-    numbers->resize(numbers->size() + kNumNumbers, 0);
-  }
+  saver_->Contribute(numbers);
+  numbers->push_back(parts_.lease != nullptr && !parts_.lease->SeenLost().ok());
+}
+
+absl::Status RunSaver::CheckLease(const int64_t* sums) {
+  if (sums[BackgroundSaver::kNumNumbers] == 0) return absl::OkStatus();
+  return WithExitCode(LostLease(parts_.lease != nullptr ? parts_.lease->SeenLost() : absl::OkStatus()),
+                      kExitNotSaved);
 }
 
 absl::Status RunSaver::AfterStep(const int64_t* sums) {
-  if (background_ == nullptr) return absl::OkStatus();
-  const std::optional<SaveOutcome> outcome = background_->Advance(sums);
+  const std::optional<SaveOutcome> outcome = saver_->Advance(sums);
   return outcome.has_value() ? Report(*outcome) : absl::OkStatus();
 }
 
 absl::Status RunSaver::Finish() {
-  if (background_ == nullptr) return absl::OkStatus();
-  const std::optional<SaveOutcome> outcome = background_->Finish();
+  const std::optional<SaveOutcome> outcome = saver_->Finish();
   return outcome.has_value() ? Report(*outcome) : absl::OkStatus();
 }
 
@@ -142,17 +125,20 @@ absl::Status RunSaver::SaveNow(const TrainState& state) {
   return absl::OkStatus();
 }
 
-bool RunSaver::LostLease() const {
-  const bool lost = parts_.lease != nullptr && absl::IsFailedPrecondition(parts_.lease->StillHeld());
-  if (parts_.world == nullptr) return lost;
-  return BroadcastBytes(*parts_.world, lost ? "lost" : "", 0) == "lost";
+absl::Status RunSaver::LostLease(const absl::Status& found) {
+  std::string why = absl::IsFailedPrecondition(found) ? std::string(found.message()) : "";
+  if (parts_.world != nullptr) why = BroadcastBytes(*parts_.world, why, 0);
+  if (why.empty()) return absl::OkStatus();
+  lost_ = true;
+  return absl::FailedPreconditionError(why);
 }
 
 absl::Status RunSaver::Report(const SaveOutcome& outcome) {
   // Metrics and marks belong to another process then.
-  if (absl::IsFailedPrecondition(outcome.status) && LostLease()) {
-    return WithExitCode(outcome.status, kExitNotSaved);
+  if (absl::IsFailedPrecondition(outcome.status)) {
+    static_cast<void>(LostLease(parts_.lease != nullptr ? parts_.lease->StillHeld() : absl::OkStatus()));
   }
+  if (lost_) return WithExitCode(outcome.status, kExitNotSaved);
   const bool saved = outcome.status.ok();
   const std::string why(outcome.status.message());
   if (saved) saved_step_ = outcome.step;

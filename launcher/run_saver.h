@@ -1,7 +1,7 @@
 // When and how a run is saved, and what becomes of it: due checkpoints in the background, the last one while
 // everybody waits. Outcomes go to the console and to metrics.jsonl; a save that failed is told and training
-// goes on, until so many in a row have failed that the run stops. A run whose lease was taken over stops at
-// once.
+// goes on, until so many in a row have failed that the run stops. A run whose lease was taken over stops
+// after the step in which that was seen, some seconds later, and writes nothing more.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -28,11 +28,12 @@ class RunSaver {
     Communicator* world = nullptr;
     int64_t attempt = 0;  // SaveRequest::attempt
     MeshSummary mesh = {};
-    const RunLease* lease = nullptr;  // rank 0
-    MetricsSink* metrics = nullptr;   // rank 0
-    Console* console = nullptr;       // rank 0
-    RunHealth* health = nullptr;      // rank 0
-    FileSystem* files = nullptr;      // null: the real one
+    const RunLease* lease = nullptr;        // rank 0
+    MetricsSink* metrics = nullptr;         // rank 0
+    Console* console = nullptr;             // rank 0
+    RunHealth* health = nullptr;            // rank 0
+    std::vector<std::string> records = {};  // rank 0: SaveRequest::records
+    FileSystem* files = nullptr;            // null: the real one
   };
   // saved_step: of the newest checkpoint; -1: none.
   RunSaver(const Parts& parts, int64_t saved_step);
@@ -49,8 +50,11 @@ class RunSaver {
   absl::Status SaveDue(const TrainState& state);
   // For StepOptions: before the state is changed, and into the step's sum over ranks.
   void BeforeUpdate();
-  static constexpr size_t kNumNumbers = BackgroundSaver::kNumNumbers;
+  static constexpr size_t kNumNumbers = BackgroundSaver::kNumNumbers + 1;
   void Contribute(std::vector<int64_t>* numbers);
+  // Collective, after every step and before anything is written about it, with the sums of what was
+  // contributed. An error, with an exit code, if another process has the run directory now: says which.
+  absl::Status CheckLease(const int64_t* sums);
   // Collective, after every step, with the sums of what was contributed. Errors as SaveDue.
   absl::Status AfterStep(const int64_t* sums);
   // Collective. Returns when the save in flight has ended.
@@ -61,20 +65,21 @@ class RunSaver {
 
   int64_t saved_step() const { return saved_step_; }
   int64_t num_skipped() const { return num_skipped_; }
-  // A thread hangs in the file system: the lease must live until the process ends.
+  // A save hangs in the file system: the lease must live until the process ends.
   bool hung() const;
 
  private:
   SaveRequest MakeRequest(const TrainState& state) const;
-  absl::Status SaveWaiting(const TrainState& state);
   absl::Status Report(const SaveOutcome& outcome);  // collective
-  bool LostLease() const;                           // collective
+  // Collective: what rank 0 finds, on all.
+  absl::Status LostLease(const absl::Status& found);
 
   const Parts parts_;
   std::unique_ptr<StateCopier> copier_;
-  std::unique_ptr<BackgroundSaver> background_;  // null: training waits for every save
+  std::unique_ptr<BackgroundSaver> saver_;  // without a pool: training waits for every save
   int64_t saved_step_;
   int64_t num_skipped_ = 0;  // due checkpoints that were not begun, since this process started
   int64_t failed_in_row_ = 0;
+  bool lost_ = false;  // the lease
 };
 }  // namespace carousel

@@ -87,6 +87,7 @@ absl::Status TrainingRun::TrainSteps(Stop* stop) {
                                               .before_update = [this] { saver_->BeforeUpdate(); }});
     constexpr size_t kOwnNumbers = 4;
     CAROUSEL_CHECK_EQ(result.contributed.size(), kOwnNumbers + RunSaver::kNumNumbers);
+    CAROUSEL_RETURN_IF_ERROR(saver_->CheckLease(result.contributed.data() + kOwnNumbers));
     CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
     CAROUSEL_RETURN_IF_ERROR(saver_->AfterStep(result.contributed.data() + kOwnNumbers));
     CAROUSEL_RETURN_IF_ERROR(SaveIfDue());
@@ -161,7 +162,7 @@ void TrainingRun::Evaluate() {
   if (result.num_targets > 0) {
     state_.evaluated_step = state_.step;
     state_.validation_loss = result.loss;
-    if (IsMain()) Warn(RecordValidationLoss(run_.run_dir, state_.step, result.loss));
+    if (IsMain()) health_->RecordLoss(state_.step, result.loss);
   }
   if (!IsMain()) return;
   // With the byte tokenizer a token is a byte, so nats per token become bits per byte.

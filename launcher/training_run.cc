@@ -42,10 +42,18 @@ TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Enviro
     : run_(run), options_(options), environment_(environment), sync_factory_(MakeSyncOptions(run)) {}
 
 TrainingRun::~TrainingRun() {
-  // A thread that hangs in the file system may come back, look at the lease and give its memory back to the
-  // device; it ends with the process.
-  if (saver_ != nullptr && saver_->hung()) {
+  constexpr double kMaxMarksSeconds = 60;
+  bool hung = saver_ != nullptr && saver_->hung();
+  if (health_ != nullptr && !hung) {
+    const absl::Status marked = health_->Finish(kMaxMarksSeconds);
+    if (!marked.ok()) CAROUSEL_LOG(WARNING) << marked.message();
+    hung = !health_->worker()->WaitIdle(0);
+  }
+  // A thread that hangs in the file system may come back, look at the lease, read the state and give its
+  // memory back to the device; it ends with the process.
+  if (hung) {
     static_cast<void>(lease_.release());
+    static_cast<void>(trainer_.release());
     static_cast<void>(device_.release());
   }
 }
@@ -218,7 +226,8 @@ absl::Status TrainingRun::OpenRecords() {
   console_ = std::make_unique<Console>(
       std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
   CAROUSEL_ASSIGN_OR_RETURN(health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
-                                                     run_.checkpoint.good_after_steps));
+                                                     run_.checkpoint.good_after_steps, /*files=*/nullptr,
+                                                     lease_.get()));
   if (loaded_step_ >= 0) {
     health_->Committed(loaded_step_);
     // It was committed, but the process died before it could say so.
@@ -329,7 +338,8 @@ absl::Status TrainingRun::MakeSaver() {
                                                       .lease = lease_.get(),
                                                       .metrics = metrics_.get(),
                                                       .console = console_.get(),
-                                                      .health = health_.get()},
+                                                      .health = health_.get(),
+                                                      .records = {MetricsPath(run_.run_dir)}},
                                       loaded_step_);
   return saver_->CheckMemory();
 }
