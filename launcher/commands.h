@@ -29,6 +29,8 @@ CLI::App* AddCheckpointCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run);
 // `manual` and `completion`; `app` must live until *run has returned.
 void AddManualCommands(CLI::App& app, std::function<int()>* run);
+// `manual` and `completion`; `app` must live until *run has returned.
+void AddManualCommands(CLI::App& app, std::function<int()>* run);
 
 // Prints "carousel: <message>" to stderr and returns ExitCodeOf(status). REQUIRES: !status.ok().
 int ReportError(const absl::Status& status);

@@ -65,6 +65,7 @@ int Run(int argc, char** argv) {
   carousel::AddVerifyCommand(app, &run);
   carousel::AddBenchCommand(app, &run);
   carousel::AddManualCommands(app, &run);
+  carousel::AddManualCommands(app, &run);
   if (argc <= 1) {
     std::fputs(app.help().c_str(), stderr);
     return carousel::kExitUsage;
