@@ -10,7 +10,7 @@ size_t Index(HangTimer::Section section) { return static_cast<size_t>(section); 
 
 const char* HangTimer::NameOf(Section section) {
   static constexpr const char* kNames[kNumSections] = {
-      "the start",           "a step",   "a step that waits for a checkpoint",
+      "the start",           "a step",   "a step after a checkpoint or a sample",
       "an evaluation batch", "a sample", "waiting for a checkpoint",
       "the end of the run"};
   return kNames[Index(section)];

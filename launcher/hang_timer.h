@@ -16,7 +16,7 @@ class HangTimer {
   enum class Section : uint8_t {
     kSetup,          // from the start of the program until the first step
     kStep,           // one step
-    kStepAfterSave,  // one step during which the state is copied for a checkpoint
+    kStepAfterSave,  // one step that waits for copies of the state or for a sample
     kEvaluation,     // one batch
     kSample,         // a sample of text
     kSave,           // all wait for a checkpoint
