@@ -1,7 +1,8 @@
 // What one attempt at a run leaves in RUN_DIR/attempts/N/, where N counts the starts by `carousel launch`:
 //   command.txt, hosts, environment, config.textproto   how it was started
-//   ends/rank-00003.json       how rank 3 ended: written by the rank itself as the last thing it does, else by
-//                              the process that watches over it (launcher/launch_rank.h)
+//   ends/rank-00003.json       how rank 3 ended: written by the rank itself as the last thing it does, else
+//   by
+//                              the process that watches over it (launch_rank.h)
 //   rank_logs/HOST.RANK.log    what the rank printed, both streams
 //   launcher.log               what mpirun or srun printed
 //   exit.json                  how the attempt ended, and why (AttemptExit)
@@ -13,7 +14,6 @@
 // SIGUSR2, which asks a run to save and end, may reach a rank several times, and before main().
 #pragma once
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -29,10 +29,10 @@ struct RankEnd {
   int64_t rank = 0;
   std::string host;
   int64_t pid = 0;
-  int exit_code = 0;        // by core/base/exit_code.h; 128 + signal if it was killed
-  std::string reason;       // one message for people, without the path of the log
-  std::string gpu;          // UUID or name; empty on a CPU
-  int64_t step = -1;        // the last step that it completed; -1: none in this attempt
+  int exit_code = 0;                       // by core/base/exit_code.h; 128 + signal if it was killed
+  std::string reason;                      // one message for people, without the path of the log
+  std::string gpu;                         // UUID or name; empty on a CPU
+  int64_t step = -1;                       // the last step that it completed; -1: none in this attempt
   double began = 0, ended = 0;             // seconds since 1970
   std::vector<std::string> suspect_hosts;  // hosts that the rank believes to be the cause (71, 76); for 76
                                            // without any, its own
@@ -49,15 +49,19 @@ std::string RankLogPath(const std::string& attempt_dir, const std::string& host,
 // Atomically (a temporary file is renamed), replacing what is there, mode 0640. May be called by any thread
 // of a process that is about to end. Not synced: nobody waits for a disk here.
 absl::Status WriteRankEnd(const std::string& attempt_dir, const RankEnd& end);
+// In the same way: any file of an attempt.
+absl::Status WriteFileWhole(const std::string& path, const std::string& text);
+// NotFound; InvalidArgument.
+absl::StatusOr<RankEnd> ReadRankEnd(const std::string& path);
 // All that can be read; what cannot is left out (a rank may die while it writes).
 std::vector<RankEnd> ReadRankEnds(const std::string& attempt_dir);
 
 // exit.json.
 struct AttemptExit {
   int64_t attempt = 0;
-  int exit_code = 0;     // what the attempt means by the contract
-  std::string reason;    // of the rank that failed first
-  int64_t rank = -1;     // that rank; -1: none is known
+  int exit_code = 0;   // what the attempt means by the contract
+  std::string reason;  // of the rank that failed first
+  int64_t rank = -1;   // that rank; -1: none is known
   std::string host, gpu, log;
   int64_t step = -1;                  // the last step that any rank completed in this attempt
   int64_t last_checkpoint = -1;       // newest committed checkpoint when the attempt had ended

@@ -11,14 +11,16 @@
 
 namespace carousel {
 
+double UnixSeconds();  // since 1970
+
 class AttemptRecorder {
  public:
   // attempt_dir: empty if nobody launched us, then nothing is ever written (Environment::Variable
-  // (kAttemptDirVariable)). rank: may be set later, when the launcher's variables do not say it.
-  AttemptRecorder(std::string attempt_dir, int64_t rank, std::string host);
+  // (kAttemptDirVariable)). rank: as far as it is known before ranks have met; -1: not.
+  AttemptRecorder(std::string attempt_dir, int64_t rank);
 
   const std::string& attempt_dir() const { return attempt_dir_; }
-  void SetRank(int64_t rank);
+  void SetRank(int64_t rank, const std::string& host);
   void SetGpu(const std::string& gpu);
   void CompletedStep(int64_t step) { step_.store(step, std::memory_order_relaxed); }
   int64_t step() const { return step_.load(std::memory_order_relaxed); }

@@ -19,6 +19,7 @@
 namespace carousel {
 
 CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run);
+CLI::App* AddLaunchCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run);
@@ -31,6 +32,9 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run);
 void AddManualCommands(CLI::App& app, std::function<int()>* run);
 // `manual` and `completion`; `app` must live until *run has returned.
 void AddManualCommands(CLI::App& app, std::function<int()>* run);
+
+// `carousel launch -np 8` as mpirun spells it: call it before the command line is parsed.
+void AcceptMpirunSpelling(int argc, char** argv);
 
 // Prints "carousel: <message>" to stderr and returns ExitCodeOf(status). REQUIRES: !status.ok().
 int ReportError(const absl::Status& status);

@@ -155,7 +155,9 @@ absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_
     values.push_back(value == nullptr ? "" : value);
     (value == nullptr ? missing : given).push_back(name);
   }
-  if (given.empty()) return std::optional<TcpNodeOptions>();
+  if (given.empty() || (given.size() == 1 && given[0] == "CAROUSEL_RUN_SECRET")) {
+    return std::optional<TcpNodeOptions>();
+  }
   if (!missing.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(absl::StrJoin(given, ", "), given.size() == 1 ? " is" : " are", " set, but not ",
@@ -252,6 +254,12 @@ int64_t ParseCpuMax(const std::string& cpu_max) {
 std::string Environment::Variable(const std::string& name) {
   const char* value = std::getenv(name.c_str());
   return value == nullptr ? "" : value;
+}
+
+std::vector<std::string> Environment::AllVariables() {
+  std::vector<std::string> variables;
+  for (char** variable = environ; *variable != nullptr; ++variable) variables.emplace_back(*variable);
+  return variables;
 }
 
 absl::StatusOr<std::unique_ptr<Environment>> Environment::Start() {

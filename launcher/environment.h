@@ -31,8 +31,8 @@ LaunchInfo DetectLaunch(const GetEnv& get_env);
 //   CAROUSEL_RANK        0 ... size - 1
 //   CAROUSEL_WORLD_SIZE  how many ranks there are
 //   CAROUSEL_RUN_SECRET  the same on all ranks, unknown to others: openssl rand -hex 32
-// Nothing if none of them is set; InvalidArgument if only some are, or one is wrong. They win over what a
-// launcher says, which then only starts the processes.
+// Nothing if none of them is set, or the secret alone (carousel launch gives every job one); InvalidArgument
+// if only some are, or one is wrong. They win over what a launcher says, which then only starts the processes.
 absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_env);
 
 // Why a job must not go on: a launcher announced announced_size ranks, but MPI (or its absence) gives
@@ -80,6 +80,8 @@ class Environment {
 
   // Value of an environment variable; empty if unset.
   static std::string Variable(const std::string& name);
+  // All of them, "NAME=value".
+  static std::vector<std::string> AllVariables();
 
   // Call at the end of main on every rank; returns the exit code for main. A rank that fails alone (exit_code
   // != 0 while others go on) ends the others after two seconds.

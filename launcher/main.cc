@@ -2,15 +2,18 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/debugging/failure_signal_handler.h"
 #include "absl/debugging/symbolize.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/exit_codes.h"
+#include "launcher/launch_rank.h"
 #include "launcher/version.h"
 
 namespace {
@@ -56,6 +59,7 @@ int Run(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", carousel::VersionLine(), "Print version, git revision and compiler");
   carousel::AddTrainCommand(app, &run);
+  carousel::AddLaunchCommand(app, &run);
   carousel::AddPlanCommand(app, &run);
   carousel::AddGenerateCommand(app, &run);
   carousel::AddDataCommand(app, &run);
@@ -70,6 +74,7 @@ int Run(int argc, char** argv) {
     std::fputs(app.help().c_str(), stderr);
     return carousel::kExitUsage;
   }
+  carousel::AcceptMpirunSpelling(argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -85,6 +90,10 @@ int main(int argc, char** argv) {
   InstallCrashHandler(argv[0]);
   // Nothing of ours throws; the standard library may, above all when memory ends.
   try {
+    // What watches over a rank, and no command for people: its arguments are another command's.
+    if (argc > 1 && std::strcmp(argv[1], "launch_rank") == 0) {
+      return carousel::RunLaunchedRank(std::vector<std::string>(argv + 2, argv + argc));
+    }
     return Run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "carousel: %s\n", error.what());

@@ -1,21 +1,22 @@
 // `carousel train`: starts a run, or goes on with the one that the run directory holds.
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "configs/load.h"
 #include "core/base/status_macros.h"
+#include "launcher/attempt_recorder.h"
 #include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
+#include "launcher/launch_rank.h"
 #include "launcher/rank_agreement.h"
 #include "launcher/run_directory.h"
 #include "launcher/run_heartbeat.h"
 #include "launcher/signals.h"
+#include "launcher/train_setup.h"
 #include "launcher/training_run.h"
 #include "launcher/version.h"
 
@@ -26,30 +27,6 @@ struct TrainCommandOptions {
   ConfigOptions config;
   TrainOptions train;
 };
-
-// What this rank reads. The config file need not be on every machine: rank 0's counts.
-absl::StatusOr<RunSpec> LoadHere(const ConfigOptions& options) {
-  std::string config = options.config;
-  if (config.empty()) {
-    if (options.run_dir.empty()) {
-      return absl::InvalidArgumentError(
-          "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
-    }
-    config = ConfigPath(options.run_dir);
-    std::error_code unreadable;
-    if (!std::filesystem::exists(config, unreadable)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
-    }
-  }
-  CAROUSEL_ASSIGN_OR_RETURN(
-      RunSpec run, LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir, .for_training = true}));
-  if (run.run_dir.empty()) {
-    return absl::InvalidArgumentError(
-        "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");
-  }
-  return run;
-}
 
 RankOptions OptionsOf(const TrainCommandOptions& options) {
   RankOptions result = {{"--config", options.config.config},
@@ -76,9 +53,10 @@ std::string CommandLine() {
 absl::Status Train(const TrainCommandOptions& options, Environment& environment) {
   Communicator& world = environment.world();
   CAROUSEL_RETURN_IF_ERROR(CheckSameBuild(world, environment.host(), VersionLine()));
-  // The run first: a field that differs says more than an option.
+  // The run first: a field that differs says more than an option. The config file need not be on every
+  // machine: rank 0's counts.
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run,
-                            AgreeOnRun(world, environment.host(), LoadHere(options.config)));
+                            AgreeOnRun(world, environment.host(), LoadRunToTrain(options.config)));
   CAROUSEL_RETURN_IF_ERROR(CheckSameOptions(world, environment.host(), OptionsOf(options)));
   InstallStopSignals();
   const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(run, environment);
@@ -89,13 +67,27 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment)
   return training->Train();
 }
 
-int RunTrain(const TrainCommandOptions& options) {
+// The same code and reason for whoever started us.
+int Ended(AttemptRecorder* recorder, const absl::Status& status) {
+  recorder->Ending(ExitCodeOf(status), std::string(status.message()));
+  return ExitCodeOf(status);
+}
+
+int RunTrain(const TrainCommandOptions& given) {
+  AttemptRecorder recorder(Environment::Variable(kAttemptDirVariable),
+                           LaunchedRank(Environment::AllVariables()));
+  TrainCommandOptions options = given;
+  options.train.recorder = &recorder;
   const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start();
-  if (!environment.ok()) return ReportError(environment.status());
+  if (!environment.ok()) {
+    Ended(&recorder, environment.status());
+    return ReportError(environment.status());
+  }
+  recorder.SetRank((*environment)->rank(), (*environment)->host());
   const absl::Status status = Train(options, **environment);
   // The status is the same on every rank: one of them says it.
   if (!status.ok() && (*environment)->rank() == 0) ReportError(status);
-  return (*environment)->Finish(ExitCodeOf(status));
+  return (*environment)->Finish(Ended(&recorder, status));
 }
 }  // namespace
 

@@ -1,8 +1,38 @@
 #include "launcher/train_setup.h"
 
+#include <filesystem>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "configs/load.h"
+#include "core/base/status_macros.h"
+#include "launcher/run_directory.h"
 #include "parallel/pipeline_schedule.h"
 
 namespace carousel {
+
+absl::StatusOr<RunSpec> LoadRunToTrain(const ConfigOptions& options) {
+  std::string config = options.config;
+  if (config.empty()) {
+    if (options.run_dir.empty()) {
+      return absl::InvalidArgumentError(
+          "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
+    }
+    config = ConfigPath(options.run_dir);
+    std::error_code unreadable;
+    if (!std::filesystem::exists(config, unreadable)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
+    }
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(
+      RunSpec run, LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir, .for_training = true}));
+  if (run.run_dir.empty()) {
+    return absl::InvalidArgumentError(
+        "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");
+  }
+  return run;
+}
 
 TrainSpec MakeTrainSpec(const RunSpec& run) {
   return {.model = run.model,

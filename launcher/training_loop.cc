@@ -101,6 +101,7 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   const uint64_t digest = static_cast<uint64_t>(result.contributed[0]);
   const int64_t tokens = tokens_per_step();
   state_.step += 1;
+  if (options_.recorder != nullptr) options_.recorder->CompletedStep(state_.step);
   state_.consumed_sequences += run_.global_batch;
   state_.consumed_tokens += tokens;
   state_.wall_seconds += Seconds() - last_turn_;  // evaluations and saves since the last step included

@@ -15,6 +15,7 @@
 #include "core/data/loader.h"
 #include "core/model/generator.h"
 #include "core/train/trainer.h"
+#include "launcher/attempt_recorder.h"
 #include "launcher/console.h"
 #include "launcher/environment.h"
 #include "launcher/evaluation_report.h"
@@ -34,6 +35,7 @@ struct TrainOptions {
   bool graphs = true;          // TrainSpec::graphs
   RunMesh::Transport transport = RunMesh::Transport::kAuto;  // between GPUs
   std::string command_line;                                  // for build.txt
+  AttemptRecorder* recorder = nullptr;                       // null: nobody asks how this rank ends
 };
 
 class TrainingRun {
