@@ -16,6 +16,21 @@ void AddDeviceOption(CLI::App& command, std::string* device, const std::string& 
       ->type_name("NAME");
 }
 
+void AddGpuTransportOption(CLI::App& command, RunMesh::Transport* transport) {
+  command
+      .add_option_function<std::string>(
+          "--gpu_transport",
+          [transport](const std::string& name) {
+            *transport = name == "nccl"     ? RunMesh::Transport::kNccl
+                         : name == "staged" ? RunMesh::Transport::kStaged
+                                            : RunMesh::Transport::kAuto;
+          },
+          "How tensors travel between GPUs: nccl; staged, through host memory and MPI, slow, also for "
+          "ranks that share a GPU; auto, NCCL if the program has it")
+      ->check(CLI::IsMember({"auto", "nccl", "staged"}))
+      ->type_name("NAME");
+}
+
 absl::StatusOr<std::unique_ptr<Device>> MakeRankDevice(const std::string& name, int64_t threads,
                                                        const Environment& environment) {
   if (threads <= 0) threads = environment.default_threads();

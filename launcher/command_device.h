@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "core/device.h"
 #include "launcher/environment.h"
+#include "launcher/run_mesh.h"
 
 namespace carousel {
 
@@ -17,6 +18,9 @@ namespace carousel {
 //   simt     the code of the GPU, emulated on the host; for checks
 // Adds the option; `names` can add older spellings ("--device,--backend").
 void AddDeviceOption(CLI::App& command, std::string* device, const std::string& names = "--device");
+
+// --gpu_transport: nccl, staged or auto.
+void AddGpuTransportOption(CLI::App& command, RunMesh::Transport* transport);
 
 // This rank's device. threads: for the CPU; 0 for all cores that this rank may use. InvalidArgument, with
 // what to do about it, if there is no such device.

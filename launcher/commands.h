@@ -20,6 +20,7 @@ namespace carousel {
 
 CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddLaunchCommand(CLI::App& app, std::function<int()>* run);
+CLI::App* AddDoctorCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddVerifyCommand(CLI::App& app, std::function<int()>* run);

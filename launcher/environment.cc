@@ -251,6 +251,10 @@ int64_t ParseCpuMax(const std::string& cpu_max) {
   return (quota + period - 1) / period;
 }
 
+LaunchInfo Environment::Announced() {
+  return DetectLaunch([](const char* name) { return std::getenv(name); });
+}
+
 std::string Environment::Variable(const std::string& name) {
   const char* value = std::getenv(name.c_str());
   return value == nullptr ? "" : value;

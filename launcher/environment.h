@@ -70,6 +70,10 @@ class Environment {
   int local_rank() const { return local_rank_; }  // among the ranks on this machine
   int local_size() const { return local_size_; }
   const std::string& host() const { return host_; }
+  // Who started the ranks: "mpirun (Open MPI)", "srun", ...; empty for a process started alone.
+  std::string launcher() const {
+    return launch_.kind == LaunchInfo::Kind::kSingle ? std::string() : launch_.launcher;
+  }
   // CPU threads per rank where parallel.threads is 0: cores of this machine that we may use / ranks on it, at
   // least 1. Honours cgroup limits, taskset and an explicit --bind-to; the default binding of Open MPI (every
   // rank on one core) is undone first.
@@ -78,6 +82,8 @@ class Environment {
   // v4.1.4".
   std::string Describe() const;
 
+  // What the launcher's variables say, whether or not Start succeeds.
+  static LaunchInfo Announced();
   // Value of an environment variable; empty if unset.
   static std::string Variable(const std::string& name);
   // All of them, "NAME=value".

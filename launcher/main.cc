@@ -60,6 +60,7 @@ int Run(int argc, char** argv) {
   app.set_version_flag("--version", carousel::VersionLine(), "Print version, git revision and compiler");
   carousel::AddTrainCommand(app, &run);
   carousel::AddLaunchCommand(app, &run);
+  carousel::AddDoctorCommand(app, &run);
   carousel::AddPlanCommand(app, &run);
   carousel::AddGenerateCommand(app, &run);
   carousel::AddDataCommand(app, &run);

@@ -12,6 +12,7 @@
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/launch_rank.h"
+#include "launcher/preflight_run.h"
 #include "launcher/rank_agreement.h"
 #include "launcher/run_directory.h"
 #include "launcher/run_heartbeat.h"
@@ -33,6 +34,7 @@ RankOptions OptionsOf(const TrainCommandOptions& options) {
                         {"--run_dir", options.config.run_dir},
                         {"--device", options.train.device},
                         {"--gpu_transport", absl::StrCat(static_cast<int>(options.train.transport))},
+                        {"--preflight", absl::StrCat(static_cast<int>(options.train.preflight))},
                         {"--fresh", options.train.fresh ? "yes" : "no"},
                         {"--checkpoint_fallback", options.train.checkpoint_fallback ? "yes" : "no"},
                         {"--accept_change", options.train.accept_change ? "yes" : "no"}};
@@ -104,18 +106,15 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "--accept_change", options->train.accept_change,
       "Go on although data, batch, optimizer or schedule differ from what the run was begun with");
   AddDeviceOption(*train, &options->train.device);
+  AddGpuTransportOption(*train, &options->train.transport);
   train
       ->add_option_function<std::string>(
-          "--gpu_transport",
-          [options](const std::string& name) {
-            options->train.transport = name == "nccl"     ? RunMesh::Transport::kNccl
-                                       : name == "staged" ? RunMesh::Transport::kStaged
-                                                          : RunMesh::Transport::kAuto;
-          },
-          "How tensors travel between GPUs: nccl; staged, through host memory and MPI, slow, also for "
-          "ranks that share a GPU; auto, NCCL if the program has it")
-      ->check(CLI::IsMember({"auto", "nccl", "staged"}))
-      ->type_name("NAME");
+          "--preflight",
+          [options](const std::string& name) { options->train.preflight = PreflightModeOf(name); },
+          "Checks of all ranks before the start, as `carousel doctor` does them: fast (the default), full, with every "
+          "pair of machines, or off")
+      ->check(CLI::IsMember({"fast", "full", "off"}))
+      ->type_name("MODE");
   train->add_flag_callback(
       "--no_graphs", [options] { options->train.graphs = false; },
       "On a GPU: issue every op of a step anew instead of playing recorded micro-batches; the results are "

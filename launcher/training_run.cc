@@ -16,6 +16,7 @@
 #include "launcher/command_device.h"
 #include "launcher/metrics_file.h"
 #include "launcher/model_source.h"
+#include "launcher/preflight_run.h"
 #include "launcher/progress_bar.h"
 #include "launcher/run_directory.h"
 #include "launcher/signals.h"
@@ -74,6 +75,13 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   environment.world().set_verify_calls(run.parallel.verify_calls);
   CAROUSEL_ASSIGN_OR_RETURN(self->mesh_, RunMesh::Connect(ResolveSizes(mesh), options.transport,
                                                           environment.world(), *self->device_));
+  CAROUSEL_RETURN_IF_ERROR(PreflightRun({.mode = options.preflight,
+                                         .run = &self->run_,
+                                         .environment = &environment,
+                                         .device = self->device_.get(),
+                                         .device_name = options.device,
+                                         .transport = options.transport,
+                                         .mesh = &self->mesh_->mesh()}));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(DataError(self->OpenData())));
   CAROUSEL_RETURN_IF_ERROR(
       self->Agree(self->IsMain() ? WithExitCode(self->PrepareDirectory(), kExitNotSaved) : absl::OkStatus()));

@@ -20,6 +20,7 @@
 #include "launcher/environment.h"
 #include "launcher/evaluation_report.h"
 #include "launcher/metrics_sinks.h"
+#include "launcher/preflight.h"
 #include "launcher/run_mesh.h"
 #include "launcher/run_saver.h"
 #include "parallel/sharded_sync.h"
@@ -34,6 +35,7 @@ struct TrainOptions {
   std::string device = "cpu";  // as --device takes it (launcher/command_device.h)
   bool graphs = true;          // TrainSpec::graphs
   RunMesh::Transport transport = RunMesh::Transport::kAuto;  // between GPUs
+  PreflightMode preflight = PreflightMode::kFast;
   std::string command_line;                                  // for build.txt
   AttemptRecorder* recorder = nullptr;                       // null: nobody asks how this rank ends
 };

@@ -86,7 +86,7 @@ TEST(Cli, HelpOfTheProgramAndOfEveryCommandExitsZeroAndHasExamples) {
   Says(top.out, "Examples:");
   Says(top.out, "Exit status:");
   const std::vector<std::string> names = CommandNames();
-  EXPECT_EQ(names, (std::vector<std::string>{"train", "plan", "generate", "data", "checkpoint", "export",
+  EXPECT_EQ(names, (std::vector<std::string>{"train", "doctor", "plan", "generate", "data", "checkpoint", "export",
                                              "import", "verify", "bench"}));
   for (const std::string& name : names) {
     const Result help = Carousel({name, "--help"});
