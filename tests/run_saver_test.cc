@@ -13,6 +13,7 @@
 #include "core/train/no_sync.h"
 #include "launcher/exit_codes.h"
 #include "launcher/metrics_file.h"
+#include "parallel/local_communicator.h"
 #include "tests/background_save_testing.h"
 #include "tests/layer_testing.h"
 #include "tests/memory_file_system.h"
@@ -168,6 +169,61 @@ TEST_F(RunSaverTest, StopsTheRunAtOnceWhenItsLeaseIsGone) {
   EXPECT_EQ(ExitCodeOf(stopped), kExitNotSaved) << stopped;
   EXPECT_NE(std::string(stopped.message()).find("has lost run"), std::string::npos) << stopped;
   EXPECT_EQ(Records(), std::vector<std::string>{"saved 1"});
+}
+
+// Without any save: with the numbers that ranks add up after every step.
+TEST_F(RunSaverTest, StopsTheRunAfterTheStepInWhichTheThreadOfTheLeaseSawThatItIsGone) {
+  const auto lease = RunLease::Acquire("run", LeaseOptions{.files = &memory_, .beat_seconds = 0.02});
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  RunLocalRanks(2, [&](Communicator& c) {
+    Trainer trainer(spec_, *device_, Mesh{}, sync_);
+    const bool main = c.rank() == 0;
+    RunSaver saver({.run = &run_,
+                    .trainer = &trainer,
+                    .world = &c,
+                    .lease = main ? lease->get() : nullptr,
+                    .metrics = main ? metrics_.get() : nullptr,
+                    .console = main ? &console_ : nullptr,
+                    .files = &memory_},
+                   /*saved_step=*/-1);
+    absl::Status lost;
+    for (int64_t step = 1; lost.ok(); ++step) {
+      std::vector<int64_t> numbers;
+      saver.Contribute(&numbers);
+      c.AllReduceSum(Tensor(numbers.data(), DType::kI64, {static_cast<int64_t>(numbers.size())}));
+      saver.BeforeUpdate();
+      lost = saver.CheckLease(numbers.data());
+      if (step == 5 && main) *memory_.Contents("run/checkpoints/.lease") = "somebody else's";
+    }
+    EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition) << lost;
+    EXPECT_EQ(ExitCodeOf(lost), kExitNotSaved) << lost;
+    EXPECT_NE(std::string(lost.message()).find("this process has lost run: it was taken over by"),
+              std::string::npos)
+        << lost;
+    EXPECT_TRUE(saver.Finish().ok());
+  });
+  EXPECT_TRUE(Records().empty());
+}
+
+TEST_F(RunSaverTest, ASaveThatTrainingWaitsForIsGivenUpInTime) {
+  run_.checkpoint.asynchronous = false;
+  run_.checkpoint.timeout_seconds = 0.3;
+  Gate gate;
+  ObservedFiles files(memory_, [&](const std::string& call, const std::string& path) {
+    if (call == "fdatasync" && IsShard(path)) gate.Pass();
+  });
+  const auto saver = MakeSaver(files);
+  EXPECT_TRUE(saver->SaveDue(StateAt(1)).ok());  // training goes on
+  EXPECT_EQ(LastRecord()["outcome"], "failed");
+  EXPECT_NE(LastRecord()["message"].get<std::string>().find("after 0.3 s, while writing and syncing shards"),
+            std::string::npos)
+      << LastRecord();
+  EXPECT_GT(LastRecord()["seconds_stalled"].get<double>(), 0.2);
+  gate.Open();
+  while (saver->hung()) {
+  }
+  EXPECT_TRUE(saver->SaveNow(StateAt(2)).ok());
+  EXPECT_EQ(Records(), (std::vector<std::string>{"failed 1", "saved 2"}));
 }
 
 TEST_F(RunSaverTest, TriesTheLastSaveOfARunAsOftenAsSavesMayFail) {
