@@ -40,11 +40,18 @@ std::string Printable(const std::string& text) {
   return result;
 }
 
+// How unusual the step is, last on its line; nothing while that is not known.
+std::string Scores(const Console::StepLine& s) {
+  if (std::isnan(s.loss_z) && std::isnan(s.grad_norm_z)) return "";
+  return absl::StrFormat("  loss_z %+5.1f  norm_z %+5.1f", s.loss_z, s.grad_norm_z);
+}
+
 std::string Fields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {
   const int width = static_cast<int>(std::to_string(s.total_steps).size());
   return absl::StrFormat("step %*d/%d  loss %7.4f  grad_norm %7.3f  lr %8.2e  tok/s %7.0f  mem %s  eta %s",
                          width, s.step, s.total_steps, s.loss, s.grad_norm, s.lr, tokens_per_second,
-                         FormatBytes(ResidentBytes()), FormatDuration(seconds_left));
+                         FormatBytes(ResidentBytes()), FormatDuration(seconds_left)) +
+         Scores(s);
 }
 // The same for a narrow terminal: at most 79 columns for runs of up to a million steps.
 std::string CompactFields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {

@@ -3,9 +3,12 @@
 //
 //   step     20/600  loss  3.0712  grad_norm   1.284  lr 1.00e-03  tok/s    9120  mem   211 MiB  eta 0:04:21
 //
+// and at its end, once there are steps to compare with, "loss_z  +0.3  norm_z  -1.1".
+//
 // Used by one rank and one thread.
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <ostream>
 #include <string>
 
@@ -39,6 +42,10 @@ class Console {
     double grad_norm = 0, lr = 0;
     int64_t tokens = 0;  // of this step, over all ranks
     double seconds = 0;  // that this step took
+    // Deviations of loss and norm above the median of the steps before (core/train/spike_score.h); NaN:
+    // unknown
+    double loss_z = std::numeric_limits<double>::quiet_NaN(),
+           grad_norm_z = std::numeric_limits<double>::quiet_NaN();
   };
   // One finished step.
   void Step(const StepLine& line);

@@ -46,7 +46,9 @@ TrainSpec MakeTrainSpec(const RunSpec& run) {
           .micro_batches_per_step = run.micro_batches_per_step(),
           .compute = run.compute,
           .sequence_mode = run.parallel.sequence_mode,
-          .actions = OneForwardOneBackward};
+          .actions = OneForwardOneBackward,
+          .gate_stats = run.health.gate_stats_every_steps > 0,
+          .digests = run.health.rerun};
 }
 
 SyncOptions MakeSyncOptions(const RunSpec& run) {

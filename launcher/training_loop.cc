@@ -18,8 +18,6 @@
 namespace carousel {
 namespace {
 
-constexpr int64_t kMaxSkippedInRow = 20;  // then the run stops
-
 double Seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -81,16 +79,20 @@ absl::Status TrainingRun::TrainSteps(Stop* stop) {
       for (const int64_t count : StopCounts()) numbers->push_back(count);
       saver_->Contribute(numbers);
     };
-    const StepResult result = trainer_->Step(state_.step, *loader_,
-                                             {.num_skipped = state_.skipped_steps,
-                                              .contribute = contribute,
-                                              .before_update = [this] { saver_->BeforeUpdate(); }});
+    StepOptions options = HealthOptions();
+    options.contribute = contribute;
+    options.before_update = [this] { saver_->BeforeUpdate(); };
+    const StepResult result = trainer_->Step(state_.step, *loader_, options);
     constexpr size_t kOwnNumbers = 4;
     CAROUSEL_CHECK_EQ(result.contributed.size(), kOwnNumbers + RunSaver::kNumNumbers);
     CAROUSEL_RETURN_IF_ERROR(saver_->CheckLease(result.contributed.data() + kOwnNumbers));
-    CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
-    CAROUSEL_RETURN_IF_ERROR(saver_->AfterStep(result.contributed.data() + kOwnNumbers));
-    CAROUSEL_RETURN_IF_ERROR(SaveIfDue());
+    bool went_back = false;
+    CAROUSEL_RETURN_IF_ERROR(ActOnHealth(result, &went_back));
+    if (!went_back) {
+      CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
+      CAROUSEL_RETURN_IF_ERROR(saver_->AfterStep(result.contributed.data() + kOwnNumbers));
+      CAROUSEL_RETURN_IF_ERROR(SaveIfDue());
+    }
     *stop = StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
   }
   return absl::OkStatus();
@@ -106,17 +108,10 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   state_.consumed_tokens += tokens;
   state_.wall_seconds += Seconds() - last_turn_;  // evaluations and saves since the last step included
   last_turn_ = Seconds();
-  state_.skipped_steps += result.skipped;
-  state_.skipped_in_row = result.skipped ? state_.skipped_in_row + 1 : 0;
-  if (result.skipped) state_.last_skipped_step = state_.step;
-  const bool healthy = !result.skipped && !spikes_.IsSpike(result.loss);
-  state_.loss_window = spikes_.window();
+  policy_.Remember(result, &state_);
+  const bool healthy = !result.skipped && policy_.finding() == HealthPolicy::Finding::kFine;
 
   if (IsMain()) {
-    if (result.skipped) {
-      CAROUSEL_LOG(WARNING) << "step " << state_.step << " skipped: " << result.num_non_finite
-                            << " losses or parts of the gradient were not finite";
-    }
     Warn(metrics_->Append({.step = state_.step,
                            .tokens = state_.consumed_tokens,
                            .loss = result.loss,
@@ -126,27 +121,22 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
                            .wall_seconds = state_.wall_seconds,
                            .data_wait_seconds = loader_->starved_seconds(),
                            .data_digest = digest,
-                           .skipped = result.skipped}));
+                           .skipped = result.skipped,
+                           .loss_z = policy_.loss_z(),
+                           .grad_norm_z = policy_.grad_norm_z()}));
+    if (result.gates.has_value()) Warn(metrics_->AppendGates(*result.gates));
     console_->Step({.step = state_.step,
                     .total_steps = run_.steps,
                     .loss = result.loss,
                     .grad_norm = result.grad_norm,
                     .lr = result.lr,
                     .tokens = tokens,
-                    .seconds = step_seconds});
+                    .seconds = step_seconds,
+                    .loss_z = policy_.loss_z(),
+                    .grad_norm_z = policy_.grad_norm_z()});
     Warn(health_->AfterStep(state_.step, healthy));
   }
-  if (state_.skipped_in_row >= kMaxSkippedInRow) {
-    // Not saved: keeping the last checkpoints could cost the good ones.
-    const absl::StatusOr<std::string> good = FindGoodCheckpoint(run_.run_dir);
-    return WithExitCode(
-        absl::DataLossError(absl::StrCat(
-            "the loss or the gradient was not finite in ", state_.skipped_in_row,
-            " steps in a row, the last finite step is ", state_.step - state_.skipped_in_row, "; go on from ",
-            good.ok() ? absl::StrCat(*good, ", the newest that is marked as good,") : "an earlier checkpoint",
-            " (move the later ones away) with a lower schedule.peak_lr or clip_norm")),
-        kExitNumeric);
-  }
+  CAROUSEL_RETURN_IF_ERROR(CheckSkipped());
   if (run_.parallel.audit_every_steps > 0 && state_.step % run_.parallel.audit_every_steps == 0) {
     // Not saved either: nobody knows which of the ranks is right.
     CAROUSEL_RETURN_IF_ERROR(trainer_->AuditReplicas());

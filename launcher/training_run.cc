@@ -96,6 +96,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
 
 absl::Status TrainingRun::OpenDevice() {
   CAROUSEL_ASSIGN_OR_RETURN(device_, MakeRankDevice(options_.device, run_.threads, environment_));
+  if (options_.wrap_device) device_ = options_.wrap_device(std::move(device_));
   return absl::OkStatus();
 }
 
@@ -233,18 +234,22 @@ absl::Status TrainingRun::OpenRecords() {
   metrics_->Add(std::move(file));
   console_ = std::make_unique<Console>(
       std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
-  CAROUSEL_ASSIGN_OR_RETURN(health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
-                                                     run_.checkpoint.good_after_steps, /*files=*/nullptr,
-                                                     lease_.get()));
-  if (loaded_step_ >= 0) {
-    health_->Committed(loaded_step_);
-    // It was committed, but the process died before it could say so.
-    if (last_saved_step < loaded_step_) {
-      CAROUSEL_RETURN_IF_ERROR(metrics_->AppendCheckpoint({.step = loaded_step_, .outcome = "found"}));
-    }
+  CAROUSEL_RETURN_IF_ERROR(OpenHealth());
+  // It was committed, but the process died before it could say so.
+  if (last_saved_step < loaded_step_) {
+    CAROUSEL_RETURN_IF_ERROR(metrics_->AppendCheckpoint({.step = loaded_step_, .outcome = "found"}));
   }
   return RecordStart(
       run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line));
+}
+
+// Rank 0 only.
+absl::Status TrainingRun::OpenHealth() {
+  CAROUSEL_ASSIGN_OR_RETURN(health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
+                                                     run_.checkpoint.good_after_steps, /*files=*/nullptr,
+                                                     lease_.get()));
+  if (loaded_step_ >= 0) health_->Committed(loaded_step_);
+  return absl::OkStatus();
 }
 
 absl::Status TrainingRun::CheckEarlierConfig() {
@@ -325,7 +330,8 @@ absl::Status TrainingRun::LoadOrInitialize() {
   }
   CAROUSEL_RETURN_IF_ERROR(CheckLoadedData());
   CAROUSEL_RETURN_IF_ERROR(CheckLoadedMixture());
-  spikes_ = LossSpikes(state_.loss_window);
+  CAROUSEL_RETURN_IF_ERROR(ApplyRollbacks());
+  policy_ = HealthPolicy(run_.health, state_);
   state_.seed = run_.seed;
   state_.data_fingerprint = data_fingerprint_;
   MakeLoader();

@@ -3,6 +3,7 @@
 // same status on every rank.
 #pragma once
 #include <array>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,7 @@
 #include "launcher/console.h"
 #include "launcher/environment.h"
 #include "launcher/evaluation_report.h"
+#include "launcher/health_policy.h"
 #include "launcher/metrics_sinks.h"
 #include "launcher/preflight.h"
 #include "launcher/run_mesh.h"
@@ -37,6 +39,8 @@ struct TrainOptions {
   RunMesh::Transport transport = RunMesh::Transport::kAuto;  // between GPUs
   PreflightMode preflight = PreflightMode::kFast;
   std::string command_line;                                  // for build.txt
+  // Stands between the run and the device that it would compute on: for tests of devices that fail. Null: none.
+  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap_device = {};
   AttemptRecorder* recorder = nullptr;                       // null: nobody asks how this rank ends
 };
 
@@ -69,12 +73,23 @@ class TrainingRun {
   absl::Status CheckLoadedData();
   absl::Status CheckLoadedMixture();
   void MakeLoader();
+  absl::Status ApplyRollbacks();
   absl::Status OpenRecords();
+  absl::Status OpenHealth();
   absl::Status MakeSaver();
 
   // The stages of Train, and of one turn of its loop.
   absl::Status TrainSteps(Stop* stop);
   absl::Status AfterStep(const StepResult& result, double step_seconds);
+  // Steps that look wrong (training_health.cc). ActOnHealth: before the step counts; *went_back: it does not,
+  // the run is at an earlier step.
+  StepOptions HealthOptions();
+  absl::Status ActOnHealth(const StepResult& result, bool* went_back);
+  absl::Status RollBack(int64_t bad_step, const std::string& why);
+  absl::Status CheckSkipped();
+  absl::Status HardwareSuspected(int64_t step, const std::string& found, const Rerun& rerun);
+  absl::Status NumericError(const std::string& what) const;
+  void NoteHealth(int64_t step, const std::string& kind, const std::string& message);
   void Evaluate();
   void Sample();
   absl::Status SaveIfDue();
@@ -104,7 +119,7 @@ class TrainingRun {
   std::unique_ptr<RunHealth> health_;     // rank 0
   std::unique_ptr<RunSaver> saver_;       // reads the trainer's memory, writes to the console
   TrainState state_;
-  LossSpikes spikes_;
+  HealthPolicy policy_;
   int64_t loaded_step_ = -1;            // step of the checkpoint that the run went on from; -1: none
   int64_t attempt_ = 0;                 // rank 0: which start of the run this is, from 1
   int64_t evaluated_step_ = -1;         // of the last evaluation by this process

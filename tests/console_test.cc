@@ -49,6 +49,20 @@ TEST(Console, WritesOnePlainLinePerIntervalAndTheFirstAndTheLast) {
   }
 }
 
+TEST(Console, EndsWithTheScoresOnceTheyAreKnown) {
+  std::ostringstream out;
+  Console console(out, {.terminal = {}, .log_every_steps = 1});
+  console.Step(StepOf(1, 2));
+  Console::StepLine line = StepOf(2, 2);
+  line.loss_z = 0.28;
+  line.grad_norm_z = -12.34;
+  console.Step(line);
+  const std::vector<std::string> lines = Lines(out.str());
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].find("_z"), std::string::npos) << lines[0];
+  EXPECT_NE(lines[1].find("eta 0:00:00  loss_z  +0.3  norm_z -12.3"), std::string::npos) << lines[1];
+}
+
 TEST(Console, TokensPerSecondAreThoseOfTheInterval) {
   std::ostringstream out;
   Console console(out, {.terminal = {}, .log_every_steps = 2});
