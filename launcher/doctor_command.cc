@@ -1,6 +1,7 @@
 // `carousel doctor`: what a machine, or the machines of a job, can do for training, and what is in the way.
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
@@ -87,10 +88,11 @@ absl::StatusOr<std::optional<RunSpec>> LoadHere(const ConfigOptions& options) {
 }
 
 RankOptions OptionsOf(const DoctorOptions& options) {
+  const char* const kTransports[] = {"auto", "nccl", "staged"};
   RankOptions result = {{"--config", options.config.config},
                         {"--run_dir", options.config.run_dir},
                         {"--device", options.device},
-                        {"--gpu_transport", absl::StrCat(static_cast<int>(options.transport))},
+                        {"--gpu_transport", kTransports[static_cast<size_t>(options.transport)]},
                         {"--preflight", options.preflight},
                         {"--json", options.json ? "yes" : "no"}};
   for (const std::string& set : options.config.sets) result.emplace_back("--set", set);
@@ -179,6 +181,9 @@ int DiagnoseFailedStart(const DoctorOptions& options, const absl::Status& why) {
   PreflightOptions preflight;
   preflight.self = self;
   preflight.ask_gpus = true;
+  preflight.alter = [](RankFacts* facts) {
+    facts->default_threads = std::max<int64_t>(1, static_cast<int64_t>(facts->machine.cores.size()));
+  };
   PreflightResult result = RunPreflight(preflight);
   for (PreflightRow& row : result.rows) {
     if (row.check != "launch") continue;
