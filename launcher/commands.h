@@ -31,8 +31,6 @@ CLI::App* AddCheckpointCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run);
 // `manual` and `completion`; `app` must live until *run has returned.
 void AddManualCommands(CLI::App& app, std::function<int()>* run);
-// `manual` and `completion`; `app` must live until *run has returned.
-void AddManualCommands(CLI::App& app, std::function<int()>* run);
 
 // `carousel launch -np 8` as mpirun spells it: call it before the command line is parsed.
 void AcceptMpirunSpelling(int argc, char** argv);

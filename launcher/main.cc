@@ -7,13 +7,14 @@
 #include <functional>
 #include <string>
 #include <vector>
+#include <string>
 
 #include "absl/debugging/failure_signal_handler.h"
 #include "absl/debugging/symbolize.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
-#include "launcher/exit_codes.h"
 #include "launcher/launch_rank.h"
+#include "launcher/exit_codes.h"
 #include "launcher/version.h"
 
 namespace {
@@ -69,7 +70,6 @@ int Run(int argc, char** argv) {
   carousel::AddImportCommand(app, &run);
   carousel::AddVerifyCommand(app, &run);
   carousel::AddBenchCommand(app, &run);
-  carousel::AddManualCommands(app, &run);
   carousel::AddManualCommands(app, &run);
   if (argc <= 1) {
     std::fputs(app.help().c_str(), stderr);
