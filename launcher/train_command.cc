@@ -18,6 +18,7 @@
 #include "launcher/run_heartbeat.h"
 #include "launcher/signals.h"
 #include "launcher/train_setup.h"
+#include "launcher/suspect_hosts.h"
 #include "launcher/training_run.h"
 #include "launcher/version.h"
 
@@ -71,7 +72,7 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment)
 
 // The same code and reason for whoever started us.
 int Ended(AttemptRecorder* recorder, const absl::Status& status) {
-  recorder->Ending(ExitCodeOf(status), std::string(status.message()));
+  recorder->Ending(ExitCodeOf(status), std::string(status.message()), SuspectHosts(status));
   return ExitCodeOf(status);
 }
 
