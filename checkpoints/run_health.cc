@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <deque>
 #include <mutex>
 #include <utility>
@@ -14,26 +13,6 @@
 #include "core/base/status_macros.h"
 
 namespace carousel {
-
-namespace {
-constexpr size_t kWindow = 64, kLeast = 32;  // losses
-}  // namespace
-
-bool LossSpikes::IsSpike(double loss) {
-  if (!std::isfinite(loss)) return true;
-  if (window_.size() >= kLeast) {
-    const double n = static_cast<double>(window_.size());
-    double sum = 0, squares = 0;
-    for (const double x : window_) sum += x;
-    const double mean = sum / n;
-    for (const double x : window_) squares += (x - mean) * (x - mean);
-    const double deviation = std::sqrt(squares / (n - 1));
-    if (loss - mean > 6 * deviation && loss - mean > 0.05 * std::abs(mean)) return true;
-  }
-  if (window_.size() >= kWindow) window_.erase(window_.begin(), window_.end() - (kWindow - 1));
-  window_.push_back(loss);
-  return false;
-}
 
 // What is to be written, oldest first; the worker takes it from the front.
 class RunHealth::Marks : public std::enable_shared_from_this<Marks> {

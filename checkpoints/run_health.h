@@ -17,34 +17,17 @@
 
 namespace carousel {
 
-// Whether a loss lies far above those before it: more than 6 standard deviations, and more than 5 %, above
-// the mean of the last 64 losses that were no spikes. Says no until it has seen 32 of them. Every rank has
-// one and shows it every step that was not skipped; what it remembers goes into TrainState.
-class LossSpikes {
- public:
-  explicit LossSpikes(std::vector<double> window = {}) : window_(std::move(window)) {}
-  bool IsSpike(double loss);
-  const std::vector<double>& window() const { return window_; }  // oldest first, at most 64
-
- private:
-  std::vector<double> window_;
-};
-
 // For the rank that saves, in the thread that trains, which never waits for the disk: marks are written by a
 // worker, in the order in which they came about. The saver gives its work to the same worker, so a mark is
 // written before a checkpoint that is committed later, and before the old ones are judged by their marks.
 // Trouble with the disk is reported by the next call; training need not stop for it, and what failed is tried
 // again after the next step.
 //
-//   LossSpikes spikes(state.loss_window);                          // every rank, once the checkpoint is
-//   there auto health = RunHealth::Open(run_dir, state.step, state.last_skipped_step, good_after_steps);  //
-//   rank 0 after every step:
-//     const bool healthy = !result.skipped && !spikes.IsSpike(result.loss);
-//     state.loss_window = spikes.window();
-//     health->AfterStep(state.step, healthy);                      // rank 0
-//   after an evaluation: health->RecordLoss(step, loss);           // rank 0
-//   when a checkpoint is committed: health->Committed(step);       // rank 0
-//   at the end: health->Finish(seconds);                           // rank 0
+//   auto health = RunHealth::Open(run_dir, state.step, state.last_skipped_step, good_after_steps);
+//   after every step: health->AfterStep(state.step, healthy);      // neither skipped nor a spike
+//   after an evaluation: health->RecordLoss(step, loss);
+//   when a checkpoint is committed: health->Committed(step);
+//   at the end: health->Finish(seconds);
 class RunHealth {
  public:
   // `step`: that the run goes on from; `last_skipped_step`: the last one before it that was skipped, 0 if

@@ -116,27 +116,6 @@ TEST_F(RunHealthTest, GoingOnFromAnEarlierStepForgetsWhatCameLater) {
   EXPECT_TRUE(MarksOf(*files)[0].good);
 }
 
-TEST(LossSpikes, ASpikeStandsOutFromTheLossesBeforeIt) {
-  LossSpikes spikes;
-  std::mt19937_64 random(3);
-  const auto noise = [&] { return 0.02 * (static_cast<double>(random() % 1000) / 1000 - 0.5); };
-  EXPECT_FALSE(spikes.IsSpike(11));  // nothing is known yet
-  EXPECT_TRUE(spikes.IsSpike(std::nan("")));
-  spikes = LossSpikes();
-  for (int step = 0; step < 500; ++step) {
-    EXPECT_FALSE(spikes.IsSpike(2 + 3 * std::exp(-step / 100.0) + noise())) << step;
-  }
-  EXPECT_EQ(spikes.window().size(), 64u);
-  LossSpikes again(spikes.window());
-  for (LossSpikes* const s : {&spikes, &again}) {
-    EXPECT_TRUE(s->IsSpike(2.5));
-    EXPECT_TRUE(s->IsSpike(2.5));  // a spike does not become what is usual
-    EXPECT_FALSE(s->IsSpike(2.03));
-    EXPECT_FALSE(s->IsSpike(1.5));
-  }
-  EXPECT_EQ(spikes.window(), again.window());
-}
-
 // ---- crashes
 
 // Runs `work` on a fresh copy of the disk of `make`, dead from call k on, for every k and several models of
