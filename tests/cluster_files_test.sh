@@ -76,7 +76,7 @@ for signal in USR2 TERM; do
   "${slurm[@]}" CAROUSEL="$work/bin/stand_in" "$templates/slurm.sbatch" --run_dir run >"log_$signal" 2>&1 &
   job=$!
   for _ in $(seq 100); do
-    grep began "log_$signal" >/dev/null && break
+    grep began "log_$signal" >/dev/null 2>&1 && break
     sleep 0.1
   done
   kill "-$signal" "$job"
