@@ -27,15 +27,15 @@ constexpr char kRunSecretVariable[] = "CAROUSEL_RUN_SECRET";
 // How a rank ended.
 struct RankEnd {
   int64_t rank = 0;
-  std::string host;
+  std::string host = {};
   int64_t pid = 0;
-  int exit_code = 0;                       // by core/base/exit_code.h; 128 + signal if it was killed
-  std::string reason;                      // one message for people, without the path of the log
-  std::string gpu;                         // UUID or name; empty on a CPU
-  int64_t step = -1;                       // the last step that it completed; -1: none in this attempt
-  double began = 0, ended = 0;             // seconds since 1970
-  std::vector<std::string> suspect_hosts;  // hosts that the rank believes to be the cause (71, 76); for 76
-                                           // without any, its own
+  int exit_code = 0;                            // by core/base/exit_code.h; 128 + signal if it was killed
+  std::string reason = {};                      // one message for people, without the path of the log
+  std::string gpu = {};                         // UUID or name; empty on a CPU
+  int64_t step = -1;                            // the last step that it completed; -1: none in this attempt
+  double began = 0, ended = 0;                  // seconds since 1970
+  std::vector<std::string> suspect_hosts = {};  // hosts that the rank believes to be the cause (71, 76); for
+                                                // 76 without any, its own
 };
 
 std::string ToJson(const RankEnd& end);  // one line
@@ -59,18 +59,18 @@ std::vector<RankEnd> ReadRankEnds(const std::string& attempt_dir);
 // exit.json.
 struct AttemptExit {
   int64_t attempt = 0;
-  int exit_code = 0;   // what the attempt means by the contract
-  std::string reason;  // of the rank that failed first
-  int64_t rank = -1;   // that rank; -1: none is known
-  std::string host, gpu, log;
+  int exit_code = 0;        // what the attempt means by the contract
+  std::string reason = {};  // of the rank that failed first
+  int64_t rank = -1;        // that rank; -1: none is known
+  std::string host = {}, gpu = {}, log = {};
   int64_t step = -1;                  // the last step that any rank completed in this attempt
   int64_t last_checkpoint = -1;       // newest committed checkpoint when the attempt had ended
   int64_t last_good_checkpoint = -1;  // newest that is marked as good
   double began = 0, ended = 0;        // seconds since 1970
   int64_t ranks = 0;
-  std::vector<std::string> hosts, suspect_hosts;
-  std::string launcher_status;  // "exit code 1", "signal 9 (Killed)": of mpirun or srun itself
-  std::string next;             // what carousel launch does now: "restart in 5 s", "stop", ...
+  std::vector<std::string> hosts = {}, suspect_hosts = {};
+  std::string launcher_status = {};  // "exit code 1", "signal 9 (Killed)": of mpirun or srun itself
+  std::string next = {};             // what carousel launch does now: "restart in 5 s", "stop", ...
 };
 std::string ToJson(const AttemptExit& exit);  // indented
 

@@ -182,16 +182,20 @@ void Watch::LookAtRanks() {
   if (now < next_look_) return;
   next_look_ = now + kLookSeconds;
   const std::vector<RankEnd> ends = ReadRankEnds(plan_.dir);
-  const bool failed = std::any_of(ends.begin(), ends.end(), [this](const RankEnd& end) {
-    return end.exit_code != kExitOk && !(end.exit_code == kExitStopped && told_);
-  });
+  const bool failed =
+      SaysJobFailed(output_) || std::any_of(ends.begin(), ends.end(), [this](const RankEnd& end) {
+        return end.exit_code != kExitOk && !(end.exit_code == kExitStopped && told_);
+      });
   if (failed && failed_since_ == 0) failed_since_ = now;
-  if (static_cast<int64_t>(ends.size()) == plan_.ranks && all_ended_since_ == 0) all_ended_since_ = now;
+  // Also where ranks or their daemons could say nothing: mpirun has no child any more.
+  const bool all_ended =
+      static_cast<int64_t>(ends.size()) == plan_.ranks || (failed && ChildrenOf(child_.pid).empty());
+  if (all_ended && all_ended_since_ == 0) all_ended_since_ = now;
   if (failed_since_ > 0 && now - failed_since_ > options_.failure_grace_seconds) {
     EndNow("a rank has failed, and the others do not end: ending them");
   }
-  const bool stopped =
-      std::any_of(ends.begin(), ends.end(), [](const RankEnd& end) { return end.exit_code != kExitOk; });
+  const bool stopped = failed || std::any_of(ends.begin(), ends.end(),
+                                             [](const RankEnd& end) { return end.exit_code != kExitOk; });
   if (all_ended_since_ > 0 && now - all_ended_since_ > (stopped ? kLingerSeconds : kCleanLingerSeconds))
     EndNow("");
 }

@@ -9,7 +9,7 @@
 namespace carousel {
 
 struct LaunchHost {
-  std::string name;
+  std::string name = {};
   int64_t slots = 1;  // ranks that it is meant to carry
 };
 

@@ -49,7 +49,7 @@ constexpr KnownText kKnownTexts[] = {
      "--oversubscribe"},
     {"All nodes which are allocated for this job are already filled", nullptr, kExitUsage,
      "the hosts have fewer slots than --per_node and -n ask for; give fewer ranks or more slots"},
-    {"could not access or execute an executable", nullptr, kExitPreflight,
+    {"was unable to launch the specified application", nullptr, kExitPreflight,
      "the program is not on every host under the same path; install it there, or name it with --program"},
     {"unable to find the specified executable", nullptr, kExitPreflight,
      "the program is not on every host under the same path; install it there, or name it with --program"},
@@ -113,6 +113,15 @@ LauncherComplaint ReadComplaint(const std::string& output) {
   return complaint;
 }
 
+bool SaysJobFailed(const std::string& output) {
+  for (const char* text :
+       {"Primary job  terminated", "mpirun noticed that", "mpirun detected that one or more processes",
+        "lost communication with a remote daemon", "was unable to launch the specified application"}) {
+    if (absl::StrContains(output, text)) return true;
+  }
+  return false;
+}
+
 namespace {
 // Ranks that left no record.
 std::vector<int64_t> Silent(const AttemptFacts& facts) {
@@ -159,7 +168,9 @@ void JudgeFailure(const AttemptFacts& facts, AttemptExit* exit) {
       exit->rank = -1;
       exit->reason =
           absl::StrCat("the job ended (", Describe(facts.launcher), ") before any rank could say why");
-      exit->exit_code = facts.launcher.code() >= 128 ? facts.launcher.code() : kExitFailure;
+      // 132 is what mpirun returns when it could start nothing, and no signal.
+      const bool signal = facts.launcher.signal != 0 || (by_signal && facts.launcher.code() != 132);
+      exit->exit_code = signal ? facts.launcher.code() : kExitFailure;
     }
     return;
   }

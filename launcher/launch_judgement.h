@@ -23,20 +23,22 @@ std::string Describe(const ProcessEnd& end);  // "exit code 1", "signal 9 (Kille
 
 // What mpirun or srun printed, read by a machine.
 struct LauncherComplaint {
-  int exit_code = 0;               // by the contract; 0: nothing is known to be wrong
-  std::string cause;               // with the fix
-  std::vector<std::string> hosts;  // that could not be reached, as far as named
+  int exit_code = 0;                    // by the contract; 0: nothing is known to be wrong
+  std::string cause = {};               // with the fix
+  std::vector<std::string> hosts = {};  // that could not be reached, as far as named
 };
 // Knows the texts of Open MPI 4.1, OpenSSH and Slurm for: too few slots, no such program, a host that cannot
 // be resolved, reached or logged in to, a host that was lost, srun without PMIx.
 LauncherComplaint ReadComplaint(const std::string& output);
+// Whether mpirun has begun to end the job: it says so at once, and may then take minutes.
+bool SaysJobFailed(const std::string& output);
 
 struct AttemptFacts {
   int64_t attempt = 0, ranks = 0;
-  std::vector<LaunchHost> hosts;
-  std::vector<RankEnd> ends;
+  std::vector<LaunchHost> hosts = {};
+  std::vector<RankEnd> ends = {};
   ProcessEnd launcher;          // of mpirun or srun
-  std::string output;           // what it printed, the end of it
+  std::string output = {};      // what it printed, the end of it
   bool told_to_stop = false;    // carousel launch was asked to end and passed it on
   bool ended_by_force = false;  // carousel launch ended what was left
   int stop_signal = 0;          // that asked it
@@ -65,7 +67,7 @@ struct NextMove {
   bool from_good = false;         // with --from_good
   bool without_suspects = false;  // their hosts are not used again
   double wait_seconds = 0;
-  std::string why;        // of stopping, or of going on: for the console
+  std::string why = {};   // of stopping, or of going on: for the console
   LaunchHistory history;  // as it is for the next attempt
 };
 // told_to_stop: carousel launch was asked to end.
