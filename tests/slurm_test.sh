@@ -40,9 +40,9 @@ wait_until() { # wait_until SECONDS COMMAND...
 cat >tiny.textproto <<END
 model { embedding_dim: 64 num_blocks: 2 num_heads: 2 chunk_length: 16 igate_bias_init: -2 }
 data { train { path: "tokens_train" } sequence_length: 64 }
-train { steps: 400 global_batch: 8 micro_batch: 1 compute: F32 }
+train { steps: 1200 global_batch: 8 micro_batch: 1 compute: F32 }
 parallel { threads: 1 }
-checkpoint { every_steps: 1000 }
+checkpoint { every_steps: 5000 }
 END
 
 # ---- Slurm
@@ -122,12 +122,12 @@ scenario_preempt() {
   [ "$(ls preempted/checkpoints)" != "" ] || fail "nothing was saved before the other job began"
   local saved
   saved=$(wc -l <preempted/metrics.jsonl)
-  [ "$saved" -lt 400 ] || fail "the job was done before it was preempted"
+  [ "$saved" -lt 1200 ] || fail "the job was done before it was preempted"
   wait_until 60 is_over "$urgent" || fail "the job of higher priority does not end"
   wait_until 120 is_over "$job" || fail "the preempted job does not go on"
   is "$job" COMPLETED || fail "the preempted job ended as $(state_of "$job")"
   same preempted
-  [ "$(grep -c 'finished at step 400' preempted.log)" -eq 1 ] || fail "the log does not tell of the end"
+  [ "$(grep -c 'finished at step 1200' preempted.log)" -eq 1 ] || fail "the log does not tell of the end"
   ! grep -i "lost steps" preempted.log || fail "steps were lost"
 }
 # srun starts the ranks instead of mpirun.
