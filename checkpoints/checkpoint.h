@@ -39,10 +39,11 @@ struct TrainState {
   int64_t last_skipped_step = 0;  // counted from 1; 0: none
   int64_t evaluated_step = 0;     // of the newest evaluation; 0: none
   double validation_loss = 0;     // what it found, nats per token; without one 0
-  // The last losses and gradient norms of steps that were no spikes, oldest first (core/train/spike_score.h): at
-  // most 64, the same on every rank.
+  // The last losses and gradient norms of steps that were no spikes, oldest first (core/train/spike_score.h):
+  // at most 64, the same on every rank.
   std::vector<double> loss_window = {}, grad_norm_window = {};
-  int64_t num_rollbacks = 0;       // how often the run went back to a good checkpoint (launcher/rollback_journal.h)
+  int64_t num_rollbacks =
+      0;  // how often the run went back to a good checkpoint (launcher/rollback_journal.h)
   int64_t left_out_sequences = 0;  // of consumed_sequences: not trained on, since they led to such a rollback
   // Of samples [0, consumed_sequences), how many come from each source of data.train, in their order: what
   // the sampler says, kept to be compared when the run goes on. Empty: unknown.
@@ -98,8 +99,8 @@ struct CheckpointInfo {
   MeshSummary mesh = {};
   uint64_t config_digest = 0;  // of config.textproto (FORMAT.md, "Checksums"); 0: unknown
   int64_t world_size = 0;      // ranks that wrote it
-  int64_t num_files = 0;       // with the manifest
-  int64_t num_bytes = 0;       // of all files
+  int64_t num_files = 0;       // those in the manifest, and MANIFEST.pb; MANIFEST.json is for people
+  int64_t num_bytes = 0;       // of these files
   int64_t num_tensors = 0;
   int64_t num_parameters = 0;  // elements of the weights
 };
@@ -113,8 +114,10 @@ absl::StatusOr<std::string> ReadCheckpointConfig(const std::string& dir, FileSys
 // (also if run_dir does not exist). Decided by scanning; LATEST is a hint for people and is not read.
 absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_dir,
                                                          FileSystem* files = nullptr);
+// The run directory that `path` means: itself, or the one above if it is the directory "checkpoints" of one.
+std::string RunDirOf(const std::string& path, FileSystem* files = nullptr);
 // The directory that `path` means: itself if it is a checkpoint, else the newest checkpoint of the run
-// directory `path`. NotFound says what was looked for.
+// directory `path` (RunDirOf). NotFound says what was looked for.
 absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* files = nullptr);
 
 struct LoadOptions {

@@ -27,6 +27,16 @@ absl::StatusOr<std::vector<std::string>> ListStore(FileSystem& files, const std:
   return files.ListDirectory(StoreDir(run_dir));
 }
 
+// Names in a directory that are those of checkpoints.
+std::vector<std::string> ListStepNames(FileSystem& files, const std::string& dir) {
+  const absl::StatusOr<std::vector<std::string>> names = files.ListDirectory(dir);
+  std::vector<std::string> steps;
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (StepOfName(name) >= 0) steps.push_back(name);
+  }
+  return steps;
+}
+
 // Files in a checkpoint that the manifest lists by name.
 absl::StatusOr<std::string> ReadListedFile(FileSystem& files, const std::string& dir,
                                            const checkpoint::Manifest& manifest, const std::string& name) {
@@ -47,6 +57,15 @@ absl::StatusOr<std::string> ReadListedFile(FileSystem& files, const std::string&
 }  // namespace
 
 std::string StoreDir(const std::string& run_dir) { return JoinPath(run_dir, "checkpoints"); }
+std::string NameAtEnd(const std::string& path) {
+  const size_t end = path.find_last_not_of('/') + 1;
+  const size_t slash = path.rfind('/', end == 0 ? 0 : end - 1);
+  return slash == std::string::npos ? path.substr(0, end) : path.substr(slash + 1, end - slash - 1);
+}
+std::string DirectoryAbove(const std::string& path) {
+  const std::string name = NameAtEnd(path);
+  return name == "." || name == ".." ? JoinPath(path, "..") : ParentPath(path);
+}
 std::string StepName(int64_t step) { return absl::StrFormat("step-%09d", step); }
 
 int64_t StepOfName(const std::string& name) {
@@ -151,14 +170,34 @@ absl::StatusOr<std::vector<std::string>> ListCheckpoints(const std::string& run_
   return committed;
 }
 
+std::string RunDirOf(const std::string& path, FileSystem* files) {
+  PosixFileSystem posix;
+  FileSystem& fs = files != nullptr ? *files : posix;
+  const auto is_directory = [&](const std::string& dir) {
+    const absl::StatusOr<FileInfo> info = fs.Stat(dir);
+    return info.ok() && info->is_directory;
+  };
+  if (path.empty() || is_directory(StoreDir(path))) return path;
+  const std::string name = NameAtEnd(path);
+  if (name == "checkpoints") return DirectoryAbove(path);
+  // "." and ".." do not say how they are called.
+  if (name != "." && name != "..") return path;
+  const std::string above = JoinPath(path, "..");
+  return is_directory(StoreDir(above)) && !ListStepNames(fs, path).empty() ? above : path;
+}
+
 absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* files) {
   PosixFileSystem posix;
   FileSystem& fs = files != nullptr ? *files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, fs.Stat(JoinPath(path, kManifestFile)));
   if (manifest.exists) return path;
-  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> dirs, ListCheckpoints(path, &fs));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> dirs, ListCheckpoints(RunDirOf(path, &fs), &fs));
   if (!dirs.empty()) return dirs.back();
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, fs.Stat(path));
+  if (info.exists && !info.is_directory) {
+    return absl::NotFoundError(
+        absl::StrCat(path, " is a file; a checkpoint is a directory, as is that of a run"));
+  }
   if (!info.exists) return absl::NotFoundError(absl::StrCat(path, " does not exist"));
   return absl::NotFoundError(absl::StrCat(path, " is neither a checkpoint (it has no ", kManifestFile,
                                           ") nor a run directory with one (there is no ", StoreDir(path),

@@ -22,8 +22,11 @@ constexpr char kLeaseLockSuffix[] = ".lock";
 constexpr char kProbePrefix[] = ".probe-";
 
 std::string StoreDir(const std::string& run_dir);  // run_dir/checkpoints
-std::string StepName(int64_t step);                // "step-000000200"
-int64_t StepOfName(const std::string& name);       // -1 if it is no such name
+std::string NameAtEnd(const std::string& path);    // "b" of "a/b" and "a/b//"
+// The directory above, also of a path that ends in "." or "..".
+std::string DirectoryAbove(const std::string& path);
+std::string StepName(int64_t step);           // "step-000000200"
+int64_t StepOfName(const std::string& name);  // -1 if it is no such name
 
 // All step-* directories of a run, by step, newest last, whether they have a manifest or not.
 absl::StatusOr<std::vector<std::string>> ListStepDirectories(FileSystem& files, const std::string& run_dir);

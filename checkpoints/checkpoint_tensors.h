@@ -57,7 +57,7 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpointWeights(const std::s
 
 struct VerifyReport {
   std::vector<std::string> problems;  // one line each: file, block, tensor. Empty: every bit is as written
-  int64_t num_files = 0, num_bytes = 0, num_tensors = 0;
+  int64_t num_files = 0, num_bytes = 0, num_tensors = 0;  // files and bytes as in CheckpointInfo
 };
 // Reads every byte: block and file checksums, the headers of the shards against the manifest, the digests of
 // all tensors, files that are missing or that do not belong there. progress(done, total) is called after

@@ -69,6 +69,7 @@ class Verifier {
 
 VerifyReport Verifier::Run() {
   digests_.assign(static_cast<size_t>(manifest_.tensors_size()), 0);
+  report_.num_files = 1;  // the manifest, which was read to come here
   std::set<std::string> known = {kManifestFile, kManifestJsonFile};
   for (const pb::FileEntry& entry : manifest_.files()) {
     total_bytes_ += entry.size();
@@ -223,6 +224,8 @@ absl::StatusOr<VerifyReport> VerifyCheckpoint(const std::string& dir,
   FileSystem& fs = files != nullptr ? *files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(const std::string payload, ReadManifestPayload(fs, dir));
   CAROUSEL_ASSIGN_OR_RETURN(pb::Manifest manifest, ParseManifest(payload, JoinPath(dir, kManifestFile)));
-  return Verifier(fs, dir, std::move(manifest), progress).Run();
+  VerifyReport report = Verifier(fs, dir, std::move(manifest), progress).Run();
+  report.num_bytes += static_cast<int64_t>(Frame(kManifestMagic, payload).size());
+  return report;
 }
 }  // namespace carousel

@@ -79,7 +79,7 @@ std::vector<int> ChangedTensors(FileSystem& files, const std::string& dir, const
 }
 
 std::string NameTensors(const pb::Manifest& manifest, const std::vector<int>& tensors) {
-  constexpr size_t kShown = 8;
+  constexpr size_t kShown = 4;
   std::vector<std::string> names;
   for (size_t i = 0; i < tensors.size() && i < kShown; ++i) {
     const pb::TensorEntry& tensor = manifest.tensors(tensors[i]);
@@ -87,7 +87,9 @@ std::string NameTensors(const pb::Manifest& manifest, const std::vector<int>& te
   }
   if (names.empty()) return "";
   return absl::StrCat(names.size() == 1 ? "tensor " : "tensors ", absl::StrJoin(names, ", "),
-                      tensors.size() > kShown ? absl::StrCat(" and ", tensors.size() - kShown, " more") : "");
+                      tensors.size() > kShown ? absl::StrCat(" and ", tensors.size() - kShown, " more, ",
+                                                             tensors.size(), " in all")
+                                              : "");
 }
 
 std::string HeldBy(const pb::Manifest& manifest, int64_t file) {

@@ -23,7 +23,7 @@ std::vector<int> TensorsInBytes(const checkpoint::Manifest& manifest, int64_t fi
 // without regard to checksums.
 std::vector<int> ChangedTensors(FileSystem& files, const std::string& dir,
                                 const checkpoint::Manifest& manifest, const std::vector<int>& tensors);
-// "tensor a", "tensors a, b (exp_avg) and 3 more"; empty for none.
+// "tensor a", "tensors a, b (exp_avg)", "tensors a, b, c, d and 5 more, 9 in all"; empty for none.
 std::string NameTensors(const checkpoint::Manifest& manifest, const std::vector<int>& tensors);
 
 // "; it holds tensors a and b", to end a message about a file; empty if it holds none.

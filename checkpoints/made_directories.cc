@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "checkpoints/checkpoint_store.h"
-#include "checkpoints/run_identity.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
@@ -21,22 +20,16 @@ absl::StatusOr<MadeDirectories> MadeDirectories::Note(const std::string& run_dir
   }
 }
 
-void MadeDirectories::RemoveAgain(bool with_run_id) const {
+void MadeDirectories::RemoveAgain() const {
+  const std::string lock = absl::StrCat(kLeaseFile, kLeaseLockSuffix);
   for (const std::string& path : missing_) {
-    std::vector<std::string> ours;
-    if (path == StoreDir(run_dir_)) ours.push_back(absl::StrCat(kLeaseFile, kLeaseLockSuffix));
-    if (path == run_dir_ && with_run_id) ours.emplace_back(kRunIdFile);
     const absl::StatusOr<std::vector<std::string>> names = files_->ListDirectory(path);
     if (absl::IsNotFound(names.status())) continue;  // it came to nothing
     if (!names.ok()) return;
     for (const std::string& name : *names) {
-      bool is_ours = false;
-      for (const std::string& own : ours) is_ours |= own == name;
-      if (!is_ours) return;
+      if (path != StoreDir(run_dir_) || name != lock) return;
     }
-    for (const std::string& name : *names) {
-      if (!files_->RemoveFile(JoinPath(path, name)).ok()) return;
-    }
+    if (!names->empty() && !files_->RemoveFile(JoinPath(path, lock)).ok()) return;
     if (!files_->RemoveDirectory(path).ok()) return;
   }
 }

@@ -13,8 +13,8 @@ class MadeDirectories {
   // Before anything is made: which of run_dir/checkpoints and the directories above it are missing.
   static absl::StatusOr<MadeDirectories> Note(const std::string& run_dir, FileSystem& files);
   // After a failure, and after the lease was given back: removes those that were missing and hold nothing now
-  // but what a lease leaves and, if `with_run_id`, run_id. Errors end it quietly: the failure is what counts.
-  void RemoveAgain(bool with_run_id) const;
+  // but what a lease leaves. Errors end it quietly: the failure is what counts.
+  void RemoveAgain() const;
 
  private:
   FileSystem* files_ = nullptr;

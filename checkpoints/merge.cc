@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/digest.h"
-#include "checkpoints/manifest.h"
 #include "checkpoints/rewrite.h"
 #include "checkpoints/run_identity.h"
 #include "checkpoints/safetensors.h"
@@ -140,14 +139,7 @@ absl::StatusOr<RewriteResult> Merge::Run(const std::string& out, bool moments) {
 // The file must not become part of a checkpoint, nor end up in the directory of another run.
 absl::Status CheckPlace(const std::string& out, const std::string& id, FileSystem& files) {
   const std::string folder = ParentPath(out);
-  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, files.Stat(JoinPath(folder, kManifestFile)));
-  // A name in run_dir/checkpoints, whether a checkpoint of that name exists or not.
-  const std::string store = ParentPath(folder) + "/checkpoints";
-  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo run, files.Stat(JoinPath(ParentPath(folder), kRunIdFile)));
-  if (manifest.exists || (run.exists && (folder == store || folder == "checkpoints"))) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(out, " would lie among the checkpoints of a run; write it elsewhere"));
-  }
+  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(out, files));
   CAROUSEL_ASSIGN_OR_RETURN(const std::string of_folder, ReadRunIdFile(folder, &files));
   if (of_folder.empty() || of_folder == id) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(

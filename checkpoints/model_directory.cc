@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "checkpoints/run_identity.h"
 #include "checkpoints/safetensors.h"
 #include "core/base/status_macros.h"
 
@@ -136,6 +137,12 @@ absl::Status CheckDestination(const std::string& out, bool overwrite, FileSystem
     const bool has_config = std::any_of(names.begin(), names.end(), [](const std::string& name) {
       return name == "config.json" || name == "config.yaml";
     });
+    const bool has_run = std::any_of(names.begin(), names.end(), [](const std::string& name) {
+      return name == "checkpoints" || name == kRunIdFile;
+    });
+    if (has_run) {
+      return absl::AlreadyExistsError(absl::StrCat(out, " is a run directory: it will not be replaced"));
+    }
     if (names.empty() || has_config) return absl::OkStatus();
   }
   return absl::AlreadyExistsError(absl::StrCat(
@@ -174,6 +181,11 @@ absl::StatusOr<ModelDirectoryResult> WriteModelDirectory(const ModelDirectory& d
     return absl::InvalidArgumentError(
         absl::StrCat("cannot create a directory named \"", directory.out_dir, "\""));
   }
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo parent, files.Stat(ParentPath(out)));
+  if (parent.exists && !parent.is_directory) {
+    return absl::FailedPreconditionError(absl::StrCat(ParentPath(out), " is a file; a directory is needed"));
+  }
+  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(out, files));
   bool replaces = false;
   CAROUSEL_RETURN_IF_ERROR(CheckDestination(out, directory.overwrite, files, &replaces));
 

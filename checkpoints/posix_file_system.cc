@@ -164,7 +164,8 @@ absl::StatusOr<std::unique_ptr<WritableFile>> PosixFileSystem::CreateFile(const 
 }
 
 absl::StatusOr<std::unique_ptr<ReadableFile>> PosixFileSystem::OpenFile(const std::string& path) {
-  Descriptor fd(OpenRetrying(path, O_RDONLY));
+  // Not to wait for somebody who writes to a pipe.
+  Descriptor fd(OpenRetrying(path, O_RDONLY | O_NONBLOCK));
   if (fd.get() < 0) return ErrnoStatus(errno, "opening", path);
   struct stat info;
   if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "inspecting", path);

@@ -217,9 +217,13 @@ absl::StatusOr<RewriteResult> ReshardInto(CheckpointTensors source, const std::s
   // Again, now that nobody else writes here.
   CAROUSEL_RETURN_IF_ERROR(CheckMayReceive(run_dir, id, source.info().dir, &files));
   CAROUSEL_RETURN_IF_ERROR(SweepLeftovers(run_dir, &files));
-  // A copy of a checkpoint is of the same run.
-  if (!id.empty()) CAROUSEL_RETURN_IF_ERROR(WriteRunId(run_dir, id, &files));
-  return Reshard(std::move(source), run_dir, files, options).Run(num_ranks, max_file_bytes);
+  CAROUSEL_ASSIGN_OR_RETURN(
+      const RewriteResult result,
+      Reshard(std::move(source), run_dir, files, options).Run(num_ranks, max_file_bytes));
+  // A copy of a checkpoint is of the same run. Where this cannot be written the checkpoint says so.
+  const absl::Status identified = id.empty() ? absl::OkStatus() : WriteRunId(run_dir, id, &files);
+  if (!identified.ok()) CAROUSEL_LOG(WARNING) << identified.message();
+  return result;
 }
 }  // namespace
 
@@ -235,11 +239,12 @@ absl::StatusOr<RewriteResult> ReshardCheckpoint(const std::string& dir, const st
   FileSystem& files = options.files != nullptr ? *options.files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(CheckpointTensors source, CheckpointTensors::Open(dir, &files));
   const std::string id = IsRunId(source.info().run_id) ? source.info().run_id : std::string();
+  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(run_dir, files));
   CAROUSEL_RETURN_IF_ERROR(CheckMayReceive(run_dir, id, dir, &files));
   CAROUSEL_ASSIGN_OR_RETURN(const MadeDirectories made, MadeDirectories::Note(run_dir, files));
   const absl::StatusOr<RewriteResult> result =
       ReshardInto(std::move(source), id, run_dir, num_ranks, max_file_bytes, files, options);
-  if (!result.ok()) made.RemoveAgain(/*with_run_id=*/true);
+  if (!result.ok()) made.RemoveAgain();
   return result;
 }
 }  // namespace carousel

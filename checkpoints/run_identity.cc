@@ -20,17 +20,6 @@ constexpr size_t kIdDigits = 32;
 constexpr char kPrefix[] = "run ";
 constexpr int64_t kMaxFileBytes = 4096;
 
-std::string LastPart(const std::string& path) {
-  const size_t end = path.find_last_not_of('/') + 1;
-  const size_t slash = path.rfind('/', end == 0 ? 0 : end - 1);
-  return slash == std::string::npos ? path.substr(0, end) : path.substr(slash + 1, end - slash - 1);
-}
-// The directory above, also of what ends in "." or "..".
-std::string Above(const std::string& path) {
-  const std::string last = LastPart(path);
-  return last == "." || last == ".." ? JoinPath(path, "..")
-                                     : ParentPath(path.substr(0, path.find_last_not_of('/') + 1));
-}
 std::string Name(const std::string& id) { return id.empty() ? "an unknown run" : absl::StrCat("run ", id); }
 }  // namespace
 
@@ -105,9 +94,9 @@ absl::Status WriteRunId(const std::string& run_dir, const std::string& id, FileS
 }
 
 std::string RunDirAbove(const std::string& dir) {
-  const std::string store = Above(dir), name = LastPart(store);
+  const std::string store = DirectoryAbove(dir), name = NameAtEnd(store);
   if (name != "checkpoints" && name != "." && name != "..") return "";
-  return Above(store);
+  return DirectoryAbove(store);
 }
 
 absl::Status CheckBelongs(const std::string& dir, const std::string& id_in_manifest, FileSystem& files) {
@@ -119,6 +108,24 @@ absl::Status CheckBelongs(const std::string& dir, const std::string& id_in_manif
   return absl::DataLossError(absl::StrCat(
       JoinPath(dir, kManifestFile), " is of another run: of run ", id_in_manifest, ", and ",
       JoinPath(run_dir, kRunIdFile), " says run ", id, "; move the checkpoint to a directory of its own"));
+}
+
+absl::Status CheckOutsideCheckpoints(const std::string& path, FileSystem& files) {
+  std::string folder = DirectoryAbove(path);
+  // A checkpoint is a directory in checkpoints/ of a run, and nothing lies deeper: two levels will do.
+  for (int level = 0; level < 2; ++level, folder = DirectoryAbove(folder)) {
+    CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, files.Stat(JoinPath(folder, kManifestFile)));
+    bool inside = manifest.exists;
+    if (!inside && NameAtEnd(folder) == "checkpoints") {
+      CAROUSEL_ASSIGN_OR_RETURN(const FileInfo run, files.Stat(JoinPath(DirectoryAbove(folder), kRunIdFile)));
+      inside = run.exists;
+    }
+    if (inside) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(path, " would lie among the checkpoints of a run; choose another place"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckStillSame(const std::string& run_dir, const std::string& id, FileSystem& files) {

@@ -43,6 +43,9 @@ absl::Status CheckBelongs(const std::string& dir, const std::string& id_in_manif
 // what: "a checkpoint of runs/a", for the message. OK if nothing lives in run_dir.
 absl::Status CheckMayReceive(const std::string& run_dir, const std::string& id, const std::string& what,
                              FileSystem* files = nullptr);
+// FailedPrecondition if `path`, a file or directory that a command is to make, would lie in a checkpoint or
+// among those of a run.
+absl::Status CheckOutsideCheckpoints(const std::string& path, FileSystem& files);
 // FailedPrecondition if run_id of run_dir says another run than `id`, for which a checkpoint is to be saved.
 // OK if either says nothing.
 absl::Status CheckStillSame(const std::string& run_dir, const std::string& id, FileSystem& files);

@@ -27,10 +27,11 @@ void AddLs(CLI::App* command, std::function<int()>* run) {
       command, run, "ls", "Which checkpoints a run has, and in what state they are", ListRunCheckpoints);
   ls->add_option("RUN_DIR", options->path, "A run directory or one checkpoint")->required();
   ls->footer(
-      R"(Marks: "good": the run went on well after it; "best": the lowest validation loss; "for ever": kept by
-checkpoint.keep_every_steps. "complete" means that the manifest is whole and all files have their sizes;
-`verify` reads them. What --checkpoint_fallback set aside (.bad-*) and what is being written (.tmp-*) is
-listed last.
+      R"(Marks: "good": the run went on well after it; "best": the lowest validation losses, as many as
+checkpoint.keep_best keeps, at least one; "for ever": kept by checkpoint.keep_every_steps. "complete" means
+that the manifest is whole and all files have their sizes; `verify` reads them. Files are those in the
+manifest and the manifest itself. What was set aside by --checkpoint_fallback (.bad-*) or --from_good
+(.aside-*) and what is being written (.tmp-*) is listed last.
 Example:
   carousel checkpoint ls runs/demo)");
 }
@@ -42,7 +43,7 @@ void AddVerify(CLI::App* command, std::function<int()>* run) {
       VerifyRunCheckpoints);
   verify->add_option("DIR", options->path, "A run directory (all its checkpoints) or one checkpoint")
       ->required();
-  verify->footer(R"(Exits 0 if everything is as it was written, otherwise 1; names file, block and tensor.
+  verify->footer(R"(Exits 0 if everything is as it was written, otherwise not; names file, block and tensor.
 Examples:
   carousel checkpoint verify runs/demo
   carousel checkpoint verify runs/demo/checkpoints/step-000000200)");
@@ -130,7 +131,8 @@ void AddReshard(CLI::App* command, std::function<int()>* run) {
       ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40));  // with less, files would be mostly headers
   reshard->footer(
       R"(Not needed to go on with another number of ranks or another mesh: every checkpoint loads on all of
-them. It is for storage that likes fewer or smaller files. The digests of all tensors are compared, and the
+them. It is for storage that likes fewer or smaller files. The new
+checkpoint is one of the same run, so OUT_RUN_DIR must be new or of that run. The digests of all tensors are compared, and the
 new files read back, before the checkpoint gets its name. Memory: some 100 MiB whatever the size.
 Examples:
   carousel checkpoint reshard runs/demo runs/demo_one_file --ranks 1
@@ -155,7 +157,7 @@ void AddPrune(CLI::App* command, std::function<int()>* run) {
   prune->footer(
       R"(What is not given is as the config of the run says. The newest checkpoint and the newest that is
 marked as good are never removed, and nothing is before the newest was read and found to be whole.
-Refused while the run is being trained.
+Refused while the run is being trained. Checkpoints of another run are never removed.
 Examples:
   carousel checkpoint prune runs/demo --keep_last 2
   carousel checkpoint prune runs/demo --keep_last 2 --keep_every_steps 10000 --keep_best 1 --yes)");

@@ -27,9 +27,11 @@ double SecondsSince(int64_t unix_nanos) {
 // "good, best" and why it stays, by step.
 std::map<int64_t, std::string> DescribeMarks(const std::vector<CheckpointMarks>& marks,
                                              const std::string& run_dir) {
-  const std::vector<unsigned> reasons = KeepReasons(marks, PolicyOfRun(run_dir));
-  // The best is worth knowing whether the policy keeps it or not.
-  const std::vector<unsigned> best = KeepReasons(marks, {.keep_last = 1, .keep_best = 1});
+  const RetentionPolicy policy = PolicyOfRun(run_dir);
+  const std::vector<unsigned> reasons = KeepReasons(marks, policy);
+  // All that are kept for it; the best one is worth knowing whether the policy keeps it or not.
+  const std::vector<unsigned> best =
+      KeepReasons(marks, {.keep_last = 1, .keep_best = std::max<int64_t>(1, policy.keep_best)});
   std::map<int64_t, std::string> texts;
   for (size_t i = 0; i < marks.size(); ++i) {
     std::string text = marks[i].good ? "good" : "";
@@ -51,7 +53,9 @@ bool VerifyOne(const std::string& dir) {
     report = VerifyCheckpoint(dir, [&](int64_t done, int64_t total) { bar.Show(done, total); });
   }
   if (!report.ok()) {
-    absl::PrintF("%s: DAMAGED\n  %s\n", dir, std::string(report.status().message()));
+    const bool damaged = absl::IsDataLoss(report.status()) || absl::IsNotFound(report.status());
+    absl::PrintF("%s: %s\n  %s\n", dir, damaged ? "DAMAGED" : "CANNOT BE READ",
+                 std::string(report.status().message()));
     return false;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -90,7 +94,7 @@ bool IsStepName(const std::string& name) { return absl::StartsWith(name, "step-"
 
 absl::StatusOr<std::vector<std::string>> ListCheckpointDirectories(const std::string& run_dir) {
   PosixFileSystem files;
-  const std::string store = JoinPath(run_dir, "checkpoints");
+  const std::string store = JoinPath(RunDirOf(run_dir), "checkpoints");
   std::vector<std::string> dirs;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(store));
   if (!info.is_directory) return dirs;
@@ -102,7 +106,7 @@ absl::StatusOr<std::vector<std::string>> ListCheckpointDirectories(const std::st
   std::sort(dirs.begin(), dirs.end(), [](const std::string& a, const std::string& b) {
     return a.size() != b.size() ? a.size() < b.size() : a < b;
   });
-  for (const char* const prefix : {".bad-step-", ".tmp-step-", ".trash-step-"}) {
+  for (const char* const prefix : {".bad-step-", ".aside-step-", ".tmp-step-", ".trash-step-"}) {
     for (const std::string& name : names) {
       if (absl::StartsWith(name, prefix)) dirs.push_back(JoinPath(store, name));
     }
@@ -131,26 +135,38 @@ absl::Status ListRunCheckpoints(const CheckpointLsOptions& options) {
   }
   std::vector<std::string> dirs;
   std::vector<CheckpointMarks> marks;
-  if (OpenCheckpoint(options.path).ok()) {
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo manifest, files.Stat(JoinPath(options.path, "MANIFEST.pb")));
+  if (manifest.exists) {
     dirs = {options.path};
   } else {
     CAROUSEL_ASSIGN_OR_RETURN(dirs, ListCheckpointDirectories(options.path));
-    CAROUSEL_ASSIGN_OR_RETURN(marks, ReadMarks(options.path));
+    // What cannot be read must not hide the rest.
+    absl::StatusOr<std::vector<CheckpointMarks>> all = ReadMarks(RunDirOf(options.path));
+    if (all.ok()) marks = *std::move(all);
+    if (!all.ok()) absl::PrintF("marks are not shown: %s\n", std::string(all.status().message()));
   }
   if (dirs.empty()) {
     absl::PrintF("no checkpoint in %s\n", options.path);
     return absl::OkStatus();
   }
-  const std::map<int64_t, std::string> descriptions = DescribeMarks(marks, options.path);
+  const std::map<int64_t, std::string> descriptions = DescribeMarks(marks, RunDirOf(options.path));
   absl::PrintF("%-28s %12s %16s %6s %6s %11s %8s %10s  %-16s  %s\n", "name", "step", "tokens", "ranks",
                "files", "bytes", "age", "loss", "marks", "state");
+  const auto is_foreign = [&marks](const std::string& name) {
+    return std::any_of(marks.begin(), marks.end(), [&](const CheckpointMarks& of) {
+      return of.foreign && name == absl::StrFormat("step-%09d", of.step);
+    });
+  };
   for (const std::string& dir : dirs) {
     const std::string name = LastName(dir);
     const absl::StatusOr<CheckpointInfo> info = OpenCheckpoint(dir);
     if (!info.ok()) {
       absl::PrintF("%-28s %12s %16s %6s %6s %11s %8s %10s  %-16s  %s\n", name, "-", "-", "-", "-", "-", "-",
                    "-", "",
-                   absl::StrCat(absl::IsNotFound(info.status()) ? "not complete: " : "damaged: ",
+                   absl::StrCat(is_foreign(name)                  ? "refused: "
+                                : absl::IsNotFound(info.status()) ? "not complete: "
+                                : absl::IsDataLoss(info.status()) ? "damaged: "
+                                                                  : "cannot be read: ",
                                 std::string(info.status().message())));
       continue;
     }
@@ -191,6 +207,6 @@ absl::Status VerifyRunCheckpoints(const CheckpointVerifyOptions& options) {
   for (const std::string& dir : dirs) num_damaged += !VerifyOne(dir);
   if (num_damaged == 0) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(num_damaged, " of ", dirs.size(), " checkpoints ",
-                                          num_damaged == 1 ? "is" : "are", " damaged"));
+                                          num_damaged == 1 ? "is" : "are", " damaged or cannot be read"));
 }
 }  // namespace carousel

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <set>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -35,7 +36,8 @@ absl::Status PrintFiles(const std::string& dir) {
   absl::PrintF("\n%-36s %16s\n", "file", "bytes");
   for (const std::string& name : names) {
     CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(JoinPath(dir, name)));
-    absl::PrintF("%-36s %16d\n", name, info.size);
+    absl::PrintF("%-36s %16d%s\n", name, info.size,
+                 name == "MANIFEST.json" ? "  for people, not counted" : "");
   }
   return absl::OkStatus();
 }
@@ -43,7 +45,7 @@ absl::Status PrintFiles(const std::string& dir) {
 void PrintHead(const CheckpointInfo& info) {
   const TrainState& state = info.state;
   const auto line = [](const char* what, const std::string& value) {
-    absl::PrintF("%-18s %s\n", what, value);
+    absl::PrintF("%-18s %s\n", what, absl::Utf8SafeCEscape(value));  // files may come from anywhere
   };
   line("checkpoint", info.dir);
   line("run", info.run_id);

@@ -110,19 +110,22 @@ Console::~Console() {
 void Console::Step(const StepLine& line) {
   interval_tokens_ += line.tokens;
   interval_seconds_ += line.seconds;
-  // The first step also makes the library's kernels: it would spoil the mean for long, so the second step
-  // starts the mean anew.
-  const bool settle = mean_step_seconds_ == 0 || second_;
-  mean_step_seconds_ =
-      settle ? line.seconds : mean_step_seconds_ + kSmoothing * (line.seconds - mean_step_seconds_);
-  second_ = first_;
+  // The first step of a process also makes kernels and meets cold caches, at the beginning of a run and after
+  // every resume: it says nothing about those to come. The plain mean of the next few, then the smoothed one.
+  if (!first_) {
+    const double weight = std::max(kSmoothing, 1.0 / static_cast<double>(++num_timed_));
+    mean_step_seconds_ += weight * (line.seconds - mean_step_seconds_);
+  }
 
   const bool last = line.step >= line.total_steps;
   const bool due = line.step % options_.log_every_steps == 0 || first_ || last;
   first_ = false;
-  const double seconds_left = mean_step_seconds_ * static_cast<double>(line.total_steps - line.step);
+  const double seconds_left = num_timed_ > 0 || last
+                                  ? mean_step_seconds_ * static_cast<double>(line.total_steps - line.step)
+                                  : std::nan("");  // not known yet
   if (options_.terminal.live) {
-    const double rate = mean_step_seconds_ > 0 ? static_cast<double>(line.tokens) / mean_step_seconds_ : 0;
+    const double seconds = num_timed_ > 0 ? mean_step_seconds_ : line.seconds;
+    const double rate = seconds > 0 ? static_cast<double>(line.tokens) / seconds : 0;
     EraseLive();
     live_ = Fields(line, rate, seconds_left);
     if (static_cast<int64_t>(live_.size()) >= options_.terminal.columns) {

@@ -59,13 +59,15 @@ class Console {
 
   std::ostream& out_;
   ConsoleOptions options_;
-  bool first_ = true, second_ = false;
+  bool first_ = true;
   std::string live_;  // the live line as it stands on the screen; empty if none
   // Of the steps since the last plain line, for tokens per second.
   int64_t interval_tokens_ = 0;
   double interval_seconds_ = 0;
-  // Exponential mean of the seconds per step, for the time that is left.
+  // Mean of the seconds per step, the newest ones above all, for the time that is left; without the first
+  // step.
   double mean_step_seconds_ = 0;
+  int64_t num_timed_ = 0;
 };
 
 // "0:04:21", "27:10:05", "3d 04:00:00"; "-" for what is not finite or negative.

@@ -1,4 +1,5 @@
 // `carousel export`: weights for other programs.
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
@@ -118,8 +119,30 @@ absl::StatusOr<ModelDirectoryResult> Write(const ModelSource& source, const Opti
                   files);
 }
 
+// What --force replaces must not hold the model that is read.
+absl::Status CheckNotWithin(const std::string& model, const std::string& out) {
+  std::error_code unknown;
+  const std::filesystem::path inner = std::filesystem::weakly_canonical(model, unknown);
+  const std::filesystem::path outer = std::filesystem::weakly_canonical(out, unknown);
+  if (unknown || inner == outer) return absl::OkStatus();
+  const auto [end_of_outer, rest] = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end());
+  if (end_of_outer != outer.end()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--force would remove ", model, ", which is to be exported, with ", out, "; give another --out"));
+}
+
+absl::Status CheckNoDanglingLink(const std::string& out) {
+  std::error_code unknown;
+  if (!std::filesystem::is_symlink(out, unknown) || std::filesystem::exists(out, unknown)) {
+    return absl::OkStatus();
+  }
+  return absl::AlreadyExistsError(absl::StrCat(out, " is a link that leads nowhere; remove it"));
+}
+
 absl::Status Export(const Options& options) {
   CAROUSEL_ASSIGN_OR_RETURN(const ModelSource source, OpenModel(options.model));
+  CAROUSEL_RETURN_IF_ERROR(CheckNoDanglingLink(options.out));
+  if (options.force) CAROUSEL_RETURN_IF_ERROR(CheckNotWithin(source.path, options.out));
   const std::filesystem::path out(options.out);
   ModelCardOptions card;
   card.name = (out.filename().empty() ? out.parent_path() : out).filename().string();

@@ -9,8 +9,10 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "checkpoints/hf_names.h"
+#include "checkpoints/made_directories.h"
 #include "checkpoints/model_digests.h"
 #include "checkpoints/model_save.h"
+#include "checkpoints/run_identity.h"
 #include "core/base/check.h"
 #include "core/base/status_macros.h"
 #include "launcher/run_directory.h"
@@ -130,25 +132,22 @@ absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run) {
       absl::StrJoin(lines, "\n  ")));
 }
 
-absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
-                                             const std::string& build_line, const ImportProgress& progress) {
-  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run.run_dir));
-  if (!checkpoints.empty()) {
-    return absl::AlreadyExistsError(
-        absl::StrCat(run.run_dir, " is a run with ", checkpoints.size(), " checkpoints; give another --out"));
-  }
+namespace {
+absl::StatusOr<std::string> WriteRun(const WeightSource& weights, const RunSpec& run,
+                                     const std::string& build_line, const ImportProgress& progress) {
   CAROUSEL_RETURN_IF_ERROR(PrepareRunDirectory(run.run_dir));
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<RunLease> lease, RunLease::Acquire(run.run_dir));
   const DType dtype = WideOf(run.compute);
   const std::vector<Param> params = ModelParams(run.model);
   SaveRequest request;
   request.run_dir = run.run_dir;
-  request.run_id = "imported";
+  request.run_id = NewRunId();
   request.state.seed = run.seed;
   request.config_text = run.resolved_text;
   request.writer = build_line;
   request.lease = lease.get();
   CAROUSEL_RETURN_IF_ERROR(SaveWeights(weights, params, dtype, request, Part(progress, "import")));
+  CAROUSEL_RETURN_IF_ERROR(WriteRunId(run.run_dir, request.run_id));
   CAROUSEL_RETURN_IF_ERROR(RecordStart(run, build_line));
 
   CAROUSEL_ASSIGN_OR_RETURN(const std::string checkpoint, FindCheckpoint(run.run_dir));
@@ -169,6 +168,25 @@ absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const 
                                            .dtype = dtype,
                                            .progress = [&](int64_t bytes) { compare(bytes, total_bytes); }})
                                .status());
+  return checkpoint;
+}
+}  // namespace
+
+absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
+                                             const std::string& build_line, const ImportProgress& progress) {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run.run_dir));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::string id, RunIdOf(run.run_dir));
+  if (!checkpoints.empty() || !id.empty()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat(run.run_dir, " is ", id.empty() ? std::string("a run") : absl::StrCat("run ", id),
+                     " with ", checkpoints.empty() ? std::string("no") : absl::StrCat(checkpoints.size()),
+                     " checkpoints; give another --out"));
+  }
+  PosixFileSystem files;
+  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(run.run_dir, files));
+  CAROUSEL_ASSIGN_OR_RETURN(const MadeDirectories made, MadeDirectories::Note(run.run_dir, files));
+  absl::StatusOr<std::string> checkpoint = WriteRun(weights, run, build_line, progress);
+  if (!checkpoint.ok()) made.RemoveAgain();
   return checkpoint;
 }
 }  // namespace carousel

@@ -24,8 +24,9 @@ using ImportProgress = std::function<void(const char* part, int64_t done_bytes, 
 
 // Writes run.run_dir: config.textproto, build.txt (build_line) and a checkpoint of step 0 with the weights
 // and zero moments; then reads every byte of the checkpoint back, checks it and compares its digests with
-// those of `weights`. Returns the checkpoint's directory. AlreadyExists if the run directory holds
-// checkpoints. Everything passes through memory in pieces: it does not grow with the model. progress may be
+// those of `weights`. Returns the checkpoint's directory. AlreadyExists if the run directory holds a run,
+// with checkpoints or without. After an error no directory is left that was not there before and has no
+// checkpoint. Everything passes through memory in pieces: it does not grow with the model. progress may be
 // null.
 absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const RunSpec& run,
                                              const std::string& build_line,

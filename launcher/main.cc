@@ -30,6 +30,8 @@ constexpr char kFooterBegin[] =
 
 Files of a run, in its --run_dir:
   config.textproto            the config with every field, as it was used
+  build.txt                   version, revision and command of every start, one line each
+  run_id                      which run this is; every checkpoint says the same
   metrics.jsonl               one line per step, evaluation, sample and checkpoint
   checkpoints/                weights and optimizer state; training goes on from the newest
 

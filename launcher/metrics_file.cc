@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <unordered_set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checkpoints/file_system.h"
 #include "core/base/status_macros.h"
+#include "launcher/drop_lines.h"
 
 namespace carousel {
 namespace {
@@ -91,13 +94,15 @@ absl::Status MetricsFile::Rewind(int64_t finished_steps) {
     std::string kept;
     kept.reserve(old.size());
     bool changed = false;
+    std::unordered_set<std::string_view> seen;  // DropLines says how a line comes to be there twice
     for (size_t begin = 0; begin < old.size();) {
       const size_t newline = old.find('\n', begin);
       const size_t end = newline == std::string::npos ? old.size() : newline;
       const std::string line = old.substr(begin, end - begin);
+      const bool repeated = !seen.insert(std::string_view(old).substr(begin, end - begin)).second;
       begin = end + 1;
       const LineInfo line_info = Inspect(line);
-      const bool keep = line_info.whole && line_info.step <= finished_steps;
+      const bool keep = line_info.whole && line_info.step <= finished_steps && !repeated;
       dropped += !keep;
       // A last line without its end was cut short, even if what there is of it can be read.
       changed |= !keep || newline == std::string::npos;
@@ -108,7 +113,7 @@ absl::Status MetricsFile::Rewind(int64_t finished_steps) {
       if (line_info.saved) last_saved = std::max(last_saved, line_info.step);
     }
     file_.reset();
-    if (changed) CAROUSEL_RETURN_IF_ERROR(ReplaceFile(files, path_, kept));
+    if (changed) CAROUSEL_RETURN_IF_ERROR(DropLines(path_, old, kept));
   }
   CAROUSEL_ASSIGN_OR_RETURN(file_, AppendedFile::Open(path_));
   num_dropped_lines_ = dropped;

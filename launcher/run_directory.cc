@@ -10,10 +10,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/run_identity.h"
+#include "core/base/log.h"
 #include "core/base/status_macros.h"
 
 namespace carousel {
 namespace {
+
+constexpr int64_t kStartBytes = 64 << 10;  // config, lease and marks, in blocks of 4 KiB
 
 absl::Status ErrnoError(const std::string& what, const std::string& path, const std::string& fix) {
   const std::string reason = std::strerror(errno);
@@ -25,13 +30,15 @@ absl::Status ErrnoError(const std::string& what, const std::string& path, const 
 absl::Status WriteDurably(const std::string& path, const std::string& text) {
   const std::string temporary = path + ".tmp";
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return ErrnoError("cannot create", temporary, "");
+  const std::string fix = absl::StrCat(text.size(), " bytes are needed in ", path.substr(0, path.rfind('/')),
+                                       ": make room there");
+  if (fd < 0) return ErrnoError("cannot create", temporary, errno == ENOSPC ? fix : "");
   size_t done = 0;
   while (done < text.size()) {
     const ssize_t n = write(fd, text.data() + done, text.size() - done);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) {
-      const absl::Status status = ErrnoError("cannot write", temporary, "");
+      const absl::Status status = ErrnoError("cannot write", temporary, errno == ENOSPC ? fix : "");
       close(fd);
       unlink(temporary.c_str());
       return status;
@@ -40,7 +47,7 @@ absl::Status WriteDurably(const std::string& path, const std::string& text) {
   }
   const bool synced = fsync(fd) == 0;
   if (close(fd) != 0 || !synced || rename(temporary.c_str(), path.c_str()) != 0) {
-    const absl::Status status = ErrnoError("cannot write", path, "");
+    const absl::Status status = ErrnoError("cannot write", path, errno == ENOSPC ? fix : "");
     unlink(temporary.c_str());
     return status;
   }
@@ -54,11 +61,15 @@ std::string MetricsPath(const std::string& run_dir) { return run_dir + "/metrics
 absl::Status PrepareRunDirectory(const std::string& run_dir, FileSystem* files) {
   PosixFileSystem posix;
   FileSystem& fs = files != nullptr ? *files : posix;
+  if (run_dir.empty()) return absl::InvalidArgumentError("the name of the run directory is empty");
+  // Also where run_dir is itself the directory checkpoints of a run.
+  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(JoinPath(run_dir, "checkpoints"), fs));
   // A checkpoint survives a power failure only if every directory above it does.
   const absl::Status made = CreateDirectories(fs, run_dir);
   if (!made.ok()) {
     return absl::PermissionDeniedError(absl::StrCat("cannot make the run directory ", run_dir, ": ",
-                                                    made.message(), "; choose another with --run_dir"));
+                                                    made.message(),
+                                                    "; choose another with --run_dir (import: --out)"));
   }
   const std::string probe = JoinPath(run_dir, ".write_probe");
   absl::Status status = RemoveTree(fs, probe);  // of a start that died
@@ -66,21 +77,60 @@ absl::Status PrepareRunDirectory(const std::string& run_dir, FileSystem* files) 
   if (status.ok()) status = fs.RemoveFile(probe);
   // Another start tries the same just now: the lease decides between them.
   if (absl::IsAlreadyExists(status) || absl::IsNotFound(status)) status = absl::OkStatus();
+  if (absl::IsResourceExhausted(status)) {
+    (void)fs.RemoveFile(probe);
+    const absl::StatusOr<int64_t> available = fs.FreeBytes(run_dir);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the run directory cannot be written: ", status.message(), "; ",
+        available.ok() ? absl::StrCat(*available, " bytes are free in ", run_dir, " and ") : "", kStartBytes,
+        " are needed to begin: make room there, for example of old checkpoints (carousel "
+        "checkpoint ls ",
+        run_dir, ")"));
+  }
   if (!status.ok()) {
     return absl::Status(status.code(),
                         absl::StrCat("the run directory cannot be written: ", std::string(status.message()),
-                                     "; choose another with --run_dir"));
+                                     "; choose another with --run_dir (import: --out)"));
   }
   return absl::OkStatus();
 }
 
+absl::StatusOr<RunSpec> LoadRunOf(const std::string& run_dir, const RunOverrides& overrides,
+                                  std::string* taken_from) {
+  PosixFileSystem files;
+  CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(ConfigPath(run_dir)));
+  if (info.exists) return LoadRun(ConfigPath(run_dir), overrides);
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run_dir));
+  for (size_t i = checkpoints.size(); i-- > 0;) {
+    const absl::StatusOr<std::string> text = ReadCheckpointConfig(checkpoints[i]);
+    if (!text.ok()) continue;  // the load says what is wrong with it
+    const std::string path = ConfigPath(checkpoints[i]);
+    if (taken_from != nullptr) *taken_from = path;
+    return LoadRunFromText(*text, path, overrides);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(run_dir, " holds no run: there is no config.textproto",
+                   checkpoints.empty()
+                       ? " and no checkpoint"
+                       : absl::StrCat(", and none of its ", checkpoints.size(), " checkpoints can be read"),
+                   "; give --config"));
+}
+
 absl::Status RecordStart(const RunSpec& run, const std::string& build_line) {
-  CAROUSEL_RETURN_IF_ERROR(WriteDurably(ConfigPath(run.run_dir), run.resolved_text));
+  PosixFileSystem files;
+  const absl::StatusOr<std::string> before =
+      ReadFile(files, ConfigPath(run.run_dir), static_cast<int64_t>(run.resolved_text.size()));
+  if (!before.ok() || *before != run.resolved_text) {
+    CAROUSEL_RETURN_IF_ERROR(WriteDurably(ConfigPath(run.run_dir), run.resolved_text));
+  }
   const std::string path = run.run_dir + "/build.txt";
   std::FILE* file = std::fopen(path.c_str(), "a");
   if (file == nullptr) return ErrnoError("cannot open", path, "");
   const bool written = std::fprintf(file, "%s\n", build_line.c_str()) >= 0;
-  if (std::fclose(file) != 0 || !written) return ErrnoError("cannot write", path, "");
+  if (std::fclose(file) == 0 && written) return absl::OkStatus();
+  const absl::Status status = ErrnoError("cannot write", path, "");
+  if (!absl::IsResourceExhausted(status)) return status;
+  CAROUSEL_LOG(WARNING) << status.message() << "; this start is not in it";
   return absl::OkStatus();
 }
 

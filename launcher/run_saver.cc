@@ -51,7 +51,7 @@ absl::Status RunSaver::CheckMemory() const { return saver_->CheckMemory(); }
 SaveRequest RunSaver::MakeRequest(const TrainState& state) const {
   const RunSpec::Checkpoint& settings = parts_.run->checkpoint;
   return {.run_dir = parts_.run->run_dir,
-          .run_id = parts_.run->run_dir,
+          .run_id = parts_.run_id,
           .state = state,
           .slices = {},
           .config_text = parts_.run->resolved_text,

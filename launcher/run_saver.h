@@ -24,6 +24,7 @@ class RunSaver {
   // Everything outlives the saver. `world` null: a single rank.
   struct Parts {
     const RunSpec* run = nullptr;
+    std::string run_id = {};  // checkpoints/run_identity.h; the same on every rank
     Trainer* trainer = nullptr;
     Communicator* world = nullptr;
     int64_t attempt = 0;  // SaveRequest::attempt

@@ -38,7 +38,8 @@ RankOptions OptionsOf(const TrainCommandOptions& options) {
                         {"--preflight", absl::StrCat(static_cast<int>(options.train.preflight))},
                         {"--fresh", options.train.fresh ? "yes" : "no"},
                         {"--checkpoint_fallback", options.train.checkpoint_fallback ? "yes" : "no"},
-                        {"--accept_change", options.train.accept_change ? "yes" : "no"}};
+                        {"--accept_change", options.train.accept_change ? "yes" : "no"},
+                        {"--from_good", options.train.from_good ? "yes" : "no"}};
   for (const std::string& set : options.config.sets) result.emplace_back("--set", set);
   return result;
 }
@@ -65,6 +66,7 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment)
   const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(run, environment);
   TrainOptions train = options.train;
   train.command_line = CommandLine();
+  train.has_config = !options.config.config.empty();
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
                             TrainingRun::Create(run, train, environment));
   return training->Train();
@@ -103,6 +105,11 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
                   "Refuse to go on: an error if the run directory holds a checkpoint");
   train->add_flag("--checkpoint_fallback", options->train.checkpoint_fallback,
                   "If the newest checkpoint is damaged, set it aside and take the newest one that is intact");
+  train
+      ->add_flag(
+          "--from_good", options->train.from_good,
+          "Go back to the newest checkpoint that is marked as good; later ones are set aside, not removed")
+      ->excludes("--fresh");
   train->add_flag(
       "--accept_change", options->train.accept_change,
       "Go on although data, batch, optimizer or schedule differ from what the run was begun with");
@@ -127,11 +134,16 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "other\n"
       "axes (sequence, tensor, pipe) sums are grouped differently and agree to rounding. Without --config "
       "the\n"
-      "config.textproto of the run directory counts, with what --set changed at earlier starts.\n\n"
+      "config.textproto of the run directory counts, with what --set changed at earlier starts; where that "
+      "file is "
+      "missing,\n"
+      "the copy in the newest checkpoint.\n\n"
       "Examples:\n"
       "  carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
       "  mpirun -np 2 carousel train --config configs/demo_bytes.textproto --run_dir runs/demo\n"
       "  carousel train --run_dir runs/demo                      # go on with it\n"
+      "  carousel train --run_dir runs/demo --from_good          # it diverged: go back to where all was "
+      "well\n"
       "  mpirun -np 8 carousel train --config configs/demo_bytes.textproto --run_dir runs/t --set "
       "parallel.tensor=2 --set parallel.shard=2\n"
       "  mpirun -np 8 carousel train --device cuda --config configs/xlstm_1b4.textproto --run_dir runs/1b4\n"

@@ -1,6 +1,5 @@
 #include "launcher/train_setup.h"
 
-#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -12,21 +11,15 @@
 namespace carousel {
 
 absl::StatusOr<RunSpec> LoadRunToTrain(const ConfigOptions& options) {
-  std::string config = options.config;
-  if (config.empty()) {
+  const RunOverrides overrides{.sets = options.sets, .run_dir = options.run_dir, .for_training = true};
+  if (options.config.empty()) {
     if (options.run_dir.empty()) {
       return absl::InvalidArgumentError(
           "say what to train: --config FILE.textproto for a new run, or --run_dir DIR to go on with one");
     }
-    config = ConfigPath(options.run_dir);
-    std::error_code unreadable;
-    if (!std::filesystem::exists(config, unreadable)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(options.run_dir, " holds no run (no config.textproto); give --config"));
-    }
+    return LoadRunOf(options.run_dir, overrides);
   }
-  CAROUSEL_ASSIGN_OR_RETURN(
-      RunSpec run, LoadRun(config, {.sets = options.sets, .run_dir = options.run_dir, .for_training = true}));
+  CAROUSEL_ASSIGN_OR_RETURN(RunSpec run, LoadRun(options.config, overrides));
   if (run.run_dir.empty()) {
     return absl::InvalidArgumentError(
         "say where the run lives: --run_dir DIR, or run_dir: \"DIR\" in the config");

@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "checkpoints/directory_probe.h"
+#include "checkpoints/rollback.h"
+#include "checkpoints/run_identity.h"
 #include "configs/load.h"
 #include "core/base/log.h"
 #include "core/base/status_exit_code.h"
@@ -85,6 +87,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   CAROUSEL_RETURN_IF_ERROR(self->Agree(DataError(self->OpenData())));
   CAROUSEL_RETURN_IF_ERROR(
       self->Agree(self->IsMain() ? WithExitCode(self->PrepareDirectory(), kExitNotSaved) : absl::OkStatus()));
+  self->run_id_ = BroadcastBytes(environment.world(), self->run_id_, /*root=*/0);
   CAROUSEL_RETURN_IF_ERROR(
       WithExitCode(ProbeRunDirectory(self->run_.run_dir, &environment.world(), environment.local_rank() == 0),
                    kExitNotSaved));
@@ -221,8 +224,20 @@ absl::Status TrainingRun::PrepareDirectory() {
   if (absl::IsCancelled(lease.status())) return WithExitCode(lease.status(), kExitStopped);
   CAROUSEL_RETURN_IF_ERROR(lease.status());
   lease_ = *std::move(lease);
+  CAROUSEL_RETURN_IF_ERROR(WithExitCode(CheckRunId(), kExitUsage));
   CAROUSEL_RETURN_IF_ERROR(WithExitCode(CheckEarlierConfig(), kExitUsage));
   return SweepLeftovers(run_.run_dir);
+}
+
+// Which run this is. What begins without a checkpoint is a new one.
+absl::Status TrainingRun::CheckRunId() {
+  CAROUSEL_ASSIGN_OR_RETURN(const std::vector<std::string> checkpoints, ListCheckpoints(run_.run_dir));
+  if (!checkpoints.empty()) {
+    // With --checkpoint_fallback the load sets aside what is of another run.
+    CAROUSEL_ASSIGN_OR_RETURN(run_id_, RunIdOf(run_.run_dir, /*all=*/!options_.checkpoint_fallback));
+  }
+  if (run_id_.empty()) run_id_ = NewRunId();
+  return absl::OkStatus();
 }
 
 // Rank 0 only, once nothing can be refused any more: a start that failed leaves the directory as it was.
@@ -239,6 +254,10 @@ absl::Status TrainingRun::OpenRecords() {
   if (last_saved_step < loaded_step_) {
     CAROUSEL_RETURN_IF_ERROR(metrics_->AppendCheckpoint({.step = loaded_step_, .outcome = "found"}));
   }
+  const absl::Status identified = WriteRunId(run_.run_dir, run_id_);
+  // Without it the checkpoints say which run this is.
+  if (absl::IsResourceExhausted(identified)) CAROUSEL_LOG(WARNING) << identified.message();
+  if (!identified.ok() && !absl::IsResourceExhausted(identified)) return identified;
   return RecordStart(
       run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line));
 }
@@ -262,14 +281,21 @@ absl::Status TrainingRun::CheckEarlierConfig() {
   }
   // What the newest checkpoint was made with; if it is too damaged to say, what the run was started with
   // last.
-  const absl::StatusOr<std::string> saved = ReadCheckpointConfig(checkpoints.back());
+  const absl::StatusOr<std::string> good = FindGoodCheckpoint(run_.run_dir);
+  const std::string from = options_.from_good && good.ok() ? *good : checkpoints.back();
+  const absl::StatusOr<std::string> saved = ReadCheckpointConfig(from);
   const RunOverrides here{.run_dir = run_.run_dir};
+  std::string taken_from;
+  const absl::StatusOr<RunSpec> of_directory = LoadRunOf(run_.run_dir, here, &taken_from);
+  if (!taken_from.empty()) {
+    CAROUSEL_LOG(WARNING) << ConfigPath(run_.run_dir) << " is missing; "
+                          << (options_.has_config ? "it is written anew, from --config"
+                                                  : absl::StrCat("the run goes on with ", taken_from));
+  }
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec earlier,
-                            saved.ok()
-                                ? LoadRunFromText(*saved, checkpoints.back() + "/config.textproto", here)
-                                : LoadRun(ConfigPath(run_.run_dir), here));
+                            saved.ok() ? LoadRunFromText(*saved, ConfigPath(from), here) : of_directory);
   // An imported run has trained nothing yet: it becomes what the config says, if the model is the same.
-  const absl::StatusOr<CheckpointInfo> newest = OpenCheckpoint(checkpoints.back());
+  const absl::StatusOr<CheckpointInfo> newest = OpenCheckpoint(from);
   const bool untrained = newest.ok() && newest->state.step == 0;
   const bool accept = options_.accept_change || untrained;
   std::vector<std::string> refused;
@@ -296,22 +322,40 @@ absl::Status TrainingRun::BuildTrainer() {
   return absl::OkStatus();
 }
 
-absl::Status TrainingRun::LoadOrInitialize() {
-  Communicator& world = environment_.world();
+// The newest checkpoint, or the newest good one; its directory. NotFound: the run has none yet.
+absl::StatusOr<std::string> TrainingRun::LoadEarlier() {
   std::optional<ProgressBar> bar(std::in_place, "loading");
   auto told = std::chrono::steady_clock::now();
-  const absl::StatusOr<std::string> loaded =
-      LoadNewestGood(run_.run_dir, trainer_->States(), &state_,
-                     {.fallback = options_.checkpoint_fallback,
-                      .communicator = &world,
-                      .progress = [&](int64_t done, int64_t total) {
-                        bar->Show(done, total);
-                        const auto now = std::chrono::steady_clock::now();
-                        if (now - told < std::chrono::seconds(10)) return;
-                        told = now;
-                        CAROUSEL_LOG(INFO) << "loading: " << 100 * done / std::max<int64_t>(total, 1) << " %";
-                      }});
+  const LoadOptions options{.fallback = options_.checkpoint_fallback,
+                            .communicator = &environment_.world(),
+                            .progress = [&](int64_t done, int64_t total) {
+                              bar->Show(done, total);
+                              const auto now = std::chrono::steady_clock::now();
+                              if (now - told < std::chrono::seconds(10)) return;
+                              told = now;
+                              CAROUSEL_LOG(INFO)
+                                  << "loading: " << 100 * done / std::max<int64_t>(total, 1) << " %";
+                            }};
+  if (!options_.from_good) return LoadNewestGood(run_.run_dir, trainer_->States(), &state_, options);
+  const absl::StatusOr<WentBack> went =
+      GoBackToGood(run_.run_dir, trainer_->States(), &state_, options, lease_.get());
   bar.reset();
+  if (absl::IsNotFound(went.status())) {
+    return WithExitCode(
+        absl::FailedPreconditionError(absl::StrCat("--from_good: ", went.status().message(),
+                                                   "; start without --from_good to go on from the newest")),
+        kExitUsage);
+  }
+  CAROUSEL_RETURN_IF_ERROR(went.status());
+  for (const std::string& dir : went->set_aside) {
+    CAROUSEL_LOG(WARNING) << "going back to " << went->dir << ": a later checkpoint is set aside as " << dir
+                          << "; remove it when it is not needed";
+  }
+  return went->dir;
+}
+
+absl::Status TrainingRun::LoadOrInitialize() {
+  const absl::StatusOr<std::string> loaded = LoadEarlier();
   if (loaded.ok()) {
     trainer_->LoadedStates();
     loaded_step_ = state_.step;
@@ -341,6 +385,7 @@ absl::Status TrainingRun::LoadOrInitialize() {
 absl::Status TrainingRun::MakeSaver() {
   const MeshSizes sizes = ResolveSizes(MakeMeshSpec(run_, environment_.size()));
   saver_ = std::make_unique<RunSaver>(RunSaver::Parts{.run = &run_,
+                                                      .run_id = run_id_,
                                                       .trainer = trainer_.get(),
                                                       .world = &environment_.world(),
                                                       .attempt = attempt_,

@@ -32,6 +32,8 @@ namespace carousel {
 struct TrainOptions {
   bool fresh = false;                // refuse a run directory that already holds a checkpoint
   bool checkpoint_fallback = false;  // take the newest checkpoint that is intact
+  bool from_good = false;   // take the newest checkpoint that is marked as good, set later ones aside
+  bool has_config = false;  // the config is not that of the run directory
   bool accept_change =
       false;  // go on although data, batch, optimizer or schedule differ from the run's config
   std::string device = "cpu";  // as --device takes it (launcher/command_device.h)
@@ -65,11 +67,13 @@ class TrainingRun {
 
   // The stages of Create.
   absl::Status PrepareDirectory();
+  absl::Status CheckRunId();
   absl::Status CheckEarlierConfig();
   absl::Status OpenDevice();
   absl::Status OpenData();
   absl::Status BuildTrainer();
   absl::Status LoadOrInitialize();
+  absl::StatusOr<std::string> LoadEarlier();
   absl::Status CheckLoadedData();
   absl::Status CheckLoadedMixture();
   void MakeLoader();
@@ -103,6 +107,7 @@ class TrainingRun {
   TrainOptions options_;
   Environment& environment_;
   std::unique_ptr<RunLease> lease_;  // rank 0
+  std::string run_id_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<RunMesh> mesh_;
   std::optional<Dataset> train_data_, validation_data_;
@@ -113,11 +118,11 @@ class TrainingRun {
   std::optional<EvaluationSource> evaluation_;
   ShardedSyncFactory sync_factory_;
   std::unique_ptr<Trainer> trainer_;
-  std::unique_ptr<Generator> generator_;  // rank 0, if samples are wanted
+  std::unique_ptr<Generator> generator_;   // rank 0, if samples are wanted
   std::unique_ptr<MetricsSinks> metrics_;  // rank 0
-  std::unique_ptr<Console> console_;      // rank 0
-  std::unique_ptr<RunHealth> health_;     // rank 0
-  std::unique_ptr<RunSaver> saver_;       // reads the trainer's memory, writes to the console
+  std::unique_ptr<Console> console_;       // rank 0
+  std::unique_ptr<RunHealth> health_;      // rank 0
+  std::unique_ptr<RunSaver> saver_;        // reads the trainer's memory, writes to the console
   TrainState state_;
   HealthPolicy policy_;
   int64_t loaded_step_ = -1;            // step of the checkpoint that the run went on from; -1: none

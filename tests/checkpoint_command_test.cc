@@ -1,9 +1,12 @@
 // `carousel checkpoint ...` on real directories.
 #include <gtest/gtest.h>
 
+#include <sys/stat.h>
+
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "launcher/commands.h"
 #include "tests/checkpoint_testing.h"
@@ -75,7 +78,7 @@ TEST_F(CheckpointCommand, LsListsWhatThereIsAndItsState) {
 
   EXPECT_TRUE(Has(RunCheckpoint({"ls", b_ + "/checkpoints/step-000000005"}).out, "complete"));
   EXPECT_TRUE(Has(RunCheckpoint({"ls", dir_.path()}).out, "no checkpoint in"));
-  EXPECT_EQ(RunCheckpoint({"ls", dir_.path() + "/none"}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"ls", dir_.path() + "/none"}).code, kExitFailure);
 }
 
 TEST_F(CheckpointCommand, VerifyExitsNonzeroAndNamesTheTensor) {
@@ -85,17 +88,17 @@ TEST_F(CheckpointCommand, VerifyExitsNonzeroAndNamesTheTensor) {
 
   FlipLastByte(newest_ + "/model-00000-of-00001.safetensors");
   const Outcome bad = RunCheckpoint({"verify", a_});
-  EXPECT_EQ(bad.code, 1);
+  EXPECT_EQ(bad.code, kExitFailure);
   EXPECT_TRUE(Has(bad.out, "step-000000003: ok") && Has(bad.out, "step-000000005: DAMAGED")) << bad.out;
   EXPECT_TRUE(Has(bad.out, "model-00000-of-00001.safetensors: block 0")) << bad.out;
   EXPECT_TRUE(Has(bad.out, "changed: tensor scale")) << bad.out;
   EXPECT_TRUE(Has(bad.err, "1 of 2")) << bad.err;
   EXPECT_EQ(RunCheckpoint({"verify", a_ + "/checkpoints/step-000000003"}).code, 0);
-  EXPECT_EQ(RunCheckpoint({"verify", newest_}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"verify", newest_}).code, kExitFailure);
 
   FlipLastByte(newest_ + "/MANIFEST.pb");
   EXPECT_TRUE(Has(RunCheckpoint({"verify", newest_}).out, "MANIFEST.pb is damaged"));
-  EXPECT_EQ(RunCheckpoint({"verify", dir_.path()}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"verify", dir_.path()}).code, kExitFailure);
 }
 
 TEST_F(CheckpointCommand, DiffIsZeroForEqualTensorsInAnyLayout) {
@@ -103,12 +106,12 @@ TEST_F(CheckpointCommand, DiffIsZeroForEqualTensorsInAnyLayout) {
   EXPECT_EQ(equal.code, 0);
   EXPECT_TRUE(Has(equal.out, "have the same weights and moments")) << equal.out;
   const Outcome different = RunCheckpoint({"diff", a_ + "/checkpoints/step-000000003", b_});
-  EXPECT_EQ(different.code, 1);
+  EXPECT_EQ(different.code, kExitFailure);
   EXPECT_TRUE(Has(different.out, "head.weight (exp_avg_sq): other values")) << different.out;
   EXPECT_TRUE(Has(different.out, "21 tensors differ")) << different.out;
   const Outcome weights = RunCheckpoint({"diff", a_ + "/checkpoints/step-000000003", b_, "--weights_only"});
   EXPECT_TRUE(Has(weights.out, "7 tensors differ")) << weights.out;
-  EXPECT_EQ(RunCheckpoint({"diff", a_, dir_.path()}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"diff", a_, dir_.path()}).code, kExitFailure);
 }
 
 TEST_F(CheckpointCommand, LsShowsLossesMarksAndWhatWasSetAside) {
@@ -134,6 +137,139 @@ TEST_F(CheckpointCommand, LsShowsLossesMarksAndWhatWasSetAside) {
       << damaged.out;
 }
 
+TEST_F(CheckpointCommand, LsMarksAllThatAreKeptAsTheBest) {
+  const std::string run = dir_.path() + "/best";
+  const std::string config =
+      "model { embedding_dim: 64 num_blocks: 1 num_heads: 2 }\ncheckpoint { keep_best: 2 }\n";
+  for (const int64_t step : {1, 2, 3}) {
+    ASSERT_TRUE(SaveStep(run, step, 1, 0, nullptr, nullptr, 1 << 30, "test-run", config).ok());
+    ASSERT_TRUE(RecordValidationLoss(run, step, 3.0 - 0.25 * static_cast<double>(step)).ok());
+  }
+  const Outcome all = RunCheckpoint({"ls", run});
+  EXPECT_FALSE(Has(all.out, "2.7500  best")) << all.out;
+  EXPECT_TRUE(Has(all.out, "2.5000  best") && Has(all.out, "2.2500  best")) << all.out;
+}
+
+TEST_F(CheckpointCommand, FilesAreCountedInOneWay) {
+  // Two shards, state, config and the manifest; MANIFEST.json is for people.
+  const Outcome stat = RunCheckpoint({"stat", newest_});
+  EXPECT_TRUE(Has(stat.out, "\nfiles              5\n")) << stat.out;
+  EXPECT_TRUE(Has(stat.out, "for people, not counted")) << stat.out;
+  const std::string bytes = stat.out.substr(stat.out.find("\nbytes") + 20, 40);
+  const std::string readable = bytes.substr(bytes.find('(') + 1, bytes.find(')') - bytes.find('(') - 1);
+  const Outcome verify = RunCheckpoint({"verify", newest_});
+  EXPECT_TRUE(Has(verify.out, "ok, 5 files, " + readable + ",")) << verify.out << stat.out;
+  EXPECT_TRUE(Has(RunCheckpoint({"ls", newest_}).out, "     5     " + readable))
+      << RunCheckpoint({"ls", newest_}).out;
+}
+
+TEST_F(CheckpointCommand, TheDirectoryOfTheCheckpointsIsTakenForItsRun) {
+  const std::string store = a_ + "/checkpoints";
+  for (const std::string& path : {store, store + "/"}) {
+    EXPECT_TRUE(Has(RunCheckpoint({"ls", path}).out, "step-000000005")) << path;
+    EXPECT_TRUE(Has(RunCheckpoint({"verify", path}).out, "step-000000003: ok")) << path;
+    EXPECT_EQ(RunCheckpoint({"diff", path, b_ + "/checkpoints"}).code, kExitOk) << path;
+    EXPECT_TRUE(Has(RunCheckpoint({"prune", path, "--keep_last", "1"}).out, "remove step-000000003")) << path;
+  }
+  EXPECT_EQ(RunDirOf(a_), a_);
+  EXPECT_EQ(RunDirOf(dir_.path()), dir_.path());
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(store);
+  EXPECT_TRUE(Has(RunCheckpoint({"ls", "."}).out, "step-000000005"));
+  EXPECT_EQ(RunCheckpoint({"stat", "step-000000005"}).code, kExitOk);
+  std::filesystem::current_path(before);
+}
+
+TEST_F(CheckpointCommand, AMissingShardIsNamedWithAFewOfItsTensorsAndTheirNumber) {
+  std::filesystem::remove(newest_ + "/optim-00000-of-00001.safetensors");
+  const Outcome stat = RunCheckpoint({"stat", newest_});
+  EXPECT_EQ(stat.code, kExitFailure);
+  EXPECT_TRUE(Has(stat.err, "optim-00000-of-00001.safetensors is missing; it holds tensors ")) << stat.err;
+  EXPECT_TRUE(Has(stat.err, " and 10 more, 14 in all")) << stat.err;
+}
+
+// What lies in the place of a file or a directory need not be one.
+TEST_F(CheckpointCommand, NothingStrangeInThePlaceOfAFileIsWaitedForOrFollowed) {
+  for (const std::string name : {"/MANIFEST.pb", "/state.pb", "/model-00000-of-00001.safetensors"}) {
+    const std::string path = newest_ + name, kept = dir_.path() + "/kept";
+    std::filesystem::rename(path, kept);
+    const auto expect_refused = [&](const char* what) {
+      const Outcome stat = RunCheckpoint({"stat", newest_, "--values"});
+      EXPECT_EQ(stat.code, kExitFailure) << what << " as " << path << stat.out;
+      EXPECT_TRUE(Has(stat.err, name.substr(1))) << what << ": " << stat.err;
+      EXPECT_EQ(RunCheckpoint({"verify", newest_}).code, kExitFailure) << what << " as " << path;
+      EXPECT_EQ(RunCheckpoint({"ls", a_}).code, kExitOk) << what << " as " << path;
+    };
+    ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);  // opening it to read would wait for a writer
+    expect_refused("a pipe");
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink("/dev/zero", path);
+    expect_refused("a device");
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink(path, path);
+    expect_refused("a link to itself");
+    std::filesystem::remove(path);
+    std::filesystem::create_directory(path);
+    expect_refused("a directory");
+    std::filesystem::remove(path);
+    std::ofstream(path).close();
+    std::filesystem::resize_file(path, uintmax_t{1} << 40);  // sparse
+    expect_refused("a terabyte");
+    std::filesystem::remove(path);
+    std::filesystem::rename(kept, path);
+  }
+  EXPECT_EQ(RunCheckpoint({"verify", newest_}).code, kExitOk);
+  // A link to a checkpoint is as good as one.
+  std::filesystem::rename(newest_, dir_.path() + "/elsewhere");
+  std::filesystem::create_symlink(dir_.path() + "/elsewhere", newest_);
+  EXPECT_EQ(RunCheckpoint({"verify", a_}).code, kExitOk);
+  ASSERT_TRUE(SaveStep(a_, 7, 3, 0, nullptr, nullptr).ok());
+  EXPECT_EQ(RunCheckpoint({"prune", a_, "--keep_last", "1", "--yes"}).code, kExitOk);
+  EXPECT_FALSE(std::filesystem::exists(std::filesystem::symlink_status(newest_))) << "the link goes";
+  EXPECT_TRUE(std::filesystem::exists(dir_.path() + "/elsewhere/MANIFEST.pb")) << "what it led to stays";
+}
+
+TEST_F(CheckpointCommand, WhatCannotBeADestinationIsRefusedAndLeavesNothing) {
+  const std::string file = dir_.path() + "/file";
+  std::ofstream(file) << "mine";
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"merge", a_, ""},
+                                                    {"merge", a_, file},
+                                                    {"merge", a_, file + "/below"},
+                                                    {"merge", a_, dir_.path() + "/none/below"},
+                                                    {"merge", a_, newest_ + "/inside"},
+                                                    {"reshard", a_, file},
+                                                    {"reshard", a_, file + "/below"},
+                                                    {"reshard", a_, newest_},
+                                                    {"reshard", a_, newest_ + "/inside"},
+                                                    {"reshard", a_, "/proc/none"},
+                                                    {"prune", file, "--keep_last", "1"},
+                                                    {"prune", newest_, "--keep_last", "1"},
+                                                    {"ls", file},
+                                                    {"verify", file},
+                                                    {"stat", file},
+                                                    {"stat", dir_.path() + "/none"},
+                                                    {"diff", a_, file}}) {
+    const Outcome outcome = RunCheckpoint(arguments);
+    EXPECT_TRUE(outcome.code >= 64 || outcome.code == -1) << arguments[0] << " " << arguments.back();
+    EXPECT_FALSE(outcome.err.empty()) << arguments[0] << " " << arguments.back();
+  }
+  std::set<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(dir_.path()))
+    left.insert(entry.path().filename());
+  EXPECT_EQ(left, (std::set<std::string>{"a", "b", "file"}));
+  EXPECT_EQ(std::filesystem::file_size(file), 4u);
+  EXPECT_EQ(RunCheckpoint({"verify", a_}).code, kExitOk) << "nothing was put into a checkpoint";
+}
+
+TEST_F(CheckpointCommand, TextOfAManifestCannotCommandTheTerminal) {
+  const std::string run = dir_.path() + "/c";
+  ASSERT_TRUE(SaveStep(run, 1, 1, 0, nullptr, nullptr, 1 << 30, "\033[2Jrun").ok());
+  const Outcome stat = RunCheckpoint({"stat", run});
+  EXPECT_EQ(stat.code, kExitOk);
+  EXPECT_FALSE(Has(stat.out, "\033")) << stat.out;
+  EXPECT_TRUE(Has(stat.out, "[2Jrun")) << stat.out;
+}
+
 TEST_F(CheckpointCommand, StatNamesWhatIsInACheckpointAndItsValues) {
   const Outcome all = RunCheckpoint({"stat", a_});
   EXPECT_EQ(all.code, 0);
@@ -146,16 +282,16 @@ TEST_F(CheckpointCommand, StatNamesWhatIsInACheckpointAndItsValues) {
   EXPECT_EQ(one.code, 0);
   EXPECT_TRUE(Has(one.out, "rms") && Has(one.out, "scale") && !Has(one.out, "conv")) << one.out;
   const Outcome none = RunCheckpoint({"stat", a_, "--tensor", "scala"});
-  EXPECT_EQ(none.code, 1);
+  EXPECT_EQ(none.code, kExitFailure);
   EXPECT_TRUE(Has(none.err, "no tensor scala") && Has(none.err, "closest are scale")) << none.err;
   FlipLastByte(newest_ + "/model-00000-of-00001.safetensors");
   EXPECT_EQ(RunCheckpoint({"stat", a_}).code, 0);
-  EXPECT_EQ(RunCheckpoint({"stat", a_, "--values"}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"stat", a_, "--values"}).code, kExitFailure);
 }
 
 TEST_F(CheckpointCommand, DiffByValueSaysHowFarTensorsAreApart) {
   const Outcome outcome = RunCheckpoint({"diff", a_ + "/checkpoints/step-000000003", b_, "--values"});
-  EXPECT_EQ(outcome.code, 1);
+  EXPECT_EQ(outcome.code, kExitFailure);
   EXPECT_TRUE(Has(outcome.out, "max |a-b|") && Has(outcome.out, "embedding.weight")) << outcome.out;
   EXPECT_FALSE(Has(RunCheckpoint({"diff", a_, b_, "--values"}).out, "max |a-b|"));
 }
@@ -166,7 +302,7 @@ TEST_F(CheckpointCommand, MergeAndReshardWriteWhatDiffFindsEqual) {
   EXPECT_EQ(merged.code, 0) << merged.err;
   EXPECT_TRUE(Has(merged.out, "21 tensors") && Has(merged.out, "digests equal")) << merged.out;
   EXPECT_TRUE(std::filesystem::exists(file));
-  EXPECT_EQ(RunCheckpoint({"merge", a_, file}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"merge", a_, file}).code, kExitFailure);
 
   const Outcome resharded = RunCheckpoint({"reshard", a_, run, "--ranks", "3"});
   EXPECT_EQ(resharded.code, 0) << resharded.err;
@@ -175,9 +311,9 @@ TEST_F(CheckpointCommand, MergeAndReshardWriteWhatDiffFindsEqual) {
   EXPECT_EQ(RunCheckpoint({"verify", run}).code, 0);
   const Outcome by_dir = RunCheckpoint({"reshard", newest_ + "/", run + "3"});
   EXPECT_TRUE(Has(by_dir.out, run + "3/checkpoints/step-000000005: ")) << by_dir.out << by_dir.err;
-  EXPECT_EQ(RunCheckpoint({"reshard", a_, run}).code, 1);
-  EXPECT_EQ(RunCheckpoint({"reshard", a_, run + "2", "--ranks", "0"}).code, 2);
-  EXPECT_EQ(RunCheckpoint({"reshard", dir_.path(), run}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"reshard", a_, run}).code, kExitFailure);
+  EXPECT_EQ(RunCheckpoint({"reshard", a_, run + "2", "--ranks", "0"}).code, kExitUsage);
+  EXPECT_EQ(RunCheckpoint({"reshard", dir_.path(), run}).code, kExitFailure);
   // One file per element would take hours and inodes.
   const Outcome tiny = RunCheckpoint({"reshard", a_, run + "4", "--max_file_bytes", "1"});
   EXPECT_TRUE(tiny.code == -1 && Has(tiny.err, "in range 1048576 to ")) << tiny.code << tiny.err;
@@ -194,7 +330,7 @@ TEST_F(CheckpointCommand, PruneRemovesNothingUnlessItIsToldTo) {
   {
     const auto lease = RunLease::Acquire(a_);
     ASSERT_TRUE(lease.ok());
-    EXPECT_EQ(RunCheckpoint({"prune", a_, "--keep_last", "1", "--yes"}).code, 1);
+    EXPECT_EQ(RunCheckpoint({"prune", a_, "--keep_last", "1", "--yes"}).code, kExitFailure);
   }
   EXPECT_TRUE(Has(RunCheckpoint({"prune", a_, "--keep_last", "2", "--yes"}).out, "nothing to remove"));
   // Without a number the config of the run decides; this one cannot be read as one, so everything stays.
@@ -204,7 +340,7 @@ TEST_F(CheckpointCommand, PruneRemovesNothingUnlessItIsToldTo) {
   EXPECT_FALSE(std::filesystem::exists(a_ + "/checkpoints/step-000000003"));
   EXPECT_TRUE(std::filesystem::exists(newest_));
   EXPECT_TRUE(Has(RunCheckpoint({"prune", a_, "--keep_last", "-1"}).err, "in range 0 to 1099511627776"));
-  EXPECT_EQ(RunCheckpoint({"prune", dir_.path(), "--keep_last", "1"}).code, 1);
+  EXPECT_EQ(RunCheckpoint({"prune", dir_.path(), "--keep_last", "1"}).code, kExitFailure);
 }
 
 TEST_F(CheckpointCommand, WithoutASubcommandItSaysWhichThereAre) {

@@ -146,10 +146,14 @@ inline SaveRequest RequestFor(const std::string& run_dir, int64_t step, int64_t 
 }
 // Saves the small model with the values of `seed` at `step`, as rank communicator->rank() (null: alone).
 inline absl::Status SaveStep(const std::string& run_dir, int64_t step, uint64_t seed, int64_t keep_last,
-                             Communicator* communicator, FileSystem* files,
-                             int64_t max_file_bytes = 1 << 30) {
+                             Communicator* communicator, FileSystem* files, int64_t max_file_bytes = 1 << 30,
+                             const std::string& run_id = "test-run",
+                             const std::string& config = "model {}\n") {
   RankState state(SmallModel(), communicator != nullptr ? communicator->size() : 1,
                   communicator != nullptr ? communicator->rank() : 0, seed);
-  return SaveCheckpoint(RequestFor(run_dir, step, keep_last, state, communicator, files, max_file_bytes));
+  SaveRequest request = RequestFor(run_dir, step, keep_last, state, communicator, files, max_file_bytes);
+  request.run_id = run_id;
+  request.config_text = config;
+  return SaveCheckpoint(request);
 }
 }  // namespace carousel

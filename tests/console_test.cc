@@ -80,6 +80,33 @@ TEST(Console, TokensPerSecondAreThoseOfTheInterval) {
   EXPECT_NE(lines[1].find("eta 0:00:01"), std::string::npos) << lines[1];
 }
 
+TEST(Console, TheTimeLeftIsNotToldFromTheFirstStepAndIsRightFromTheSecondOn) {
+  // As after a resume: the first step of the process is slow, and so is another one now and then.
+  for (const bool live : {false, true}) {
+    std::ostringstream out;
+    {
+      Console console(out, {.terminal = {.live = live, .columns = 200}, .log_every_steps = 1});
+      for (int64_t step = 501; step <= 504; ++step) {
+        Console::StepLine line = StepOf(step, 1000);
+        line.seconds = step == 501 ? 60 : step == 503 ? 3 : 1;
+        console.Step(line);
+        if (step == 501) {
+          EXPECT_NE(out.str().find("eta -"), std::string::npos) << out.str();
+        }
+        if (step == 502) {
+          EXPECT_NE(out.str().find("eta 0:08:18"), std::string::npos) << out.str();
+        }
+        if (step == 503) {  // (1 + 3) / 2 = 2 s
+          EXPECT_NE(out.str().find("eta 0:16:34"), std::string::npos) << out.str();
+        }
+        if (step == 504) {  // (1 + 3 + 1) / 3 s
+          EXPECT_NE(out.str().find("eta 0:13:47"), std::string::npos) << out.str();
+        }
+      }
+    }
+  }
+}
+
 // What a terminal shows: the text after the last carriage return of each line, erasures honoured.
 std::vector<std::string> Screen(const std::string& bytes, size_t columns) {
   std::vector<std::string> rows(1);
@@ -129,6 +156,9 @@ TEST(Console, ShowsEveryFieldOnTerminalsOfAllUsualWidths) {
     line.grad_norm = 12.5;
     line.tokens = 100000;
     line.seconds = 0.1;
+    --line.step;
+    console.Step(line);
+    ++line.step;
     console.Step(line);
     const std::string row = Screen(out.str(), static_cast<size_t>(columns))[0];
     for (const char* field : {"123456/999999", "loss ", "norm ", "lr ", "tok/s", "iB ", "eta 24:20:54"}) {

@@ -8,6 +8,9 @@
 #include <functional>
 #include <iterator>
 
+#include "absl/strings/str_cat.h"
+#include "checkpoints/run_identity.h"
+#include "tests/checkpoint_testing.h"
 #include "tests/memory_file_system.h"
 #include "tests/temp_dir.h"
 
@@ -112,6 +115,43 @@ TEST(RunDirectory, IsMadeWithItsParentsAndHoldsTheConfig) {
   std::ifstream config(ConfigPath(run.run_dir)), build(run.run_dir + "/build.txt");
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(config), {}), "model {}\n");
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(build), {}), "first\nsecond\n");
+}
+
+TEST(RunDirectory, TakesItsConfigFromTheNewestCheckpointThatCanBeReadWhereTheFileIsLost) {
+  const TempDir dir;
+  const auto config = [](int blocks) {
+    return absl::StrCat("model { embedding_dim: 64 num_blocks: ", blocks, " num_heads: 2 }\n");
+  };
+  const std::string run = dir.path();
+  EXPECT_EQ(LoadRunOf(run, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  for (const int step : {1, 2, 3}) {
+    ASSERT_TRUE(SaveStep(run, step, 1, 0, nullptr, nullptr, 1 << 30, "test-run", config(step)).ok());
+  }
+  std::string from;
+  EXPECT_EQ(LoadRunOf(run, {}, &from)->model.num_blocks, 3);
+  EXPECT_EQ(from, run + "/checkpoints/step-000000003/config.textproto");
+  std::filesystem::remove(run + "/checkpoints/step-000000003/MANIFEST.pb");
+  std::ofstream(run + "/checkpoints/step-000000002/config.textproto") << "damaged";
+  EXPECT_EQ(LoadRunOf(run, {}, &from)->model.num_blocks, 1);
+  std::filesystem::remove(run + "/checkpoints/step-000000001/state.pb");
+  const absl::Status none = LoadRunOf(run, {}).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(none.message()).find("none of its 2 checkpoints"), std::string::npos) << none;
+  std::ofstream(ConfigPath(run)) << config(7);
+  from.clear();
+  EXPECT_EQ(LoadRunOf(run, {}, &from)->model.num_blocks, 7);
+  EXPECT_EQ(from, "");
+}
+
+TEST(RunDirectory, IsNotMadeAmongTheCheckpointsOfAnother) {
+  const TempDir dir;
+  const std::string run = dir.path() + "/run";
+  ASSERT_TRUE(SaveStep(run, 1, 1, 0, nullptr, nullptr).ok());
+  ASSERT_TRUE(WriteRunId(run, NewRunId()).ok());
+  EXPECT_TRUE(PrepareRunDirectory(run).ok());
+  for (const char* const name : {"/checkpoints", "/checkpoints/new", "/checkpoints/step-000000001"}) {
+    EXPECT_EQ(PrepareRunDirectory(run + name).code(), absl::StatusCode::kFailedPrecondition) << name;
+  }
 }
 
 TEST(RunDirectory, IsThereAfterAPowerFailure) {
