@@ -32,8 +32,9 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run);
 // `manual` and `completion`; `app` must live until *run has returned.
 void AddManualCommands(CLI::App& app, std::function<int()>* run);
 
-// `carousel launch -np 8` as mpirun spells it: call it before the command line is parsed.
-void AcceptMpirunSpelling(int argc, char** argv);
+// If the command is launch: -np 8, as mpirun spells it, becomes --np 8, and signals wait until they are asked
+// for. Call it first in main.
+void BeginLaunch(int argc, char** argv);
 
 // Prints "carousel: <message>" to stderr and returns ExitCodeOf(status). REQUIRES: !status.ok().
 int ReportError(const absl::Status& status);

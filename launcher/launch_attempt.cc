@@ -102,7 +102,7 @@ class Watch {
   BannerFilter filter_;
   std::string output_;
   bool output_open_ = true, errors_open_ = true;
-  bool running_ = true, told_ = false;
+  bool running_ = true, told_ = false, out_of_time_ = false;
   ProcessEnd end_;
   double next_look_ = 0;
   double deadline_ = 0, next_request_ = 0;         // after the first stop signal
@@ -168,6 +168,7 @@ void Watch::LookAtSignals() {
   const bool again = told_ || signals_.count() > seen_signals_ + 1;
   seen_signals_ = signals_.count();
   if (again) {
+    out_of_time_ = true;
     EndNow("a second signal: ending at once");
     return;
   }
@@ -214,7 +215,10 @@ void Watch::Turn() {
       kill(child_.pid, SIGUSR2);
       next_request_ = now + kRepeatSeconds;
     }
-    if (now >= deadline_) EndNow("--grace is over: ending what is left");
+    if (now >= deadline_) {
+      out_of_time_ = true;
+      EndNow("--grace is over: ending what is left");
+    }
   }
   if (force_since_ > 0) Force();
   // Orphans of the job come to us as well.
@@ -255,6 +259,7 @@ void Watch::Fill(AttemptFacts* facts) const {
   facts->output = output_;
   facts->told_to_stop = told_;
   facts->ended_by_force = force_since_ > 0;
+  facts->out_of_time = out_of_time_;
   facts->stop_signal = signals_.first();
 }
 }  // namespace
@@ -263,6 +268,13 @@ absl::StatusOr<StopSignals> StopSignals::Take() {
   StopSignals signals;
   CAROUSEL_ASSIGN_OR_RETURN(signals.fd_, TakeSignals({SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2}));
   return signals;
+}
+
+void StopSignals::Hold() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2}) sigaddset(&set, signal);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
 }
 
 void StopSignals::Look() {

@@ -16,6 +16,8 @@ namespace carousel {
 class StopSignals {
  public:
   static absl::StatusOr<StopSignals> Take();
+  // They do nothing from now on, and are there for Take.
+  static void Hold();
   // Looks for new ones.
   void Look();
   int count() const { return count_; }

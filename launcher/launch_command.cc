@@ -227,9 +227,11 @@ void AddTimeOptions(CLI::App& launch, LaunchOptions* options) {
 }
 }  // namespace
 
-void AcceptMpirunSpelling(int argc, char** argv) {
+void BeginLaunch(int argc, char** argv) {
   static char np[] = "--np";
   if (argc < 2 || std::strcmp(argv[1], "launch") != 0) return;
+  // They wait until the supervisor asks for them.
+  StopSignals::Hold();
   for (int i = 2; i < argc && std::strcmp(argv[i], "train") != 0; ++i) {
     if (std::strcmp(argv[i], "-np") == 0) argv[i] = np;
   }

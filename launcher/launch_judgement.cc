@@ -228,19 +228,23 @@ AttemptExit Judge(const AttemptFacts& facts) {
 
   const AfterExit after = ActionAfter(exit.exit_code);
   if (after == AfterExit::kStop || exit.exit_code == kExitStopped) return exit;
-  // Told to stop: what was trained is in a checkpoint, or it is lost.
-  if (exit.step <= facts.checkpoint || exit.step < 0) {
-    exit.reason = exit.step < 0
-                      ? "stopped before the first step of this attempt"
-                      : absl::StrCat("stopped; everything up to step ", facts.checkpoint, " is saved");
-    exit.exit_code = kExitStopped;
+  const std::string saved =
+      facts.checkpoint < 0 ? "nothing" : absl::StrCat("everything up to step ", facts.checkpoint);
+  if (exit.step < 0) {
+    exit.reason = "stopped before the first step of this attempt";
+  } else if (exit.step <= facts.checkpoint) {
+    exit.reason = absl::StrCat("stopped; ", saved, " is saved");
   } else {
-    exit.reason = absl::StrCat("stopped by ", SignalText(facts.stop_signal), " after step ", exit.step,
-                               ", but the newest checkpoint is ",
-                               facts.checkpoint < 0 ? "none" : absl::StrCat("of step ", facts.checkpoint),
-                               ": ", exit.reason, "; give more time with --grace");
-    exit.exit_code = 128 + facts.stop_signal;
+    const std::string failure = exit.reason;
+    exit.reason =
+        absl::StrCat("stopped by ", SignalText(facts.stop_signal), " after step ", exit.step, ", and ", saved,
+                     " is saved: ", failure, facts.out_of_time ? "; give more time with --grace" : "");
+    if (facts.out_of_time) {
+      exit.exit_code = 128 + facts.stop_signal;
+      return exit;
+    }
   }
+  exit.exit_code = kExitStopped;
   return exit;
 }
 

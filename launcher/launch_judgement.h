@@ -41,6 +41,7 @@ struct AttemptFacts {
   std::string output = {};      // what it printed, the end of it
   bool told_to_stop = false;    // carousel launch was asked to end and passed it on
   bool ended_by_force = false;  // carousel launch ended what was left
+  bool out_of_time = false;     // because the grace was over, or a second signal came
   int stop_signal = 0;          // that asked it
   int64_t checkpoint_before = -1, checkpoint = -1, good_checkpoint = -1;  // steps; -1: none
   int64_t recorded_step = -1;                                             // the last one in metrics.jsonl
@@ -51,8 +52,10 @@ struct AttemptFacts {
 //   gives
 // way to the peer that knows why; among those that say the same the first one counts. A rank without a
 // record, killed together with what watched over it, is the cause if nobody else knows a better one.
-//   An attempt that was told to stop and left a checkpoint of what it had trained, or had trained nothing, is
-// kExitStopped whatever mpirun says; if steps are lost, 128 + the signal.
+//   An attempt that was told to stop is kExitStopped whatever mpirun says, also where it failed just then:
+//   the
+// same command goes on. Only if the time for saving was too short, and steps are lost by that, it is 128 +
+// the signal.
 AttemptExit Judge(const AttemptFacts& facts);
 
 // What the launch has been through.

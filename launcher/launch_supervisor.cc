@@ -202,6 +202,10 @@ int LaunchSupervisor::Run() {
   }
   signals_ = *std::move(signals);
   AdoptOrphans();
+  if (!Wait(0)) {
+    CAROUSEL_LOG(INFO) << "told to stop before anything was started";
+    return kExitStopped;
+  }
   LaunchHistory history{.best_checkpoint = NewestCheckpointStep(run_.run_dir)};
   bool from_good = false;
   while (true) {

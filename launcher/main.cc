@@ -77,7 +77,6 @@ int Run(int argc, char** argv) {
     std::fputs(app.help().c_str(), stderr);
     return carousel::kExitUsage;
   }
-  carousel::AcceptMpirunSpelling(argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -90,6 +89,7 @@ int Run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  carousel::BeginLaunch(argc, argv);
   InstallCrashHandler(argv[0]);
   // Nothing of ours throws; the standard library may, above all when memory ends.
   try {

@@ -120,10 +120,12 @@ TEST(Judge, SuspectsAreThoseThatRanksNameAndForHardwareTheirOwnHost) {
 }
 
 TEST(Judge, AStopThatSavedIsAStopWhateverMpirunSays) {
-  const auto stopped = [](std::vector<RankEnd> ends, ProcessEnd launcher, int64_t checkpoint,
-                          int64_t recorded) {
+  bool out_of_time = false;
+  const auto stopped = [&](std::vector<RankEnd> ends, ProcessEnd launcher, int64_t checkpoint,
+                           int64_t recorded) {
     AttemptFacts facts = Facts(std::move(ends), launcher);
     facts.told_to_stop = true;
+    facts.out_of_time = out_of_time;
     facts.stop_signal = SIGTERM;
     facts.checkpoint = checkpoint;
     facts.recorded_step = recorded;
@@ -138,9 +140,13 @@ TEST(Judge, AStopThatSavedIsAStopWhateverMpirunSays) {
   EXPECT_EQ(stopped({}, {.exit_code = 140}, -1, -1), 75);
   // A rank died while all were saving; it was saved.
   EXPECT_EQ(stopped({End(0, 71, 1), End(1, 139, 1)}, {.exit_code = 139}, 5, 5), 75);
-  // The grace was too short: steps are lost, and the code says so.
+  // A rank failed just then: steps are lost as by any failure, and the same command goes on.
+  EXPECT_EQ(stopped({End(0, 137, 1), End(1, 71, 1)}, {.exit_code = 1}, 4, 5), 75);
+  // The grace was too short: steps are lost by that, and the code says so.
+  out_of_time = true;
   EXPECT_EQ(stopped({End(0, 143, 1)}, {.exit_code = 1}, 4, 5), 143);
   EXPECT_EQ(stopped({}, {.exit_code = 1}, 4, 9), 143);
+  EXPECT_EQ(stopped({}, {.exit_code = 1}, 9, 9), 75);
   // It could not be saved, which a restart does not mend.
   EXPECT_EQ(stopped({End(0, 73, 1), End(1, 73, 1), End(2, 73, 1), End(3, 73, 1)}, {.exit_code = 73}, 4, 5),
             73);
