@@ -266,7 +266,7 @@ std::vector<std::string> Environment::AllVariables() {
   return variables;
 }
 
-absl::StatusOr<std::unique_ptr<Environment>> Environment::Start() {
+absl::StatusOr<std::unique_ptr<Environment>> Environment::Start(const Waiting& waiting) {
   std::unique_ptr<Environment> environment(new Environment());
   const GetEnv get_env = [](const char* name) { return std::getenv(name); };
   CAROUSEL_ASSIGN_OR_RETURN(const std::optional<TcpNodeOptions> tcp, DetectTcpLaunch(get_env));
@@ -274,6 +274,7 @@ absl::StatusOr<std::unique_ptr<Environment>> Environment::Start() {
   environment->host_ = HostName();
   if (tcp.has_value()) {
     CAROUSEL_RETURN_IF_ERROR(environment->StartTcp(*tcp));
+  environment->waiting_ = waiting;
   } else if (environment->launch_.announced_size == 1) {
     // One process needs no MPI, and gains its start-up time.
     environment->self_ = MakeSelfCommunicator();
@@ -293,8 +294,9 @@ absl::Status Environment::StartTcp(const TcpNodeOptions& options) {
              .launcher = "hand (CAROUSEL_RENDEZVOUS)",
              .announced_rank = options.rank,
              .announced_size = options.size};
-  CAROUSEL_ASSIGN_OR_RETURN(session_,
-                            StartTcpSession({.node = options, .peer = {.interrupted = EndRequested}}));
+  CAROUSEL_ASSIGN_OR_RETURN(
+      session_,
+      StartTcpSession({.node = options, .peer = {.interrupted = EndRequested, .waiting = waiting_}}));
   world_ = &session_->world();
   return absl::OkStatus();
 }
@@ -306,7 +308,8 @@ absl::Status Environment::StartMpi() {
   if (launch_.kind == LaunchInfo::Kind::kOpenMpi && !MayReadProcessMemory()) {
     setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);
   }
-  CAROUSEL_ASSIGN_OR_RETURN(session_, MpiSession::Start({.peer = {.interrupted = EndRequested}}));
+  CAROUSEL_ASSIGN_OR_RETURN(session_,
+                            MpiSession::Start({.peer = {.interrupted = EndRequested, .waiting = waiting_}}));
   world_ = &session_->world();
   const absl::Status agreed = CheckLaunch(launch_, world_->size(), true, session_->library());
   if (!agreed.ok()) Finish(ExitCodeOf(agreed));

@@ -59,7 +59,9 @@ class Environment {
   // Starts MPI if a launcher started this process, or meets the other ranks over TCP if its variables say so
   // (a process started alone does neither), and sets the rank that log lines and failed checks print. Errors
   // name the launcher and the fix.
-  static absl::StatusOr<std::unique_ptr<Environment>> Start();
+  // waiting: PeerOptions::waiting of all communicators.
+  using Waiting = std::function<void(const std::string& call, const std::vector<int>& ranks)>;
+  static absl::StatusOr<std::unique_ptr<Environment>> Start(const Waiting& waiting = nullptr);
   // Finish(kExitFailure), if it was not called: right only where every rank is about to do the same.
   ~Environment();
 
@@ -102,6 +104,7 @@ class Environment {
 
   LaunchInfo launch_;
   std::unique_ptr<Session> session_;    // null for a process alone
+  Waiting waiting_;
   std::unique_ptr<Communicator> self_;  // not null for a process alone
   Communicator* world_ = nullptr;       // one of the two
   int local_rank_ = 0, local_size_ = 1;

@@ -7,6 +7,8 @@
 #include <ctime>
 #include <initializer_list>
 
+#include "core/base/status_exit_code.h"
+
 namespace carousel {
 namespace {
 // A signal handler has no argument to reach an object through, so these flags are the globals of the program.
@@ -63,5 +65,13 @@ bool StopRequested() {
 bool EndRequested() {
   TakeSignals();
   return end_requested;
+}
+
+absl::Status StopStatus() {
+  if (!StopRequested()) return absl::OkStatus();
+  return WithExitCode(
+      absl::CancelledError("stopped by a signal before the first step; nothing was trained, and what "
+                           "was saved before is as it was"),
+      kExitStopped);
 }
 }  // namespace carousel

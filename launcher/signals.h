@@ -1,5 +1,6 @@
 // Asking a running job to stop: save and end at the next step.
 #pragma once
+#include "absl/status/status.h"
 
 namespace carousel {
 
@@ -16,4 +17,7 @@ void InstallStopSignals();
 bool StopRequested();
 // True once SIGTERM was among them: what launchers send to all ranks when one has died. Asked alike.
 bool EndRequested();
+// For what ranks agree on before the first step (core/train/agreement.h): Cancelled with kExitStopped once
+// StopRequested.
+absl::Status StopStatus();
 }  // namespace carousel

@@ -8,14 +8,17 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "launcher/attempt_recorder.h"
+#include "launcher/attempt_record.h"
 #include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/launch_rank.h"
 #include "launcher/preflight_run.h"
 #include "launcher/rank_agreement.h"
+#include "launcher/resume_command.h"
 #include "launcher/run_directory.h"
 #include "launcher/run_heartbeat.h"
+#include "launcher/run_watchdog.h"
 #include "launcher/signals.h"
 #include "launcher/train_setup.h"
 #include "launcher/suspect_hosts.h"
@@ -54,21 +57,31 @@ std::string CommandLine() {
   return text;
 }
 
-absl::Status Train(const TrainCommandOptions& options, Environment& environment) {
+absl::Status Train(const TrainCommandOptions& options, Environment& environment, Watchdog* watchdog) {
   Communicator& world = environment.world();
   CAROUSEL_RETURN_IF_ERROR(CheckSameBuild(world, environment.host(), VersionLine()));
   // The run first: a field that differs says more than an option. The config file need not be on every
+  IntroduceRanks(watchdog, environment);
   // machine: rank 0's counts.
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run,
                             AgreeOnRun(world, environment.host(), LoadRunToTrain(options.config)));
   CAROUSEL_RETURN_IF_ERROR(CheckSameOptions(world, environment.host(), OptionsOf(options)));
-  InstallStopSignals();
-  const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(run, environment);
+  IntroduceRun(watchdog, run, environment);
+  const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(
+      run, environment,
+      [recorder = options.train.recorder](int exit_code, const std::string& reason,
+                                          const std::vector<std::string>& suspect_hosts) {
+        recorder->Ending(exit_code, reason, suspect_hosts);
+      });
   TrainOptions train = options.train;
   train.command_line = CommandLine();
   train.has_config = !options.config.config.empty();
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
                             TrainingRun::Create(run, train, environment));
+  train.resume_command =
+      ResumeCommand(ProcessArguments(), environment.launcher(), environment.size(),
+                    /*launched=*/!Environment::Variable(kAttemptDirVariable).empty());
+  train.watchdog = watchdog;
   return training->Train();
 }
 
@@ -83,17 +96,28 @@ int RunTrain(const TrainCommandOptions& given) {
                            LaunchedRank(Environment::AllVariables()));
   TrainCommandOptions options = given;
   options.train.recorder = &recorder;
-  const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start();
+  // Before there are threads, and before anything can hang.
+  InstallStopSignals();
+  Watchdog watchdog({.ending =
+                         [&recorder](int exit_code, const std::string& reason,
+                                     const std::vector<std::string>& suspects) {
+                           recorder.Ending(exit_code, reason, suspects);
+                         },
+                     .end_requested = EndRequested});
+  const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start(
+      [&watchdog](const std::string& call, const std::vector<int>& ranks) { watchdog.Waiting(call, ranks); });
   if (!environment.ok()) {
     Ended(&recorder, environment.status());
     return ReportError(environment.status());
   }
   recorder.SetRank((*environment)->rank(), (*environment)->host());
-  const absl::Status status = Train(options, **environment);
+  const absl::Status status = Train(options, **environment, &watchdog);
   // The status is the same on every rank: one of them says it.
   if (!status.ok() && (*environment)->rank() == 0) ReportError(status);
   return (*environment)->Finish(Ended(&recorder, status));
 }
+  watchdog.ForgetCommunicators();
+  watchdog.Enter(Watchdog::Section::kFinish);
 }  // namespace
 
 CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {

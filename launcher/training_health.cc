@@ -120,6 +120,7 @@ absl::Status TrainingRun::RollBack(int64_t bad_step, const std::string& why) {
                                      " times already (health.max_rollbacks)"));
   }
   if (IsMain()) CAROUSEL_LOG(WARNING) << where << "; going back";
+  EnterSection(options_.watchdog, Watchdog::Section::kSave);
   // What is in flight is of an earlier state; if it cannot be saved it is not there to go back to.
   if (const absl::Status saved = saver_->Finish(); !saved.ok() && IsMain()) {
     CAROUSEL_LOG(WARNING) << saved.message();

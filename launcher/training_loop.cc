@@ -12,6 +12,7 @@
 #include "core/text/tokenizer.h"
 #include "core/text/utf8.h"
 #include "launcher/exit_codes.h"
+#include "launcher/run_watchdog.h"
 #include "launcher/signals.h"
 #include "launcher/training_run.h"
 
@@ -42,6 +43,7 @@ absl::Status TrainingRun::Train() {
   last_turn_ = Seconds();
   Stop stop = Stop::kNo;
   if (const absl::Status trained = TrainSteps(&stop); !trained.ok()) {
+    EnterSection(options_.watchdog, Watchdog::Section::kSave);
     // A save in flight is of an earlier, good state.
     if (const absl::Status saved = saver_->Finish(); !saved.ok() && IsMain()) {
       CAROUSEL_LOG(WARNING) << saved.message();
@@ -50,26 +52,48 @@ absl::Status TrainingRun::Train() {
   }
   // Whoever sent a signal may not wait long: save first, and leave the evaluation to the run that goes on.
   if (state_.step >= run_.steps) stop = Stop::kNo;
-  CAROUSEL_RETURN_IF_ERROR(saver_->SaveNow(StateToSave()));
+  // Nothing was trained: what there was before is left as it was.
+  EnterSection(options_.watchdog, Watchdog::Section::kSave);
+  if (stop != Stop::kSignal || state_.step > 0) CAROUSEL_RETURN_IF_ERROR(saver_->SaveNow(StateToSave()));
   if (stop != Stop::kSignal && evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
+  if (IsMain() && options_.watchdog != nullptr) {
+    RememberLimits(*options_.watchdog, run_.run_dir, environment_.size());
+  }
+  EnterSection(options_.watchdog, Watchdog::Section::kFinish);
   if (IsMain()) {
     if (evaluated_step_ == state_.step && !evaluation_report_.by_length.empty()) {
       console_->Message(FormatAccuracyTable(evaluation_report_));
     }
     const char* why = stop == Stop::kTokens   ? "token budget used up"
                       : stop == Stop::kTime   ? "time budget used up"
-                      : stop == Stop::kSignal ? "stopped by a signal; run the same command to go on"
+                      : stop == Stop::kSignal ? "stopped by a signal"
                                               : "finished";
     console_->Message(absl::StrFormat(
         "%s at step %d, %d tokens, %.1f min of training; %d steps skipped; run directory %s", why,
         state_.step, state_.consumed_tokens, state_.wall_seconds / 60, state_.skipped_steps, run_.run_dir));
   }
-  return absl::OkStatus();
+  return stop == Stop::kSignal ? StoppedBySignal() : absl::OkStatus();
+}
+
+absl::Status TrainingRun::StoppedBySignal() const {
+  return WithExitCode(
+      absl::CancelledError(absl::StrCat(
+          "stopped by a signal at step ", state_.step,
+          state_.step > 0 ? ", everything is saved" : ", nothing was trained yet", "; to go on: ",
+          options_.resume_command.empty() ? "run the same command again" : options_.resume_command)),
+      kExitStopped);
 }
 
 absl::Status TrainingRun::TrainSteps(Stop* stop) {
   *stop = state_.step < run_.steps ? StopBeforeTraining() : Stop::kNo;
+  // The attempt before this one was stopped in this evaluation, or before it.
+  if (*stop == Stop::kNo && state_.step > 0 && state_.step < run_.steps && evaluation_.has_value() &&
+      state_.step % run_.eval_every_steps == 0 && state_.evaluated_step < state_.step) {
+    Evaluate();
+  }
+  bool waits = false;  // this step, for copies of the state on any rank, or for a sample of rank 0
   while (state_.step < run_.steps && *stop == Stop::kNo) {
+    EnterSection(options_.watchdog, waits ? Watchdog::Section::kStepAfterSave : Watchdog::Section::kStep);
     const double start = Seconds();
     // What else all ranks must know after this step goes with its one reduction of scalars: the digest of the
     // tokens, counted once for each, the reasons to stop, and how far the save in flight is.
@@ -91,6 +115,9 @@ absl::Status TrainingRun::TrainSteps(Stop* stop) {
     if (!went_back) {
       CAROUSEL_RETURN_IF_ERROR(AfterStep(result, Seconds() - start));
       CAROUSEL_RETURN_IF_ERROR(saver_->AfterStep(result.contributed.data() + kOwnNumbers));
+      const bool due = run_.checkpoint.every_steps > 0 && state_.step % run_.checkpoint.every_steps == 0;
+      waits = due || (run_.sample.every_steps > 0 && state_.step % run_.sample.every_steps == 0);
+      if (due) EnterSection(options_.watchdog, Watchdog::Section::kSave);
       CAROUSEL_RETURN_IF_ERROR(SaveIfDue());
     }
     *stop = StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
@@ -148,7 +175,11 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
 
 void TrainingRun::Evaluate() {
   const double start = Seconds();
-  const EvaluationResult result = trainer_->Evaluate(*evaluation_, evaluation_->num_batches());
+  const EvaluationResult result = trainer_->Evaluate(*evaluation_, evaluation_->num_batches(), [this] {
+    EnterSection(options_.watchdog, Watchdog::Section::kEvaluation);
+    return StopRequested();
+  });
+  if (result.stopped) return;  // the run that goes on begins with it
   evaluated_step_ = state_.step;
   if (result.num_targets > 0) {
     state_.evaluated_step = state_.step;
@@ -174,6 +205,7 @@ void TrainingRun::Evaluate() {
 }
 
 void TrainingRun::Sample() {
+  EnterSection(options_.watchdog, Watchdog::Section::kSample);
   trainer_->WaitForWeights();
   if (!IsMain()) return;
   const ByteTokenizer tokenizer;

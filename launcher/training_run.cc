@@ -34,17 +34,18 @@ std::vector<DatasetSource> Sources(const std::vector<DataSourceSpec>& specs) {
   for (const DataSourceSpec& s : specs) sources.push_back({.path = s.path, .weight = s.weight});
   return sources;
 }
-}  // namespace
 
 // A file is missing or damaged; unless what the user wrote is wrong.
 absl::Status DataError(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? status : WithExitCode(status, kExitData);
 }
+}  // namespace
 
 TrainingRun::TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment)
     : run_(run), options_(options), environment_(environment), sync_factory_(MakeSyncOptions(run)) {}
 
 TrainingRun::~TrainingRun() {
+  if (options_.watchdog != nullptr) options_.watchdog->ForgetCommunicators();
   constexpr double kMaxMarksSeconds = 60;
   bool hung = saver_ != nullptr && saver_->hung();
   if (health_ != nullptr && !hung) {
@@ -62,7 +63,19 @@ TrainingRun::~TrainingRun() {
 }
 
 absl::Status TrainingRun::Agree(const absl::Status& mine) {
-  return AgreeOnStatus(environment_.world(), mine);
+  return AgreeOnStatus(environment_.world(), mine.ok() && starting_ ? StopStatus() : mine);
+}
+
+// What the watchdog sees of the ranks' calls, and tells when one hangs.
+void TrainingRun::WatchCommunicators() {
+  if (options_.watchdog == nullptr) return;
+  const Mesh& mesh = mesh_->mesh();
+  for (const Axis* axis : {&mesh.world, &mesh.pipe, &mesh.replicate, &mesh.shard, &mesh.replicas, &mesh.sequence,
+                           &mesh.tensor}) {
+    if (axis->communicator != nullptr) options_.watchdog->Watch(*axis->communicator);
+    if (axis->control != nullptr) options_.watchdog->Watch(*axis->control, "(host)");
+    if (axis->background != nullptr) options_.watchdog->Watch(*axis->background, "(side)");
+  }
 }
 
 absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& run,
@@ -77,6 +90,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   environment.world().set_verify_calls(run.parallel.verify_calls);
   CAROUSEL_ASSIGN_OR_RETURN(self->mesh_, RunMesh::Connect(ResolveSizes(mesh), options.transport,
                                                           environment.world(), *self->device_));
+  self->WatchCommunicators();
   CAROUSEL_RETURN_IF_ERROR(PreflightRun({.mode = options.preflight,
                                          .run = &self->run_,
                                          .environment = &environment,
@@ -84,6 +98,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                          .device_name = options.device,
                                          .transport = options.transport,
                                          .mesh = &self->mesh_->mesh()}));
+  CAROUSEL_RETURN_IF_ERROR(self->Agree(absl::OkStatus()));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(DataError(self->OpenData())));
   CAROUSEL_RETURN_IF_ERROR(
       self->Agree(self->IsMain() ? WithExitCode(self->PrepareDirectory(), kExitNotSaved) : absl::OkStatus()));
@@ -94,6 +109,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->BuildTrainer(), kExitUsage)));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
   CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->MakeSaver(), kExitUsage)));
+  self->starting_ = false;
   return self;
 }
 
@@ -330,6 +346,7 @@ absl::StatusOr<std::string> TrainingRun::LoadEarlier() {
                             .communicator = &environment_.world(),
                             .progress = [&](int64_t done, int64_t total) {
                               bar->Show(done, total);
+                              if (options_.watchdog != nullptr) options_.watchdog->Progress();
                               const auto now = std::chrono::steady_clock::now();
                               if (now - told < std::chrono::seconds(10)) return;
                               told = now;

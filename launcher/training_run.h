@@ -25,6 +25,7 @@
 #include "launcher/preflight.h"
 #include "launcher/run_mesh.h"
 #include "launcher/run_saver.h"
+#include "launcher/watchdog.h"
 #include "parallel/sharded_sync.h"
 
 namespace carousel {
@@ -40,10 +41,12 @@ struct TrainOptions {
   bool graphs = true;          // TrainSpec::graphs
   RunMesh::Transport transport = RunMesh::Transport::kAuto;  // between GPUs
   PreflightMode preflight = PreflightMode::kFast;
-  std::string command_line;                                  // for build.txt
+  std::string command_line;  // for build.txt
+  AttemptRecorder* recorder = nullptr;  // null: nobody asks how this rank ends
   // Stands between the run and the device that it would compute on: for tests of devices that fail. Null: none.
   std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap_device = {};
-  AttemptRecorder* recorder = nullptr;                       // null: nobody asks how this rank ends
+  std::string resume_command;    // what goes on with the run, for people (resume_command.h)
+  Watchdog* watchdog = nullptr;  // outlives the run; null: none
 };
 
 class TrainingRun {
@@ -63,7 +66,9 @@ class TrainingRun {
   TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment);
   bool IsMain() const { return environment_.rank() == 0; }
   int64_t tokens_per_step() const { return run_.global_batch * run_.sequence_length; }
+  // On the status of all; until Create has ended also on whether a signal stops the start.
   absl::Status Agree(const absl::Status& mine);
+  void WatchCommunicators();
 
   // The stages of Create.
   absl::Status PrepareDirectory();
@@ -94,7 +99,8 @@ class TrainingRun {
   absl::Status HardwareSuspected(int64_t step, const std::string& found, const Rerun& rerun);
   absl::Status NumericError(const std::string& what) const;
   void NoteHealth(int64_t step, const std::string& kind, const std::string& message);
-  void Evaluate();
+  void Evaluate();  // nothing is noted if a signal stops it
+  absl::Status StoppedBySignal() const;
   void Sample();
   absl::Status SaveIfDue();
   TrainState StateToSave() const;
@@ -125,6 +131,7 @@ class TrainingRun {
   std::unique_ptr<RunSaver> saver_;        // reads the trainer's memory, writes to the console
   TrainState state_;
   HealthPolicy policy_;
+  bool starting_ = true;                // until Create has ended
   int64_t loaded_step_ = -1;            // step of the checkpoint that the run went on from; -1: none
   int64_t attempt_ = 0;                 // rank 0: which start of the run this is, from 1
   int64_t evaluated_step_ = -1;         // of the last evaluation by this process

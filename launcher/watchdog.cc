@@ -25,7 +25,7 @@
 
 namespace carousel {
 namespace {
-constexpr double kStackSeconds = 3, kWriteSeconds = 2, kRecordSeconds = 1;
+constexpr double kStackSeconds = 3, kWriteSeconds = 2, kRecordSeconds = 1, kReportSeconds = 2;
 constexpr int64_t kNumCallsPrinted = 4;
 
 // A handler of a signal has no argument: the code that the fuse ends the process with.
@@ -317,6 +317,13 @@ void Watchdog::Expire(const HangTimer::Expiry& expiry) {
       RunBounded(kRecordSeconds,
                  [directory, text = finding.text] { WriteWhole(directory + "/report.txt", text); });
     }
+  } else if (!directory.empty()) {
+    // The end of this process may be that of the one that speaks.
+    RunBounded(kReportSeconds, [directory] {
+      for (int i = 0; i < 40 && access((directory + "/report.txt").c_str(), F_OK) != 0; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      }
+    });
   }
   const std::string suspect = FirstSuspect(finding.text);
   End(kExitTransport,

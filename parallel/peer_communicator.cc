@@ -15,6 +15,7 @@ constexpr int64_t kSmallSumBytes = int64_t{16} << 10;
 // After being told to end.
 constexpr auto kTellAfter = std::chrono::milliseconds(500);
 constexpr auto kEndAfter = std::chrono::seconds(5);
+constexpr auto kWaitingTold = std::chrono::seconds(1);
 constexpr int64_t kNumCallsShown = 4;
 
 std::byte* At(Tensor x, int64_t offset_bytes) { return static_cast<std::byte*>(x.data) + offset_bytes; }
@@ -44,6 +45,10 @@ void PeerCommunicator::Fail(const std::string& problem, int exit_code) {
   std::abort();  // not reached
 }
 
+PeerCommunicator::WaitLimits::~WaitLimits() {
+  if (waits_) communicator_.options_.waiting("", {});
+}
+
 void PeerCommunicator::WaitLimits::Check(const std::function<std::vector<int>()>& missing) {
   const PeerOptions& options = communicator_.options_;
   const Clock::time_point now = Clock::now();
@@ -51,6 +56,11 @@ void PeerCommunicator::WaitLimits::Check(const std::function<std::vector<int>()>
   if (now - start_ > std::chrono::duration<double>(options.timeout_seconds)) {
     communicator_.Fail(absl::StrFormat("waited for %s for %.4g s, which is the limit", RankList(missing()),
                                        options.timeout_seconds));
+  }
+  if (options.waiting != nullptr && now - told_waiting_ > kWaitingTold) {
+    told_waiting_ = now;
+    waits_ = true;
+    options.waiting(communicator_.DescribeCurrent(), missing());
   }
   if (!interrupted_ && options.interrupted != nullptr && options.interrupted()) {
     interrupted_ = true;

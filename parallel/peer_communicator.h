@@ -29,6 +29,9 @@ struct PeerOptions {
   // then gets no message for half a second says what it waits for, and after five seconds ends the job: time
   // for a rank that only was busy. Null: never. Asked by the thread that waits.
   std::function<bool()> interrupted = nullptr;
+  // Told about once a second by a call that waits: what it is, and the ranks of the world that it waits for;
+  // none when it waits no longer. For whoever watches over the process. Null: nobody.
+  std::function<void(const std::string& call, const std::vector<int>& ranks)> waiting = nullptr;
 };
 
 class PeerCommunicator : public Communicator {
@@ -57,7 +60,10 @@ class PeerCommunicator : public Communicator {
   class WaitLimits {
    public:
     explicit WaitLimits(PeerCommunicator& communicator)
-        : communicator_(communicator), start_(Clock::now()), last_message_(start_) {}
+        : communicator_(communicator), start_(Clock::now()), last_message_(start_), told_waiting_(start_) {}
+    ~WaitLimits();
+    WaitLimits(const WaitLimits&) = delete;
+    WaitLimits& operator=(const WaitLimits&) = delete;
     // Some message has come.
     void Progress() { last_message_ = Clock::now(); }
     // Cheap enough for every few milliseconds. `missing` gives the ranks of the world that are still waited
@@ -67,9 +73,9 @@ class PeerCommunicator : public Communicator {
    private:
     PeerCommunicator& communicator_;
     const Clock::time_point start_;
-    Clock::time_point last_message_, interrupted_since_;
+    Clock::time_point last_message_, told_waiting_, interrupted_since_;
     size_t num_missing_ = SIZE_MAX;  // when last asked for
-    bool interrupted_ = false, told_ = false;
+    bool interrupted_ = false, told_ = false, waits_ = false;
   };
 
   // Barrier for the end of a job: if the others do not come within `limit`, all ranks end with this code.

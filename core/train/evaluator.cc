@@ -50,6 +50,13 @@ class Counts {
  private:
   std::vector<uint64_t> values_;
 };
+
+bool AnyRank(const Axis& world, bool mine) {
+  if (world.size == 1) return mine;
+  int64_t count = mine;
+  world.host()->AllReduceSum(Tensor(&count, DType::kI64, {1}));
+  return count > 0;
+}
 }  // namespace
 
 void Evaluator::Bind(Arena& arena, int64_t max_tokens, const ModelAxes& axes) {
@@ -59,7 +66,8 @@ void Evaluator::Bind(Arena& arena, int64_t max_tokens, const ModelAxes& axes) {
 }
 
 EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, ParamSync* sync, const Mesh& mesh,
-                                     BatchSource& source, int64_t num_batches) const {
+                                     BatchSource& source, int64_t num_batches,
+                                     const std::function<bool()>& should_stop) const {
   sums_.Clear(device.ops());
   int64_t num_targets = 0;
   Batch batch, part;
@@ -70,6 +78,12 @@ EvaluationResult Evaluator::Evaluate(LanguageModel& model, Device& device, Param
   const int64_t end = (mesh.data_index() + 1) * num_batches / mesh.data_size();
   const int64_t most = CeilDiv(num_batches, mesh.data_size());  // of any rank
   for (int64_t i = begin; i < begin + most; ++i) {
+    if (should_stop != nullptr && AnyRank(mesh.world, should_stop())) {
+      device.Synchronize();
+      EvaluationResult nothing;
+      nothing.stopped = true;
+      return nothing;
+    }
     if (i == end) {
       // Ranks that share the weights with this one have another batch.
       if (mesh.shard.size > 1 && sync != nullptr) model.ForwardNothing(*sync);

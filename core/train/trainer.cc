@@ -287,9 +287,10 @@ StepResult Trainer::Step(int64_t step, BatchSource& source, const StepOptions& o
   return result;
 }
 
-EvaluationResult Trainer::Evaluate(BatchSource& source, int64_t num_batches) {
+EvaluationResult Trainer::Evaluate(BatchSource& source, int64_t num_batches,
+                                   const std::function<bool()>& should_stop) {
   Impl& t = *impl_;
-  return t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh, source, num_batches);
+  return t.evaluator.Evaluate(t.model, t.device, t.sync.get(), t.mesh, source, num_batches, should_stop);
 }
 
 int64_t Trainer::max_eval_tokens() const { return impl_->MaxEvalTokens(); }

@@ -134,7 +134,8 @@ class Trainer {
   // Mean loss and accuracy over all target tokens of the batches [0, num_batches) of step 0 of `source`,
   // spread over the data axis; same bits for every number of ranks. Sequences are at most
   // max(T, longest_eval_T) long, batches have at most max_eval_tokens() tokens.
-  EvaluationResult Evaluate(BatchSource& source, int64_t num_batches);
+  EvaluationResult Evaluate(BatchSource& source, int64_t num_batches,
+                            const std::function<bool()>& should_stop = nullptr);
   int64_t max_eval_tokens() const;
 
   // Every slice of state this rank owns, in host-accessible memory (on a device that is not, a copy made by

@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# A signal stops a run in every phase: nothing is lost, the exit code is 75, and the command to go on is printed. What goes on ends
+# with the weights of a run that was not disturbed.
+#   stop_signals_test.sh CAROUSEL [CASE...]
+set -euo pipefail
+carousel=$1
+shift
+source_dir=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+cd "$work"
+
+mpirun=$source_dir/launcher/scripts/mpirun.sh  # signals must reach it, not a shell around it
+ours() {
+  for process in /proc/[0-9]*; do
+    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train .*--run_dir $1" >/dev/null; then
+      echo "${process#/proc/}"
+    fi
+  done
+}
+cleanup() {
+  local pids
+  pids=$(ours "$work/")
+  [ -z "$pids" ] || kill -KILL $pids 2>/dev/null || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+fail() { echo "FAIL: $*" >&2; for log in log*; do echo "--- $log"; tail -40 "$log"; done; exit 1; }
+says() { grep -Eq -- "$2" "$1" || fail "$1 does not say: $2"; }
+wait_until() { # TEXT COMMAND...: until the command succeeds
+  local text=$1
+  shift
+  for _ in $(seq 1200); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    sleep 0.05
+  done
+  fail "waited in vain until $text"
+}
+steps() { grep -c '"loss"' "$1/metrics.jsonl" || true; }
+has_steps() { [ "$(steps "$1")" -ge "$2" ]; }
+checkpoints() { find "$1/checkpoints" -mindepth 1 -maxdepth 1 -name 'step-*' 2>/dev/null | sort; }
+
+"$carousel" data synth --output corpus.txt --bytes 100000 >/dev/null
+"$carousel" data build --input corpus.txt --output tokens --validation_fraction 0.3 >/dev/null
+cat >tiny.textproto <<END
+model { embedding_dim: 64 num_blocks: 2 num_heads: 2 chunk_length: 16 igate_bias_init: -2 }
+data { train { path: "$work/tokens_train" } validation { path: "$work/tokens_valid" } sequence_length: 64 }
+train { steps: 1000000 global_batch: 8 micro_batch: 1 compute: F32 }
+eval { every_steps: 0 }
+sample { every_steps: 0 }
+parallel { threads: 1 }
+checkpoint { every_steps: 0 keep_last: 0 }
+watchdog { heartbeat_seconds: 0 }
+END
+train=("$carousel" train --config tiny.textproto --preflight off)
+
+# expect CODE PID: the process ends with this code within 20 seconds.
+expect() {
+  local code=0 begin=$SECONDS
+  wait "$2" || code=$?
+  [ "$code" -eq "$1" ] || fail "exit code $code instead of $1"
+  [ $((SECONDS - begin)) -le 20 ] || fail "it took $((SECONDS - begin)) s"
+}
+# The last line is the command; with it and a last step the run is brought to its end, and weighs what an undisturbed one does.
+goes_on() { # LOG RUN
+  local command
+  command=$(sed -n 's/.*; to go on: //p' "$1" | tail -1)
+  [ -n "$command" ] || fail "$1 has no command to go on"
+  local last=$(($(steps "$2") + 2))
+  eval "${command/#mpirun/\$mpirun} --accept_change --set train.steps=$last" >log_on 2>&1 || fail "what was printed does not go on: $command"
+  [ "$(steps "$2")" -eq $last ] || fail "$(steps "$2") steps instead of $last"
+}
+
+while_training() { # SIGNAL
+  local run=$work/training_$1
+  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" --fresh >"log_training_$1" 2>&1 &
+  local launcher=$!
+  wait_until "it trains" has_steps "$run" 3
+  kill "-$1" $launcher
+  expect 75 $launcher
+  says "log_training_$1" "stopped by a signal at step [0-9]+, everything is saved; to go on: mpirun -np 2 "
+  [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
+  goes_on "log_training_$1" "$run"
+}
+training() { while_training USR2; }
+training_usr1() { while_training USR1; }
+
+# SIGTERM to a process alone is a request to stop, like Ctrl-C.
+alone() {
+  local signal
+  for signal in TERM INT; do
+    local run=$work/alone_$signal
+    # Background processes of a script ignore Ctrl-C unless they are told otherwise.
+    setsid bash -c 'trap - INT; exec "$@"' - "${train[@]}" --run_dir "$run" --set train.seed=1 >"log_alone_$signal" 2>&1 &
+    local process=$!
+    wait_until "it trains" has_steps "$run" 3
+    kill "-$signal" $process
+    expect 75 $process
+    says "log_alone_$signal" "to go on: $carousel train --config tiny.textproto"
+    [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
+  done
+}
+
+# A signal to one rank stops all: they agree.
+one_rank() {
+  local run=$work/one
+  "$mpirun" -np 3 "${train[@]}" --run_dir "$run" --set train.global_batch=6 >log_one 2>&1 &
+  local launcher=$!
+  wait_until "it trains" has_steps "$run" 3
+  kill -USR2 "$(ours "$run" | tail -1)"
+  expect 75 $launcher
+  [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
+}
+
+# The evaluation is so long that the signal always meets it; it is made up for by the run that goes on.
+evaluating() {
+  local run=$work/evaluating
+  local options=(--set eval.every_steps=2 --set eval.num_windows=20000)
+  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" "${options[@]}" >log_evaluating 2>&1 &
+  local launcher=$!
+  wait_until "it trains" has_steps "$run" 2
+  sleep 0.5
+  kill -USR2 $launcher
+  expect 75 $launcher
+  says log_evaluating "stopped by a signal at step 2, everything is saved"
+  grep -q '"evaluation"' "$run/metrics.jsonl" && fail "the evaluation was not stopped"
+  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" --set eval.every_steps=2 --set eval.num_windows=4 --set train.steps=4 --accept_change >log_on 2>&1 ||
+    fail "it does not go on"
+  [ "$(grep -c '"evaluation"' "$run/metrics.jsonl")" -eq 2 ] || fail "the evaluation of step 2 was not made up for"
+}
+
+# Before the first step: nothing is written, and a checkpoint that there was is as it was.
+starting() {
+  local run=$work/starting delay
+  "${train[@]}" --run_dir "$run" --set train.seed=4 >log_first 2>&1 &
+  local first=$!
+  wait_until "it trains" has_steps "$run" 2
+  kill -USR2 $first
+  expect 75 $first
+  local before first_checkpoint
+  first_checkpoint=$(basename "$(checkpoints "$run")")
+  before=$(cd "$run/checkpoints" && find "$first_checkpoint" -type f -exec sha256sum {} + | sort)
+  for delay in 0.3 0.5 0.8 1.2 1.6; do
+    "$mpirun" -np 2 "${train[@]}" --run_dir "$run" --set train.seed=4 >log_starting 2>&1 &
+    local launcher=$!
+    sleep $delay
+    kill -USR2 $launcher || fail "mpirun has ended"
+    local code=0
+    wait $launcher || code=$?
+    # 140: the signal came before the ranks could know of it.
+    [ "$code" -eq 75 ] || { [ "$code" -eq 140 ] && [ "$delay" = 0.3 ]; } || fail "after $delay s: exit code $code"
+    [ "$code" -eq 140 ] || says log_starting "stopped by a signal"
+  done
+  for checkpoint in $(checkpoints "$run"); do
+    "$carousel" checkpoint verify "$checkpoint" >log_verify 2>&1 || fail "$checkpoint is damaged"
+  done
+  local after
+  after=$(cd "$run/checkpoints" && find "$first_checkpoint" -type f -exec sha256sum {} + | sort)
+  [ "$before" = "$after" ] || fail "the earlier checkpoint was changed"
+}
+
+# Told to end (as launchers do when a rank has died), a rank that waits for another ends within seconds.
+peer_died() {
+  local run=$work/peer
+  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" --set train.seed=3 >log_peer 2>&1 &
+  local launcher=$!
+  wait_until "it trains" has_steps "$run" 3
+  local ranks
+  ranks=($(ours "$run"))
+  kill -STOP "${ranks[1]}"
+  sleep 0.5
+  kill -TERM "${ranks[0]}"
+  expect 143 $launcher
+}
+
+# A second Ctrl-C ends the process at once, in the middle of a step that never ends.
+second_interrupt() {
+  local run=$work/second
+  setsid bash -c 'trap - INT; exec "$@"' - "${train[@]}" --run_dir "$run" --set train.global_batch=100000 >log_second 2>&1 &
+  local process=$!
+  wait_until "it runs" test -e "$run/metrics.jsonl"
+  sleep 0.5
+  kill -INT $process
+  sleep 1
+  kill -INT $process
+  expect 130 $process
+}
+
+[ $# -gt 0 ] || set -- training training_usr1 alone one_rank evaluating starting peer_died second_interrupt
+for name in "$@"; do
+  start=$SECONDS
+  $name
+  echo "$name: ok, $((SECONDS - start)) s"
+done
