@@ -150,6 +150,16 @@ const std::vector<Field>& Fields() {
       {"checkpoint.keep_every_steps", kRun, "large", {"checkpoint.keep_every_steps=700"}},
       {"checkpoint.keep_best", kRun, "large", {"checkpoint.keep_best=1"}},
       {"checkpoint.good_after_steps", kRun, "large", {"checkpoint.good_after_steps=7"}},
+      {"health.on_spike", kRun, "large", {"health.on_spike=SKIP"}},
+      {"health.on_non_finite", kRun, "large", {"health.on_non_finite=STOP"}},
+      {"health.rerun", kRun, "large", {"health.rerun=true"}},
+      {"health.spike_z", kRun, "large", {"health.spike_z=7"}},
+      {"health.spike_percent", kRun, "large", {"health.spike_percent=7"}},
+      {"health.spike_norm_z", kRun, "large", {"health.spike_norm_z=7"}},
+      {"health.max_skipped_in_row", kRun, "large", {"health.max_skipped_in_row=7"}},
+      {"health.max_rollbacks", kRun, "large", {"health.max_rollbacks=7"}},
+      {"health.data_skip_steps", kRun, "large", {"health.on_spike=ROLLBACK", "health.data_skip_steps=7"}},
+      {"health.gate_stats_every_steps", kRun, "large", {"health.gate_stats_every_steps=7"}},
       {"log.every_steps", kRun, "large", {"log.every_steps=7"}},
       {"run_dir", kRun, "large", {"run_dir=elsewhere"}}};
   return fields;
