@@ -80,6 +80,8 @@ absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcp(const std::map<std::stri
 
 TEST(DetectTcpLaunch, TakesAllFourVariablesOrNone) {
   EXPECT_FALSE(DetectTcp({{"HOME", "/root"}})->has_value());
+  // Every job of carousel launch has a secret, also one that talks through MPI.
+  EXPECT_FALSE(DetectTcp({{"CAROUSEL_RUN_SECRET", "0123456789abcdef"}})->has_value());
   const std::map<std::string, std::string> all = {{"CAROUSEL_RENDEZVOUS", "tcp://node7:2345"},
                                                   {"CAROUSEL_RANK", "3"},
                                                   {"CAROUSEL_WORLD_SIZE", "4"},
