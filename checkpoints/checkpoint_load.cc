@@ -189,7 +189,8 @@ absl::StatusOr<std::string> LoadNewestGood(const std::string& run_dir, const std
       return absl::DataLossError(absl::StrCat(
           loaded.message(), "\n  ",
           previous.empty()
-              ? std::string("There is no earlier checkpoint of this run.")
+              ? std::string("There is no earlier checkpoint of this run: put a copy of this one "
+                            "back, or begin anew in another --run_dir.")
               : absl::StrCat("The one before it is ", previous,
                              ": give --checkpoint_fallback to set the damaged one aside and go on "
                              "from there.")));

@@ -204,7 +204,7 @@ absl::StatusOr<int64_t> SafetensorsHeaderBytes(const void* first_8_bytes, int64_
   if (length > static_cast<uint64_t>(kMaxSafetensorsHeaderBytes)) {
     return absl::InvalidArgumentError(
         absl::StrCat(file, " is no safetensors file: it would have a header of ", length, " bytes (at most ",
-                     kMaxSafetensorsHeaderBytes, ")"));
+                     kMaxSafetensorsHeaderBytes, "); give a file that ends in .safetensors and is one"));
   }
   const int64_t total = 8 + static_cast<int64_t>(length);
   if (total > file_bytes) {

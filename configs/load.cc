@@ -32,7 +32,8 @@ absl::StatusOr<std::string> ReadConfig(const std::string& path) {
   if (in.bad() || (!in && !in.eof())) {
     const int error = open_error != 0 ? open_error : errno;
     const std::string reason = std::generic_category().message(error);
-    return absl::InvalidArgumentError(absl::StrCat("cannot read the config ", path, ": ", reason));
+    return absl::InvalidArgumentError(absl::StrCat("cannot read the config ", path, ": ", reason,
+                                                   "; give --config the path of a .textproto file"));
   }
   bytes.resize(static_cast<size_t>(in.gcount()));
   return bytes;

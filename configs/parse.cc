@@ -73,6 +73,7 @@ class Collector : public google::protobuf::io::ErrorCollector {
   struct Found {
     Place place;
     std::string text;
+    bool of_root = false;  // a field that only the whole config has, where there is none of its name
   };
   Collector(const std::vector<std::string>& lines, const std::string& name) : lines_(lines), name_(name) {}
 
@@ -91,11 +92,13 @@ class Collector : public google::protobuf::io::ErrorCollector {
     Place place{.line = static_cast<size_t>(std::max(line, 0))};
     place.at = ByteOfColumn(Line(place.line), column);
     std::string told = message;
+    bool of_root = false;
     if (absl::StartsWith(message, "Message type \"") && absl::StrContains(message, "has no field named")) {
       const std::string word = Quoted(message, 1);
       place = BeginOf(word, place);
       if (const Descriptor* type = FindMessage(root, Quoted(message, 0))) {
         const std::string path = PathOfMessage(root, *type);
+        of_root = !path.empty() && root.FindFieldByName(word) != nullptr;
         told = absl::StrCat(path.empty() ? "the config" : path, " has no field \"", word, "\"",
                             FieldHint(word, root, *type));
       }
@@ -119,12 +122,26 @@ class Collector : public google::protobuf::io::ErrorCollector {
                absl::StartsWith(message, "Expected double, got: ")) {
       const std::string word = message.substr(message.find(": ") + 2);
       repair_ = Repair{place, word.size()};
+      absl::StrAppend(&told, absl::StrContains(message, "integer") ? "; write a whole number, such as 256"
+                                                                   : "; write a number, such as 0.1");
+    } else if (absl::StartsWith(message, "Non-repeated field \"")) {
+      told = absl::StrCat(absl::StripSuffix(message, "."), "; keep one of them");
     } else if (absl::StartsWith(message, "Integer out of range (")) {
       const std::string word = message.substr(22, message.find(')') - 22);
       repair_ = Repair{place, word.size()};
       told = absl::StrCat("the integer ", word, " has more than 63 bits");
     }
-    if (message == "Expected identifier, got: ") told = "the text ends here, but a \"}\" is missing";
+    if (message == "Expected identifier, got: ") {
+      told = "the text ends here, but a \"}\" is missing";
+      // Sections that seemed to be inside of another: that one was not closed.
+      const auto inside =
+          std::find_if(found_.begin(), found_.end(), [](const Found& f) { return f.of_root; });
+      if (inside != found_.end()) {
+        absl::StrAppend(&told, "; probably at the end of the block before line ", inside->place.line + 1);
+        found_.erase(std::remove_if(found_.begin(), found_.end(), [](const Found& f) { return f.of_root; }),
+                     found_.end());
+      }
+    }
     if (message == "Expected identifier, got: }") told = "this \"}\" closes nothing";
     std::string text = absl::StrCat(name_, ":", place.line + 1, ":", place.at + 1, ": ", told);
     const std::string& source = Line(place.line);
@@ -134,7 +151,7 @@ class Collector : public google::protobuf::io::ErrorCollector {
           excerpt.begin(), excerpt.end(), [](char c) { return static_cast<unsigned char>(c) < 32; }, ' ');
       absl::StrAppend(&text, "\n    ", excerpt, "\n    ", std::string(place.at, ' '), "^");
     }
-    found_.push_back({place, std::move(text)});
+    found_.push_back({place, std::move(text), of_root});
   }
 
   const std::string& Line(size_t line) const { return line < lines_.size() ? lines_[line] : kEmpty; }

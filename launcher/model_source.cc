@@ -131,7 +131,10 @@ absl::StatusOr<ModelSource> OpenRun(const std::string& path) {
 absl::StatusOr<ModelSource> OpenModel(const std::string& path) {
   PosixFileSystem files;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path));
-  if (!info.exists) return absl::NotFoundError(absl::StrCat(path, " does not exist"));
+  if (!info.exists) return absl::NotFoundError(absl::StrCat(
+        path,
+        " does not exist; a model is a run directory, a checkpoint directory, a Hugging Face directory or a "
+        "directory of the package xlstm"));
   if (!info.is_directory) {
     return absl::InvalidArgumentError(absl::StrCat(
         path,

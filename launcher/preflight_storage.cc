@@ -136,11 +136,16 @@ StorageFacts TryStorage(const StorageTrial& trial, Communicator& world, FileSyst
     const std::string number = BroadcastBytes(
         world, absl::StrCat(static_cast<int64_t>(getpid()), "-", static_cast<int64_t>(Seconds() * 1e6)), 0);
     const std::string base = JoinPath(store, absl::StrCat(kTrialPrefix, "trial-", number));
-    if (trial.measure) {
+    const absl::StatusOr<int64_t> free = fs.FreeBytes(store);
+    if (free.ok()) facts.free_bytes = *free;
+    // A trial must not be what fills the disk, whoever else writes at the same time.
+    const int64_t write_bytes =
+        free.ok() ? std::min(trial.write_bytes, *free / 8 / world.size()) : trial.write_bytes;
+    if (trial.measure && write_bytes > 0) {
       const std::string path = absl::StrCat(base, "-", world.rank());
-      const absl::StatusOr<double> seconds = TimeWrite(fs, path, trial.write_bytes);
+      const absl::StatusOr<double> seconds = TimeWrite(fs, path, write_bytes);
       if (seconds.ok()) {
-        facts.write_bytes = trial.write_bytes;
+        facts.write_bytes = write_bytes;
         facts.write_seconds = *seconds;
       } else {
         facts.write_error = std::string(seconds.status().message());
@@ -150,8 +155,6 @@ StorageFacts TryStorage(const StorageTrial& trial, Communicator& world, FileSyst
     }
     facts.lock_error = TryLock(fs, base + ".lock", trial.probe, world);
     if (world.rank() == 0) (void)fs.RemoveFile(base + ".lock");
-    const absl::StatusOr<int64_t> free = fs.FreeBytes(store);
-    if (free.ok()) facts.free_bytes = *free;
     facts.file_system = FileSystemName(store);
     struct statfs info {};
     if (statfs(store.c_str(), &info) == 0) {

@@ -14,7 +14,7 @@ struct StorageTrial {
   std::string run_dir;
   bool probe = true;              // this rank looks whether it sees what rank 0 wrote, and writes itself
   bool measure = true;            // this rank times a write
-  int64_t write_bytes = 4 << 20;  // of it
+  int64_t write_bytes = 4 << 20;  // of it; less where it would be more than an eighth of what is free
 };
 // Collective over `world`. Everything that is created, missing directories included, is gone again on return.
 // files: null: the real one.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "configs/compare.h"
@@ -29,6 +30,54 @@ std::string Pack(const RankOptions& options) {
   }
   return bytes;
 }
+
+// What Pack made; ends early at what it did not make.
+RankOptions Unpack(const std::string& bytes) {
+  std::vector<std::string> words;
+  for (size_t begin = 0; begin < bytes.size();) {
+    const size_t colon = bytes.find(':', begin);
+    size_t length = 0;
+    if (colon == std::string::npos || !absl::SimpleAtoi(bytes.substr(begin, colon - begin), &length) ||
+        length > bytes.size() - colon - 1) {
+      break;
+    }
+    words.push_back(bytes.substr(colon + 1, length));
+    begin = colon + 1 + length;
+  }
+  RankOptions options;
+  for (size_t i = 0; i + 1 < words.size(); i += 2) options.emplace_back(words[i], words[i + 1]);
+  return options;
+}
+
+// "--device cpu here, cuda on rank 0"; an option that one of them does not have: "--set a=b here only".
+std::vector<std::string> OptionDifferences(RankOptions here, RankOptions rank0) {
+  for (auto option = here.begin(); option != here.end();) {
+    const auto same = std::find(rank0.begin(), rank0.end(), *option);
+    if (same == rank0.end()) {
+      ++option;
+      continue;
+    }
+    rank0.erase(same);
+    option = here.erase(option);
+  }
+  const auto text = [](const std::string& value) { return value.empty() ? std::string("none") : value; };
+  std::vector<std::string> differences;
+  for (const auto& [name, value] : here) {
+    const auto other = std::find_if(rank0.begin(), rank0.end(),
+                                    [&name = name](const auto& option) { return option.first == name; });
+    if (other == rank0.end()) {
+      differences.push_back(absl::StrCat(name, " ", value, " here only"));
+    } else {
+      differences.push_back(
+          absl::StrCat(name, " ", text(value), " here, ", text(other->second), " on rank 0"));
+      rank0.erase(other);
+    }
+  }
+  for (const auto& [name, value] : rank0) {
+    differences.push_back(absl::StrCat(name, " ", value, " on rank 0 only"));
+  }
+  return differences.empty() ? std::vector<std::string>{"another order of --set"} : differences;
+}
 }  // namespace
 
 absl::Status CheckSameBuild(Communicator& world, const std::string& host, const std::string& build) {
@@ -47,10 +96,8 @@ absl::Status CheckSameOptions(Communicator& world, const std::string& host, cons
   const std::string rank0 = BroadcastBytes(world, Pack(options), 0);
   absl::Status mine = absl::OkStatus();
   if (rank0 != Pack(options)) {
-    std::vector<std::string> here;
-    for (const auto& [name, value] : options) here.push_back(absl::StrCat(name, " ", value));
     mine = absl::InvalidArgumentError(absl::StrCat("started on ", host, " with other options than rank 0: ",
-                                                   here.empty() ? "none" : absl::StrJoin(here, " "),
+                                                   Joined(OptionDifferences(options, Unpack(rank0))),
                                                    "; start all ranks with the same command"));
   }
   return AgreeOnStatus(world, mine);

@@ -34,11 +34,13 @@ struct TrainCommandOptions {
 };
 
 RankOptions OptionsOf(const TrainCommandOptions& options) {
+  const char* const kTransports[] = {"auto", "nccl", "staged"};
+  const char* const kPreflights[] = {"off", "fast", "full"};
   RankOptions result = {{"--config", options.config.config},
                         {"--run_dir", options.config.run_dir},
                         {"--device", options.train.device},
-                        {"--gpu_transport", absl::StrCat(static_cast<int>(options.train.transport))},
-                        {"--preflight", absl::StrCat(static_cast<int>(options.train.preflight))},
+                        {"--gpu_transport", kTransports[static_cast<size_t>(options.train.transport)]},
+                        {"--preflight", kPreflights[static_cast<size_t>(options.train.preflight)]},
                         {"--fresh", options.train.fresh ? "yes" : "no"},
                         {"--checkpoint_fallback", options.train.checkpoint_fallback ? "yes" : "no"},
                         {"--accept_change", options.train.accept_change ? "yes" : "no"},
@@ -143,8 +145,8 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       ->add_option_function<std::string>(
           "--preflight",
           [options](const std::string& name) { options->train.preflight = PreflightModeOf(name); },
-          "Checks of all ranks before the start, as `carousel doctor` does them: fast (the default), full, with every "
-          "pair of machines, or off")
+          "Checks of all ranks before the start, as `carousel doctor` does them: fast (the default), full, "
+          "with every pair of machines, or off")
       ->check(CLI::IsMember({"fast", "full", "off"}))
       ->type_name("MODE");
   train->add_flag_callback(

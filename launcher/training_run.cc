@@ -293,7 +293,8 @@ absl::Status TrainingRun::CheckEarlierConfig() {
   if (options_.fresh) {
     return absl::FailedPreconditionError(
         absl::StrCat("--fresh, but ", run_.run_dir, " holds ", checkpoints.size(),
-                     " checkpoints; choose another --run_dir, or move them away"));
+                     checkpoints.size() == 1 ? " checkpoint" : " checkpoints",
+                     "; choose another --run_dir, or move them away"));
   }
   // What the newest checkpoint was made with; if it is too damaged to say, what the run was started with
   // last.

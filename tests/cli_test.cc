@@ -86,8 +86,9 @@ TEST(Cli, HelpOfTheProgramAndOfEveryCommandExitsZeroAndHasExamples) {
   Says(top.out, "Examples:");
   Says(top.out, "Exit status:");
   const std::vector<std::string> names = CommandNames();
-  EXPECT_EQ(names, (std::vector<std::string>{"train", "doctor", "plan", "generate", "data", "checkpoint", "export",
-                                             "import", "verify", "bench"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"train", "launch", "doctor", "plan", "generate", "data",
+                                             "checkpoint", "export", "import", "verify", "bench", "manual",
+                                             "completion"}));
   for (const std::string& name : names) {
     const Result help = Carousel({name, "--help"});
     EXPECT_EQ(help.exit_code, kExitOk) << name;
@@ -116,7 +117,7 @@ TEST(Cli, MistakesOnTheCommandLineExit64AndSayWhatWasMeant) {
   } kCases[] = {
       {{"trian"}, "no command \"trian\"; did you mean \"train\"?"},
       {{"trian", "--config", "x"}, "did you mean \"train\"?"},
-      {{"zzz"}, "valid: train, plan"},
+      {{"zzz"}, "valid: train, launch, doctor, plan"},
       {{"plan", "--confg", "x"}, "carousel plan: no option --confg; did you mean \"--config\"?"},
       {{"plan", "--run-dir=x", "--config", "y"}, "no option --run-dir; did you mean \"--run_dir\"?"},
       {{"plan"}, "--config is required"},

@@ -287,6 +287,19 @@ TEST(StorageTrial, LeavesNothingBehind) {
   EXPECT_EQ(num_files, 1);
 }
 
+TEST(StorageTrial, DoesNotFillASmallDisk) {
+  MemoryFileSystem files;
+  files.SetFreeBytes(80000);
+  RunLocalRanks(1, [&](Communicator& world) {
+    EXPECT_EQ(TryStorage({.run_dir = "/run"}, world, &files).write_bytes, 10000);
+    files.SetFreeBytes(7);
+    const StorageFacts full = TryStorage({.run_dir = "/run"}, world, &files);
+    EXPECT_EQ(full.write_bytes, 0);
+    EXPECT_EQ(full.write_error, "");
+    EXPECT_EQ(full.free_bytes, 7);
+  });
+}
+
 TEST(StorageTrial, NamesARankThatSeesAnotherDirectory) {
   MemoryFileSystem shared, own;
   const Rows rows = RowsOf(3, [&](Communicator& world, PreflightOptions* options) {

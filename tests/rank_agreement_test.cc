@@ -98,12 +98,12 @@ TEST(CheckSameOptions, NamesTheRanksThatDiffer) {
   };
   EXPECT_TRUE(OnThreeRanks(check(-1)).ok());
   EXPECT_EQ(OnThreeRanks(check(2)).message(),
-            "[rank 2] started on node3 with other options than rank 0: --device cpu --set a=b; start all "
+            "[rank 2] started on node3 with other options than rank 0: --set a=b here only; start all "
             "ranks with the "
             "same command");
   EXPECT_EQ(OnThreeRanks(check(0)).message(),
-            "[rank 1, 2] started on node3 with other options than rank 0: --device cpu; start all ranks with "
-            "the same "
+            "[rank 1, 2] started on node3 with other options than rank 0: --set a=b on rank 0 only; start "
+            "all ranks with the same "
             "command");
 }
 
