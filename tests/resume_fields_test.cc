@@ -160,6 +160,16 @@ const std::vector<Field>& Fields() {
       {"health.max_rollbacks", kRun, "large", {"health.max_rollbacks=7"}},
       {"health.data_skip_steps", kRun, "large", {"health.on_spike=ROLLBACK", "health.data_skip_steps=7"}},
       {"health.gate_stats_every_steps", kRun, "large", {"health.gate_stats_every_steps=7"}},
+      {"watchdog.enabled", kRun, "large", {"watchdog.enabled=false"}},
+      {"watchdog.scale", kRun, "large", {"watchdog.scale=7"}},
+      {"watchdog.setup_seconds", kRun, "large", {"watchdog.setup_seconds=7"}},
+      {"watchdog.step_seconds", kRun, "large", {"watchdog.step_seconds=7"}},
+      {"watchdog.evaluation_seconds", kRun, "large", {"watchdog.evaluation_seconds=7"}},
+      {"watchdog.sample_seconds", kRun, "large", {"watchdog.sample_seconds=7"}},
+      {"watchdog.save_seconds", kRun, "large", {"watchdog.save_seconds=7"}},
+      {"watchdog.finish_seconds", kRun, "large", {"watchdog.finish_seconds=7"}},
+      {"watchdog.heartbeat_seconds", kRun, "large", {"watchdog.heartbeat_seconds=7"}},
+      {"watchdog.heartbeat_interface", kRun, "large", {"watchdog.heartbeat_interface=eth0"}},
       {"log.every_steps", kRun, "large", {"log.every_steps=7"}},
       {"run_dir", kRun, "large", {"run_dir=elsewhere"}}};
   return fields;
