@@ -61,9 +61,9 @@ std::string CommandLine() {
 
 absl::Status Train(const TrainCommandOptions& options, Environment& environment, Watchdog* watchdog) {
   Communicator& world = environment.world();
+  IntroduceRanks(watchdog, environment);
   CAROUSEL_RETURN_IF_ERROR(CheckSameBuild(world, environment.host(), VersionLine()));
   // The run first: a field that differs says more than an option. The config file need not be on every
-  IntroduceRanks(watchdog, environment);
   // machine: rank 0's counts.
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run,
                             AgreeOnRun(world, environment.host(), LoadRunToTrain(options.config)));
@@ -78,12 +78,12 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment,
   TrainOptions train = options.train;
   train.command_line = CommandLine();
   train.has_config = !options.config.config.empty();
-  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
-                            TrainingRun::Create(run, train, environment));
   train.resume_command =
       ResumeCommand(ProcessArguments(), environment.launcher(), environment.size(),
                     /*launched=*/!Environment::Variable(kAttemptDirVariable).empty());
   train.watchdog = watchdog;
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
+                            TrainingRun::Create(run, train, environment));
   return training->Train();
 }
 
@@ -116,10 +116,10 @@ int RunTrain(const TrainCommandOptions& given) {
   const absl::Status status = Train(options, **environment, &watchdog);
   // The status is the same on every rank: one of them says it.
   if (!status.ok() && (*environment)->rank() == 0) ReportError(status);
-  return (*environment)->Finish(Ended(&recorder, status));
-}
   watchdog.ForgetCommunicators();
   watchdog.Enter(Watchdog::Section::kFinish);
+  return (*environment)->Finish(Ended(&recorder, status));
+}
 }  // namespace
 
 CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
