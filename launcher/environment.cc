@@ -271,10 +271,10 @@ absl::StatusOr<std::unique_ptr<Environment>> Environment::Start(const Waiting& w
   const GetEnv get_env = [](const char* name) { return std::getenv(name); };
   CAROUSEL_ASSIGN_OR_RETURN(const std::optional<TcpNodeOptions> tcp, DetectTcpLaunch(get_env));
   environment->launch_ = DetectLaunch(get_env);
+  environment->waiting_ = waiting;
   environment->host_ = HostName();
   if (tcp.has_value()) {
     CAROUSEL_RETURN_IF_ERROR(environment->StartTcp(*tcp));
-  environment->waiting_ = waiting;
   } else if (environment->launch_.announced_size == 1) {
     // One process needs no MPI, and gains its start-up time.
     environment->self_ = MakeSelfCommunicator();

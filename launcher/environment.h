@@ -102,9 +102,9 @@ class Environment {
   // Finds the cores of this rank among the ranks of its machine.
   void ShareMachine(Communicator& local);
 
+  Waiting waiting_;
   LaunchInfo launch_;
   std::unique_ptr<Session> session_;    // null for a process alone
-  Waiting waiting_;
   std::unique_ptr<Communicator> self_;  // not null for a process alone
   Communicator* world_ = nullptr;       // one of the two
   int local_rank_ = 0, local_size_ = 1;
