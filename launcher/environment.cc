@@ -165,6 +165,9 @@ absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_
                      ": ranks that meet over TCP need all four; unset them to run alone or with mpirun"));
   }
   TcpNodeOptions options{.rendezvous = values[0], .secret = values[3]};
+  if (const char* interface = get_env("CAROUSEL_INTERFACE"); interface != nullptr) {
+    options.interface = interface;
+  }
   if (const absl::Status status = ParseRendezvous(values[0]).status(); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("CAROUSEL_RENDEZVOUS=", std::string(status.message())));
   }

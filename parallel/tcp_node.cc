@@ -19,8 +19,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr size_t kMaxCallers = 64;  // that have not proved themselves yet; beyond it the oldest must go
-constexpr auto kHandshakeTime = seconds(10);
 constexpr auto kTellTime = milliseconds(500);
 constexpr auto kReportTime = seconds(1);  // for the thread that communicates to say what it was doing
 
@@ -51,59 +49,34 @@ void TcpNode::Serve() {
       if (ends_) return;
       watching = watching_;
     }
-    // In this order: wake_, listener_, callers_, controls_.
+    // In this order: wake_, the door, controls_.
     polled.clear();
     polled.push_back({.fd = wake_.fd(), .events = POLLIN, .revents = 0});
-    polled.push_back({.fd = listener_.fd(), .events = POLLIN, .revents = 0});
-    for (const Caller& caller : callers_) {
-      polled.push_back({.fd = caller.socket.fd(), .events = POLLIN, .revents = 0});
-    }
-    const size_t num_callers = callers_.size();
+    const int wait = door_->AddTo(&polled);
+    const size_t num_before = polled.size();
     if (watching) {
       for (const auto& [peer, control] : controls_) {
         polled.push_back({.fd = control.gone ? -1 : control.socket.fd(), .events = POLLIN, .revents = 0});
       }
     }
-    poll(polled.data(), polled.size(), callers_.empty() ? 60000 : 200);
+    poll(polled.data(), polled.size(), wait);
     if (polled[0].revents != 0) {
       uint64_t count = 0;
       static_cast<void>(!read(wake_.fd(), &count, sizeof count));
     }
-    const TcpClock::time_point now = TcpClock::now();
-    size_t place = 2;
-    for (auto caller = callers_.begin(); caller != callers_.end(); ++place) {
-      const bool stays =
-          (polled[place].revents == 0 || Talk(*caller)) && caller->socket.is_open() && now < caller->deadline;
-      caller = stays ? std::next(caller) : callers_.erase(caller);
-    }
-    place = 2 + num_callers;
     if (watching) {
+      size_t place = num_before;
       for (auto& [peer, control] : controls_) {
         if (polled[place++].revents != 0) Listen(control, peer);
       }
     }
-    if (polled[1].revents != 0) AcceptCallers();
-  }
-}
-
-void TcpNode::AcceptCallers() {
-  while (true) {
-    absl::StatusOr<Socket> socket = Accept(listener_);
-    if (!socket.ok()) {  // too many open files: whoever has not proved itself gives way
-      if (callers_.empty()) {
-        std::this_thread::sleep_for(milliseconds(50));
-      } else {
-        callers_.pop_front();
-      }
-      return;
-    }
-    if (!socket->is_open()) return;
-    if (callers_.size() >= kMaxCallers) callers_.pop_front();
-    callers_.push_back({.socket = std::move(*socket),
-                        .handshake = std::make_unique<AcceptorHandshake>(
-                            options_.secret, RandomNonce(),
-                            [this](const Introduction& introduction) { return Judge(introduction); }),
-                        .deadline = TcpClock::now() + kHandshakeTime});
+    door_->Serve(polled.data() + 1, [this](const Introduction& who, Socket socket) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      arrived_[{who.group, static_cast<int>(who.from)}] = std::move(socket);
+      changed_.notify_all();
+    });
+    const std::lock_guard<std::mutex> lock(mutex_);
+    num_strangers_ = door_->num_strangers();
   }
 }
 
@@ -128,27 +101,6 @@ std::string TcpNode::Judge(const Introduction& introduction) {
   if (refusal_.empty()) refusal_ = why;
   changed_.notify_all();
   return why;
-}
-
-bool TcpNode::Talk(Caller& caller) {
-  char bytes[256];
-  AcceptorHandshake& handshake = *caller.handshake;
-  const absl::StatusOr<size_t> n =
-      ReceiveSome(caller.socket, bytes, std::min(sizeof bytes, handshake.wanted()));
-  if (!n.ok()) return false;
-  handshake.Feed({bytes, *n});
-  // These few bytes fit into the socket's buffer; whoever made it full is not one of us.
-  if (!SendAll(caller.socket, handshake.TakeOutput(), TcpClock::now()).ok()) return false;
-  if (handshake.state() == Handshake::State::kGoesOn) return true;
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (handshake.state() == Handshake::State::kFailed) {
-    ++num_strangers_;
-    return false;
-  }
-  const Introduction& who = handshake.introduction();
-  arrived_[{who.group, static_cast<int>(who.from)}] = std::move(caller.socket);
-  changed_.notify_all();
-  return false;
 }
 
 // What comes on a control connection once all ranks have met.

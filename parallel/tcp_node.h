@@ -7,12 +7,11 @@
 // Tensors travel on other connections, one for each pair of ranks of a communicator, made when the
 // communicator is. The thread also accepts those, so that ranks need not arrive in any order.
 //
-// A connection is nothing before tcp_handshake has shown that both ends know the run's secret: a bounded
-// number of callers, each with a deadline and a bounded number of bytes.
+// A connection is nothing before tcp_handshake has shown that both ends know the run's secret: strangers stay
+// at the door (tcp_door.h). Every rank listens on one address, that of the run's interface.
 #pragma once
 #include <condition_variable>
 #include <functional>
-#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "core/base/exit_code.h"
 #include "parallel/rendezvous.h"
+#include "parallel/tcp_door.h"
 #include "parallel/tcp_frames.h"
 #include "parallel/tcp_handshake.h"
 #include "parallel/tcp_socket.h"
@@ -37,6 +37,10 @@ struct TcpNodeOptions {
   int rank = 0, size = 1;
   std::string secret;  // the same on all ranks, at least kMinSecretBytes
   double meet_seconds = 120;
+  // The network of the run: interfaces or networks of this machine, as ChooseAddress wants them
+  // (run_interface.h). Empty: where the rendezvous names an address, that one; else the way to other
+  // networks.
+  std::string interface = {};
 };
 constexpr size_t kMinSecretBytes = 16;
 
@@ -73,11 +77,6 @@ class TcpNode {
   bool FinishTogether(TcpClock::duration limit);
 
  private:
-  struct Caller {
-    Socket socket;
-    std::unique_ptr<AcceptorHandshake> handshake;
-    TcpClock::time_point deadline;
-  };
   struct Control {
     Socket socket;
     std::string inbox;
@@ -95,13 +94,14 @@ class TcpNode {
   absl::Status ShakeHands(const Socket& socket, ConnectorHandshake& handshake, TcpClock::time_point deadline);
   absl::StatusOr<Frame> ReceiveFrame(const Socket& socket, FrameType type, size_t max_payload,
                                      TcpClock::time_point deadline);
-  void StartThread();
+  // Opens the door at `listener`, and starts the thread.
+  void StartThread(Socket listener);
+  absl::StatusOr<Endpoint> OwnAddress() const;
+  absl::StatusOr<Endpoint> HubAddress(const Rendezvous& rendezvous) const;
   absl::StatusOr<Socket> WaitForCaller(int from, uint64_t group, TcpClock::time_point deadline);
 
   // Of the thread.
   void Serve();
-  void AcceptCallers();
-  bool Talk(Caller& caller);  // false: the end of it
   void Listen(Control& control, int peer);
   void Mark(Control& control, bool Control::*what);
   std::string Judge(const Introduction& introduction);
@@ -110,11 +110,11 @@ class TcpNode {
   void TellOthers(const Failure& failure, int except);
 
   const TcpNodeOptions options_;
-  Socket listener_, alarm_, wake_;
+  Socket alarm_, wake_;
+  std::unique_ptr<TcpDoor> door_;    // of the thread
   std::vector<Addresses> book_;      // of every rank's listener
   std::map<int, Control> controls_;  // by rank: hub to all, others to the hub; the thread's once watching_
   std::mutex send_mutex_;            // of controls_
-  std::list<Caller> callers_;        // of the thread
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "core/base/status_macros.h"
 #include "parallel/peer_communicator.h"
+#include "parallel/run_interface.h"
 #include "parallel/tcp_node.h"
 
 namespace carousel {
@@ -59,9 +60,19 @@ absl::Status AllowOpenFiles(int size) {
                                                     " are allowed (ulimit -Hn)"));
 }
 
-// A host that is given by number is meant to be that address, a name may mean any of this machine's.
-bool IsNumber(const std::string& host) {
-  return ParseEndpoint(absl::StrCat("[", host, "]:1")).ok() || host == "localhost";
+// The address from which this machine reaches other networks, if there is such a way. Nothing is sent.
+std::optional<Endpoint> AddressOfDefaultRoute() {
+  for (const char* elsewhere :
+       {"192.0.2.1:9", "[2001:db8::1]:9"}) {  // for documentation only: nobody has them
+    const Endpoint endpoint = *ParseEndpoint(elsewhere);
+    const Socket probe(socket(endpoint.address.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    if (!probe.is_open()) continue;
+    if (connect(probe.fd(), reinterpret_cast<const sockaddr*>(&endpoint.address), endpoint.length) != 0)
+      continue;
+    const Endpoint local = probe.local();
+    if (local.length > 0 && !local.is_loopback()) return local;
+  }
+  return std::nullopt;
 }
 }  // namespace
 
@@ -98,7 +109,9 @@ absl::Status TcpNode::Meet() {
 }
 
 // Signals are for the threads of whoever uses this.
-void TcpNode::StartThread() {
+void TcpNode::StartThread(Socket listener) {
+  door_ = std::make_unique<TcpDoor>(std::move(listener), options_.secret,
+                                    [this](const Introduction& introduction) { return Judge(introduction); });
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -106,19 +119,45 @@ void TcpNode::StartThread() {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-absl::Status TcpNode::MeetAsHub(const Rendezvous& rendezvous, TcpClock::time_point deadline) {
-  if (rendezvous.is_file()) {
-    CAROUSEL_ASSIGN_OR_RETURN(listener_, carousel::Listen(AnyAddress(0)));
-    Addresses own = OwnAddresses();
-    for (Endpoint& endpoint : own) endpoint.set_port(listener_.local().port());
-    CAROUSEL_RETURN_IF_ERROR(WriteAddresses(rendezvous.directory, options_.secret, own));
-  } else if (IsNumber(rendezvous.host)) {
-    CAROUSEL_ASSIGN_OR_RETURN(const Addresses addresses, ResolveHost(rendezvous.host, rendezvous.port));
-    CAROUSEL_ASSIGN_OR_RETURN(listener_, carousel::Listen(addresses[0]));
+// The address of this machine on the run's network. Port 0.
+absl::StatusOr<Endpoint> TcpNode::OwnAddress() const {
+  const std::vector<InterfaceAddress> own = OwnInterfaceAddresses();
+  std::optional<Endpoint> address;
+  if (!options_.interface.empty()) {
+    CAROUSEL_ASSIGN_OR_RETURN(address, ChooseAddress({own}, 0, options_.interface));
   } else {
-    CAROUSEL_ASSIGN_OR_RETURN(listener_, carousel::Listen(AnyAddress(rendezvous.port)));
+    address = AddressOfDefaultRoute();
+    if (!address.has_value() && !own.empty()) address = own.front().address;
+    if (!address.has_value()) address = *ParseEndpoint("127.0.0.1:1");  // no network: all ranks are here
   }
-  StartThread();
+  address->set_port(0);
+  return *address;
+}
+
+// Where rank 0 listens: only there.
+absl::StatusOr<Endpoint> TcpNode::HubAddress(const Rendezvous& rendezvous) const {
+  if (rendezvous.is_file()) return OwnAddress();
+  CAROUSEL_ASSIGN_OR_RETURN(const Addresses addresses, ResolveHost(rendezvous.host, rendezvous.port));
+  const bool is_number = ParseEndpoint(absl::StrCat("[", rendezvous.host, "]:1")).ok();
+  if (is_number || rendezvous.host == "localhost") return addresses[0];
+  // A name that means this machine's loopback here (127.0.1.1) means something else on others.
+  if (options_.interface.empty()) {
+    for (const Endpoint& endpoint : addresses) {
+      if (!endpoint.is_loopback()) return endpoint;
+    }
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(Endpoint own, OwnAddress());
+  own.set_port(rendezvous.port);
+  return own;
+}
+
+absl::Status TcpNode::MeetAsHub(const Rendezvous& rendezvous, TcpClock::time_point deadline) {
+  CAROUSEL_ASSIGN_OR_RETURN(const Endpoint address, HubAddress(rendezvous));
+  CAROUSEL_ASSIGN_OR_RETURN(Socket listener, carousel::Listen(address));
+  if (rendezvous.is_file()) {
+    CAROUSEL_RETURN_IF_ERROR(WriteAddresses(rendezvous.directory, options_.secret, {listener.local()}));
+  }
+  StartThread(std::move(listener));
 
   // All come, say where they listen, and learn it of each other.
   std::vector<int> missing;
@@ -170,25 +209,24 @@ absl::Status TcpNode::MeetAsHub(const Rendezvous& rendezvous, TcpClock::time_poi
 
 absl::Status TcpNode::MeetTheHub(const Rendezvous& rendezvous, TcpClock::time_point deadline) {
   const Where where = [&]() -> absl::StatusOr<Addresses> {
-    return rendezvous.is_file() ? ReadAddresses(rendezvous.directory, options_.secret)
-                                : ResolveHost(rendezvous.host, rendezvous.port);
+    if (rendezvous.is_file()) return ReadAddresses(rendezvous.directory, options_.secret);
+    CAROUSEL_ASSIGN_OR_RETURN(Addresses addresses, ResolveHost(rendezvous.host, rendezvous.port));
+    // Rank 0's machine may know its own name by loopback, where rank 0 does not listen.
+    const absl::StatusOr<Endpoint> at_hub = HubAddress(rendezvous);
+    if (addresses[0].is_loopback() && at_hub.ok() && !at_hub->is_loopback()) addresses.push_back(*at_hub);
+    return addresses;
   };
   CAROUSEL_ASSIGN_OR_RETURN(Socket hub, Call(0, kControlGroup, where, deadline));
 
-  // Others reach this rank where the hub does. An address that only this machine knows is no good to ranks on
-  // others, unless the user gave it.
+  // Others reach this rank where the hub does, if nothing else is wanted.
   Endpoint local = hub.local();
-  Addresses own;
-  if (local.is_loopback() && (rendezvous.is_file() || !IsNumber(rendezvous.host))) {
-    own = OwnAddresses();
-    local = AnyAddress(0);
-  } else {
-    own = {local};
-    local.set_port(0);
+  if (!options_.interface.empty() && !local.is_loopback()) {
+    CAROUSEL_ASSIGN_OR_RETURN(local, OwnAddress());
   }
-  CAROUSEL_ASSIGN_OR_RETURN(listener_, carousel::Listen(local));
-  for (Endpoint& endpoint : own) endpoint.set_port(listener_.local().port());
-  StartThread();
+  local.set_port(0);
+  CAROUSEL_ASSIGN_OR_RETURN(Socket listener, carousel::Listen(local));
+  const Addresses own = {listener.local()};
+  StartThread(std::move(listener));
   const auto gone = [](const absl::Status& status) {
     return absl::UnavailableError(absl::StrCat("rank 0: ", std::string(status.message())));
   };

@@ -2,8 +2,6 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <ifaddrs.h>
-#include <net/if.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -110,40 +108,6 @@ absl::StatusOr<std::vector<Endpoint>> ResolveHost(const std::string& host, int p
   }
   freeaddrinfo(found);
   return endpoints;
-}
-
-std::vector<Endpoint> OwnAddresses() {
-  std::vector<Endpoint> endpoints;
-  ifaddrs* interfaces = nullptr;
-  if (getifaddrs(&interfaces) != 0) return endpoints;
-  for (const ifaddrs* i = interfaces; i != nullptr; i = i->ifa_next) {
-    if (i->ifa_addr == nullptr || (i->ifa_flags & IFF_UP) == 0) continue;
-    if (i->ifa_addr->sa_family == AF_INET) {
-      endpoints.push_back(FromAddress(i->ifa_addr, sizeof(sockaddr_in)));
-    } else if (i->ifa_addr->sa_family == AF_INET6) {
-      const Endpoint endpoint = FromAddress(i->ifa_addr, sizeof(sockaddr_in6));
-      const in6_addr& a = reinterpret_cast<const sockaddr_in6*>(&endpoint.address)->sin6_addr;
-      if (!IN6_IS_ADDR_LINKLOCAL(&a)) endpoints.push_back(endpoint);
-    }
-  }
-  freeifaddrs(interfaces);
-  std::stable_partition(endpoints.begin(), endpoints.end(),
-                        [](const Endpoint& endpoint) { return !endpoint.is_loopback(); });
-  return endpoints;
-}
-
-Endpoint AnyAddress(int port) {
-  Endpoint endpoint;
-  const Socket probe(socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (probe.is_open()) {
-    endpoint.address.ss_family = AF_INET6;  // the unspecified address is all zeros
-    endpoint.length = sizeof(sockaddr_in6);
-  } else {
-    endpoint.address.ss_family = AF_INET;
-    endpoint.length = sizeof(sockaddr_in);
-  }
-  endpoint.set_port(port);
-  return endpoint;
 }
 
 void Socket::Close() {

@@ -29,11 +29,6 @@ struct Endpoint {
 absl::StatusOr<Endpoint> ParseEndpoint(const std::string& text);
 // The addresses of a host, given by name or number.
 absl::StatusOr<std::vector<Endpoint>> ResolveHost(const std::string& host, int port);
-// This machine's addresses, those that other machines may reach first, loopback last. Port 0.
-std::vector<Endpoint> OwnAddresses();
-// Any address of this machine, IPv6 and IPv4 alike.
-Endpoint AnyAddress(int port);
-
 // A file descriptor with one owner.
 class Socket {
  public:
