@@ -32,7 +32,7 @@ struct CgroupMemory {
 CgroupMemory ReadCgroupMemory(const SystemPaths& paths);
 // One logical CPU for each core of those in `allowed`: siblings of a core count once.
 std::vector<int64_t> OnePerCore(const std::vector<int64_t>& allowed, const SystemPaths& paths);
-// The bytes that fit a line of `directory`'s file, without the line break; nothing if it cannot be read.
+// A file's contents, at most 4 MiB, without line breaks at its end; nothing if it cannot be read.
 std::optional<std::string> ReadSmallFile(const std::string& path);
 // Where a program is found in the directories of PATH; empty if nowhere.
 std::string FindProgram(const std::string& name, const std::string& path_variable);
