@@ -64,7 +64,12 @@ absl::Status DropLines(const std::string& path, const std::string& old, const st
     }
   }
   if (in_place) {
-    status = WriteInPlace(path, kept, from);
+    // Line feeds first: what is written half must not become a line together with what was there.
+    const std::string cleared = kept.substr(0, from) +
+                                std::string(std::min(old.size(), kept.size()) - from, '\n') +
+                                old.substr(shorter);
+    status = from < shorter ? WriteInPlace(path, cleared, from) : absl::OkStatus();
+    if (status.ok()) status = WriteInPlace(path, kept, from);
     if (!absl::IsResourceExhausted(status)) return status;
   }
   const absl::StatusOr<int64_t> available = files.FreeBytes(ParentPath(path));

@@ -63,8 +63,12 @@ TEST(DropLines, ACrashWhileLinesAreMovedUpIsMendedByTheNextReader) {
   const std::string kept = absl::StrCat(stay, first, second);
   const TempDir dir;
   const std::string path = dir.path() + "/metrics.jsonl";
-  for (size_t written = stay.size(); written <= kept.size(); ++written) {
-    Write(path, kept.substr(0, written) + old.substr(written));
+  // First line feeds take the place, then the lines.
+  const std::string cleared = stay + std::string(kept.size() - stay.size(), '\n') + old.substr(kept.size());
+  for (size_t k = 0; k <= 2 * (kept.size() - stay.size()); ++k) {
+    const size_t length = kept.size() - stay.size(), written = stay.size() + k % (length + 1);
+    Write(path, k <= length ? cleared.substr(0, written) + old.substr(written)
+                            : kept.substr(0, written) + cleared.substr(written));
     const auto file = MetricsFile::Open(path, 3);
     ASSERT_TRUE(file.ok()) << file.status();
     // Both lines once; where the first was moved but not the second, in either order.
