@@ -286,7 +286,17 @@ RunSpec ToRunSpec(const config::RunConfig& config) {
                 .data_skip_steps = h.data_skip_steps(),
                 .gate_stats_every_steps = h.gate_stats_every_steps()};
   run.initial_weights = c.initial_weights();
-  run.log_every_steps = config.log().every_steps();
+  const config::LogConfig& log = config.log();
+  run.log_every_steps = log.every_steps();
+  run.log = {.json = log.format() == config::LogConfig::JSON,
+             .tensorboard = log.tensorboard(),
+             .prometheus = log.prometheus(),
+             .report = log.report(),
+             .prometheus_path = log.prometheus_path(),
+             .report_every_seconds = log.report_every_seconds(),
+             .straggler_percent = log.straggler_percent(),
+             .straggler_steps = log.straggler_steps(),
+             .peak_flops = 1e12 * log.peak_tflops()};
   run.run_dir = config.run_dir();
   const config::WatchdogConfig& w = config.watchdog();
   run.watchdog = {.enabled = w.enabled(),

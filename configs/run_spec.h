@@ -85,6 +85,15 @@ struct RunSpec {
   } heartbeat;
   std::string initial_weights;
   int64_t log_every_steps = 0;
+  struct Log {
+    bool json = false;  // what a run prints about its steps
+    bool tensorboard = false, prometheus = false, report = false;
+    std::string prometheus_path;  // empty: in the run directory
+    double report_every_seconds = 30;
+    double straggler_percent = 8;
+    int64_t straggler_steps = 50;
+    double peak_flops = 0;  // of a rank's device; 0: by its name
+  } log;
   std::string run_dir;
   std::string resolved_text;  // the resolved config in text format
   int64_t micro_batches_per_step() const { return global_batch / micro_batch; }

@@ -76,6 +76,7 @@ constexpr IntRange kIntRanges[] = {
     {"checkpoint.keep_best", 0, kInt32Max, 0},
     {"checkpoint.good_after_steps", 1, kMaxSteps, 200},
     {"log.every_steps", 1, kMaxSteps, 10},
+    {"log.straggler_steps", 1, kMaxSteps, 50},
     {"health.max_skipped_in_row", 1, kMaxSteps, 20},
     {"health.max_rollbacks", 0, kMaxSteps, 3},
     {"health.data_skip_steps", 0, kMaxSteps, 1},
@@ -128,6 +129,9 @@ constexpr DoubleRange kDoubleRanges[] = {
     {"watchdog.heartbeat_seconds", 0, 86400, false, false, 20},
     {"sample.temperature", 0, 1e6, false, false, 0.8},
     {"sample.top_p", 0, 1, true, false, 1},
+    {"log.report_every_seconds", 0, 1e9, false, false, 30},
+    {"log.straggler_percent", 0, 1e6, true, false, 8},
+    {"log.peak_tflops", 0, 1e6, false, false, 989},
 };
 
 bool CheckInt(const std::string& path, const std::string& rule_path, int64_t value, const Origins& origins,

@@ -28,6 +28,7 @@ CLI::App* AddExportCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddImportCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddDataCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddCheckpointCommand(CLI::App& app, std::function<int()>* run);
+CLI::App* AddReportCommand(CLI::App& app, std::function<int()>* run);
 CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run);
 // `manual` and `completion`; `app` must live until *run has returned.
 void AddManualCommands(CLI::App& app, std::function<int()>* run);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -46,12 +47,45 @@ std::string Scores(const Console::StepLine& s) {
   return absl::StrFormat("  loss_z %+5.1f  norm_z %+5.1f", s.loss_z, s.grad_norm_z);
 }
 
-std::string Fields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {
+// Where the time goes, between memory and the time that is left.
+std::string RatesText(const std::optional<Console::Rates>& rates) {
+  if (!rates.has_value()) return "";
+  const std::string speed = std::isfinite(rates->mfu)
+                                ? absl::StrFormat("  mfu %5.1f%%", 100 * rates->mfu)
+                                : absl::StrFormat("  TFLOP/s %7.4g", rates->flops_per_second / 1e12);
+  return absl::StrFormat("%s  data %4.1f%%  ckpt %4.1f%%  comm %4.1f%%", speed, rates->data_percent,
+                         rates->checkpoint_percent, rates->communication_percent);
+}
+
+std::string Fields(const Console::StepLine& s, const std::optional<Console::Rates>& rates,
+                   double tokens_per_second, double seconds_left) {
   const int width = static_cast<int>(std::to_string(s.total_steps).size());
-  return absl::StrFormat("step %*d/%d  loss %7.4f  grad_norm %7.3f  lr %8.2e  tok/s %7.0f  mem %s  eta %s",
+  return absl::StrFormat("step %*d/%d  loss %7.4f  grad_norm %7.3f  lr %8.2e  tok/s %7.0f  mem %s%s  eta %s",
                          width, s.step, s.total_steps, s.loss, s.grad_norm, s.lr, tokens_per_second,
-                         FormatBytes(ResidentBytes()), FormatDuration(seconds_left)) +
+                         FormatBytes(ResidentBytes()), RatesText(rates), FormatDuration(seconds_left)) +
          Scores(s);
+}
+std::string JsonFields(const Console::StepLine& s, const std::optional<Console::Rates>& rates,
+                       double tokens_per_second, double seconds_left) {
+  // What is not finite becomes null.
+  nlohmann::ordered_json json = {{"step", s.step},
+                                 {"total_steps", s.total_steps},
+                                 {"loss", s.loss},
+                                 {"grad_norm", s.grad_norm},
+                                 {"lr", s.lr},
+                                 {"tokens_per_second", tokens_per_second},
+                                 {"memory_bytes", ResidentBytes()},
+                                 {"eta_seconds", seconds_left},
+                                 {"loss_z", s.loss_z},
+                                 {"grad_norm_z", s.grad_norm_z}};
+  if (rates.has_value()) {
+    json["flops_per_second"] = rates->flops_per_second;
+    json["mfu"] = rates->mfu;
+    json["data_percent"] = rates->data_percent;
+    json["checkpoint_percent"] = rates->checkpoint_percent;
+    json["communication_percent"] = rates->communication_percent;
+  }
+  return json.dump();
 }
 // The same for a narrow terminal: at most 79 columns for runs of up to a million steps.
 std::string CompactFields(const Console::StepLine& s, double tokens_per_second, double seconds_left) {
@@ -101,6 +135,7 @@ int64_t ResidentBytes() {
 Console::Console(std::ostream& out, const ConsoleOptions& options) : out_(out), options_(options) {
   options_.log_every_steps = std::max<int64_t>(options_.log_every_steps, 1);
   options_.terminal.columns = std::max(options_.terminal.columns, kMinColumns);
+  if (options_.json) options_.terminal.live = false;
 }
 
 Console::~Console() {
@@ -127,7 +162,10 @@ void Console::Step(const StepLine& line) {
     const double seconds = num_timed_ > 0 ? mean_step_seconds_ : line.seconds;
     const double rate = seconds > 0 ? static_cast<double>(line.tokens) / seconds : 0;
     EraseLive();
-    live_ = Fields(line, rate, seconds_left);
+    live_ = Fields(line, rates_, rate, seconds_left);
+    if (static_cast<int64_t>(live_.size()) >= options_.terminal.columns) {
+      live_ = Fields(line, std::nullopt, rate, seconds_left);
+    }
     if (static_cast<int64_t>(live_.size()) >= options_.terminal.columns) {
       live_ = CompactFields(line, rate, seconds_left);
     }
@@ -136,12 +174,23 @@ void Console::Step(const StepLine& line) {
   }
   if (!due) return;
   const double rate = interval_seconds_ > 0 ? static_cast<double>(interval_tokens_) / interval_seconds_ : 0;
-  out_ << Fields(line, rate, seconds_left) << "\n" << std::flush;
+  out_ << (options_.json ? JsonFields(line, rates_, rate, seconds_left)
+                         : Fields(line, rates_, rate, seconds_left))
+       << "\n"
+       << std::flush;
   interval_tokens_ = 0;
   interval_seconds_ = 0;
 }
 
 void Console::Message(const std::string& text) {
+  if (options_.json) {
+    // All of ASCII, so that nothing can command a terminal.
+    const nlohmann::ordered_json json = {{"message", text}};
+    out_ << json.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::ordered_json::error_handler_t::replace)
+         << "\n"
+         << std::flush;
+    return;
+  }
   EraseLive();
   out_ << Printable(text) << "\n";
   DrawLive();

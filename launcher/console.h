@@ -3,12 +3,15 @@
 //
 //   step     20/600  loss  3.0712  grad_norm   1.284  lr 1.00e-03  tok/s    9120  mem   211 MiB  eta 0:04:21
 //
+// In a run there are, between mem and eta, "mfu  44.8%" (or "TFLOP/s 0.012" where the device's peak is not
+// known) and the shares of the time that went into waiting, "data  0.1%  ckpt  0.0%  comm  2.3%";
 // and at its end, once there are steps to compare with, "loss_z  +0.3  norm_z  -1.1".
 //
 // Used by one rank and one thread.
 #pragma once
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <ostream>
 #include <string>
 
@@ -26,6 +29,7 @@ Terminal FindTerminal();
 struct ConsoleOptions {
   Terminal terminal;
   int64_t log_every_steps = 10;  // plain lines: every so many steps, and the first and the last step
+  bool json = false;  // every line is a JSON object: of a step, or {"message":"..."}; there is no live line
 };
 
 class Console {
@@ -47,6 +51,14 @@ class Console {
     double loss_z = std::numeric_limits<double>::quiet_NaN(),
            grad_norm_z = std::numeric_limits<double>::quiet_NaN();
   };
+  // Of the newest log interval: shown with the steps from now on.
+  struct Rates {
+    double flops_per_second = 0;                            // of the model, on all ranks
+    double mfu = std::numeric_limits<double>::quiet_NaN();  // share of the devices' peak; NaN: not known
+    // Of the time, waiting: for data, until a state was copied for a save, in collectives. In percent.
+    double data_percent = 0, checkpoint_percent = 0, communication_percent = 0;
+  };
+  void SetRates(const Rates& rates) { rates_ = rates; }
   // One finished step.
   void Step(const StepLine& line);
   // A line of text of its own. It may contain line breaks; other control characters are shown as '?', since
@@ -59,6 +71,7 @@ class Console {
 
   std::ostream& out_;
   ConsoleOptions options_;
+  std::optional<Rates> rates_;
   bool first_ = true;
   std::string live_;  // the live line as it stands on the screen; empty if none
   // Of the steps since the last plain line, for tokens per second.

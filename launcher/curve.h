@@ -2,7 +2,9 @@
 // bucket that keeps their least, their largest and their mean, so a single spike among millions of steps
 // stays visible. When there are too many buckets, neighbours join.
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace carousel {

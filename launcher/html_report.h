@@ -17,10 +17,10 @@ namespace carousel {
 struct ReportInput {
   std::string run_dir;  // for the title
   const RunHistory* history = nullptr;
-  std::vector<RecordedStart> starts;
-  std::vector<RecordedAttempt> attempts;
+  std::vector<RecordedStart> starts = {};
+  std::vector<RecordedAttempt> attempts = {};
   // The config's fields, and what each would be if it had not been given (empty: not known).
-  std::vector<std::pair<std::string, std::string>> config, default_config;
+  std::vector<std::pair<std::string, std::string>> config = {}, default_config = {};
   double unix_seconds = 0;   // of now
   bool still_going = false;  // the page loads itself again
   double seconds_between = 30;

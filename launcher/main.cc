@@ -71,6 +71,7 @@ int Run(int argc, char** argv) {
   carousel::AddExportCommand(app, &run);
   carousel::AddImportCommand(app, &run);
   carousel::AddVerifyCommand(app, &run);
+  carousel::AddReportCommand(app, &run);
   carousel::AddBenchCommand(app, &run);
   carousel::AddManualCommands(app, &run);
   if (argc <= 1) {

@@ -20,15 +20,15 @@ namespace carousel {
 struct RankTimings {
   struct Rank {
     int64_t rank = 0;
-    std::string host;
+    std::string host = {};
     double seconds = 0;       // per step
     double percent_over = 0;  // over the median of the ranks with the same work (its stage of the pipe axis)
   };
   int64_t num_steps = 0;  // of the interval
   int64_t num_ranks = 0;
   double min_seconds = 0, median_seconds = 0, max_seconds = 0;
-  std::vector<Rank> worst;    // at most 3 hosts, each by its slowest rank, the slowest first
-  std::vector<Rank> chronic;  // that have been too slow for long: rank_timings.h
+  std::vector<Rank> worst = {};    // at most 3 hosts, each by its slowest rank, the slowest first
+  std::vector<Rank> chronic = {};  // that have been too slow for long: rank_timings.h
 };
 
 struct StepMetrics {
@@ -48,7 +48,7 @@ struct StepMetrics {
   // Of this step on this rank: inside of collectives; until the state had been copied for a save.
   double communication_seconds = 0, checkpoint_seconds = 0;
 
-  // The steps from 1 on that log.every_steps divides, and the last one, have what follows.
+  // The first step of a process, those that log.every_steps divides, and the last one have what follows.
   bool logged = false;
   int64_t memory_bytes = 0;                               // resident, of this rank
   double flops_per_second = 0;                            // of the model, over the interval, all ranks
@@ -79,12 +79,12 @@ struct RunStart {
   int64_t step = 0;     // finished before
   int64_t total_steps = 0;
   int64_t num_ranks = 1;
-  std::vector<std::string> hosts;  // of the ranks, each once
-  std::string mesh;                // "replicate 2, tensor 4"; "one rank"
-  std::string device;              // "cpu", "cuda:0 (NVIDIA H100)"
-  std::string build;               // version, git revision, compiler
-  std::string command;             // the command line
-  std::string config;              // the resolved config as text
+  std::vector<std::string> hosts = {};  // of the ranks, each once
+  std::string mesh = {};                // "replicate 2, tensor 4"; "one rank"
+  std::string device = {};              // "cpu", "cuda:0 (NVIDIA H100)"
+  std::string build = {};               // version, git revision, compiler
+  std::string command = {};             // the command line
+  std::string config = {};              // the resolved config as text
   int64_t num_parameters = 0;
   int64_t tokens_per_step = 0;
   int64_t vocab_size = 0;

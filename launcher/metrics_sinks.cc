@@ -25,7 +25,9 @@ absl::Status MetricsSinks::ForEach(const Call& call) {
 absl::Status MetricsSinks::Start(const RunStart& start) {
   return ForEach([&](MetricsSink& sink) { return sink.Start(start); });
 }
-absl::Status MetricsSinks::Append(const StepMetrics& metrics) {
+absl::Status MetricsSinks::Append(const StepMetrics& reported) {
+  StepMetrics metrics = reported;
+  if (complete_) complete_(&metrics);
   return ForEach([&](MetricsSink& sink) { return sink.Append(metrics); });
 }
 absl::Status MetricsSinks::AppendEvaluation(const EvaluationReport& report) {

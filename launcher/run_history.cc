@@ -125,7 +125,7 @@ struct RunHistory::Scanned {
         at = next;
         if (double* place = Find(key)) *place = number;
       }
-      if (at < end && *at++ != ',') return false;
+      if (at < end && (*at++ != ',' || at == end)) return false;
     }
     return true;
   }
@@ -200,7 +200,9 @@ void RunHistory::AddLine(std::string_view line) {
              .num_ranks = CountIn(*timings, "num_ranks"),
              .min_seconds = NumberIn(*timings, "min_seconds"),
              .median_seconds = NumberIn(*timings, "median_seconds"),
-             .max_seconds = NumberIn(*timings, "max_seconds")};
+             .max_seconds = NumberIn(*timings, "max_seconds"),
+             .worst = {},
+             .chronic = {}};
     ranks_step = last_step;
     rank_min.Add(last_step, ranks.min_seconds);
     rank_median.Add(last_step, ranks.median_seconds);
@@ -216,8 +218,7 @@ void RunHistory::AddLine(std::string_view line) {
         const RankTimings::Rank rank = RankIn(entry);
         if (chronic.size() >= kMaxNewest && chronic.count(rank.rank) == 0) continue;
         const auto [place, is_new] =
-            chronic.try_emplace(rank.rank, Chronic{.first_step = last_step, .rank = rank.rank});
-        place->second.host = rank.host;
+            chronic.try_emplace(rank.rank, Chronic{.first_step = last_step, .rank = rank.rank, .host = rank.host});
         place->second.last_step = last_step;
         place->second.percent_over = std::max(place->second.percent_over, rank.percent_over);
         if (ranks.chronic.size() < kMaxNewest) ranks.chronic.push_back(rank);

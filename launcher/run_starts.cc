@@ -34,7 +34,8 @@ std::string TextIn(const Json& object, const char* key) {
                                                      : std::string();
 }
 absl::Status AppendLine(const std::string& run_dir, const Json& json) {
-  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<AppendedFile> file, AppendedFile::Open(StartsPath(run_dir)));
+  CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<AppendedFile> file,
+                            AppendedFile::Open(StartsPath(run_dir)));
   return file->Append(json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) + "\n");
 }
 // Empty if it cannot be read.
@@ -132,8 +133,8 @@ std::vector<RecordedAttempt> ReadAttempts(const std::string& run_dir) {
   if (numbers.size() > kMaxKept) numbers.erase(numbers.begin(), numbers.end() - kMaxKept);
   std::vector<RecordedAttempt> attempts;
   for (const int64_t number : numbers) {
-    const Json json =
-        Json::parse(ReadText(absl::StrCat(dir, "/", number, "/exit.json")), nullptr, /*allow_exceptions=*/false);
+    const Json json = Json::parse(ReadText(absl::StrCat(dir, "/", number, "/exit.json")), nullptr,
+                                  /*allow_exceptions=*/false);
     if (!json.is_object()) continue;
     attempts.push_back({.attempt = number,
                         .exit_code = WholeIn(json, "exit_code", -1),

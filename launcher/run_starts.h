@@ -15,7 +15,7 @@
 namespace carousel {
 
 struct RecordedStart {
-  RunStart start;     // without the config
+  RunStart start;  // without the config
   bool ended = false;
   int64_t end_step = 0;
   double end_unix_seconds = 0;

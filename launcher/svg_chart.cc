@@ -103,15 +103,16 @@ std::pair<double, double> RangeOf(const Chart& chart) {
   return {low, high + pad};
 }
 
-// Bias-corrected exponential mean, for about a fortieth of the points.
+// Means over about a fiftieth of the points, half of them on either side.
 std::vector<ChartPoint> Smoothed(const std::vector<ChartPoint>& points) {
   std::vector<ChartPoint> result = points;
-  const double weight = std::min(1.0, 40.0 / static_cast<double>(points.size()));
-  double sum = 0, total = 0;
-  for (ChartPoint& p : result) {
-    sum = sum * (1 - weight) + p.y * weight;
-    total = total * (1 - weight) + weight;
-    p.y = sum / total;
+  const int64_t n = static_cast<int64_t>(points.size()), reach = n / 100;
+  for (int64_t i = 0; i < n; ++i) {
+    // As many on both sides, so that a slope stays where it is.
+    const int64_t r = std::min({reach, i, n - 1 - i});
+    double sum = 0;
+    for (int64_t k = i - r; k <= i + r; ++k) sum += points[static_cast<size_t>(k)].y;
+    result[static_cast<size_t>(i)].y = sum / static_cast<double>(2 * r + 1);
   }
   return result;
 }
@@ -144,7 +145,7 @@ void CutMarks(const std::vector<ChartPoint>& points, const Scale& x, const Scale
       if (left-- <= 0) return;
       const double at = x.At(p.x), edge = above ? kTop : y.from;
       absl::StrAppend(svg, "<path class=\"cut\" d=\"M", Pixel(at - 4), " ", Pixel(edge + (above ? 6 : -6)),
-                      "h8l-4 ", above ? "-6" : "6", "z\"><title>step ", Grouped(std::llround(p.x)), ": ",
+                      "h8l-4 ", above ? "-6" : "6", "z\"><title>step ", Thousands(std::llround(p.x)), ": ",
                       ShortNumber(value), "</title></path>");
     }
   }
@@ -214,7 +215,7 @@ std::string ShortNumber(double value) {
   return absl::StrFormat("%.4g%s", scaled, suffixes[i]);
 }
 
-std::string Grouped(int64_t value) {
+std::string Thousands(int64_t value) {
   std::string digits = absl::StrCat(value);
   for (int64_t at = static_cast<int64_t>(digits.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3) {
     digits.insert(static_cast<size_t>(at), ",");
@@ -318,7 +319,7 @@ std::string RenderChart(const Chart& original) {
     if (series.dots || series.points.size() == 1) {
       for (const ChartPoint& p : series.points) {
         absl::StrAppend(&svg, "<circle class=\"", series.color, "\" cx=\"", Pixel(x.At(p.x)), "\" cy=\"",
-                        Pixel(y.At(p.y)), "\" r=\"2.6\"><title>step ", Grouped(std::llround(p.x)), ": ",
+                        Pixel(y.At(p.y)), "\" r=\"2.6\"><title>step ", Thousands(std::llround(p.x)), ": ",
                         ShortNumber(p.y), "</title></circle>");
       }
     }

@@ -153,6 +153,23 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "--no_graphs", [options] { options->train.graphs = false; },
       "On a GPU: issue every op of a step anew instead of playing recorded micro-batches; the results are "
       "the same");
+  train
+      ->add_option_function<std::string>(
+          "--profile", [options](const std::string& text) { options->train.profile = *ParseProfile(text); },
+          "What these steps spend their time on, as steps:20-23 or steps:20-23,ranks:0,8: on a CPU a table "
+          "of "
+          "ops and a trace in RUN_DIR/profile; on CUDA the range that nsys captures")
+      ->check([](const std::string& text) { return std::string(ParseProfile(text).status().message()); })
+      ->type_name("STEPS");
+  train
+      ->add_option_function<std::string>(
+          "--log_format",
+          [options](const std::string& name) {
+            options->config.sets.push_back(name == "json" ? "log.format=JSON" : "log.format=TEXT");
+          },
+          "What a run prints about its steps: text, in constant columns, or json, one object per line")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->type_name("NAME");
   train->footer(
       "Starting in a run directory that holds a checkpoint goes on from it, with any number of ranks. Losses "
       "and weights\n"
@@ -173,6 +190,7 @@ CLI::App* AddTrainCommand(CLI::App& app, std::function<int()>* run) {
       "  mpirun -np 8 carousel train --config configs/demo_bytes.textproto --run_dir runs/t --set "
       "parallel.tensor=2 --set parallel.shard=2\n"
       "  mpirun -np 8 carousel train --device cuda --config configs/xlstm_1b4.textproto --run_dir runs/1b4\n"
+      "  carousel train --run_dir runs/demo --profile steps:520-523         # where does the time go?\n"
       "  carousel train --config configs/demo_bytes.textproto --run_dir runs/b --set schedule.peak_lr=2e-3 "
       "--set "
       "train.steps=500");

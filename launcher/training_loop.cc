@@ -48,13 +48,17 @@ absl::Status TrainingRun::Train() {
     if (const absl::Status saved = saver_->Finish(); !saved.ok() && IsMain()) {
       CAROUSEL_LOG(WARNING) << saved.message();
     }
-    return trained;
+    return Ended(trained, absl::StrCat("failed: ", trained.message()));
   }
   // Whoever sent a signal may not wait long: save first, and leave the evaluation to the run that goes on.
   if (state_.step >= run_.steps) stop = Stop::kNo;
   // Nothing was trained: what there was before is left as it was.
   EnterSection(options_.watchdog, Watchdog::Section::kSave);
-  if (stop != Stop::kSignal || state_.step > 0) CAROUSEL_RETURN_IF_ERROR(saver_->SaveNow(StateToSave()));
+  if (stop != Stop::kSignal || state_.step > 0) {
+    if (const absl::Status saved = saver_->SaveNow(StateToSave()); !saved.ok()) {
+      return Ended(saved, absl::StrCat("failed: ", saved.message()));
+    }
+  }
   if (stop != Stop::kSignal && evaluation_.has_value() && evaluated_step_ != state_.step) Evaluate();
   if (IsMain() && options_.watchdog != nullptr) {
     RememberLimits(*options_.watchdog, run_.run_dir, environment_.size());
@@ -71,6 +75,7 @@ absl::Status TrainingRun::Train() {
     console_->Message(absl::StrFormat(
         "%s at step %d, %d tokens, %.1f min of training; %d steps skipped; run directory %s", why,
         state_.step, state_.consumed_tokens, state_.wall_seconds / 60, state_.skipped_steps, run_.run_dir));
+    Warn(metrics_->End(state_.step, why));
   }
   return stop == Stop::kSignal ? StoppedBySignal() : absl::OkStatus();
 }
@@ -84,6 +89,12 @@ absl::Status TrainingRun::StoppedBySignal() const {
       kExitStopped);
 }
 
+absl::Status TrainingRun::Ended(const absl::Status& status, const std::string& why) {
+  // Not into a directory that another process has taken over.
+  if (IsMain() && lease_->StillHeld().ok()) Warn(metrics_->End(state_.step, why));
+  return status;
+}
+
 absl::Status TrainingRun::TrainSteps(Stop* stop) {
   *stop = state_.step < run_.steps ? StopBeforeTraining() : Stop::kNo;
   // The attempt before this one was stopped in this evaluation, or before it.
@@ -94,6 +105,7 @@ absl::Status TrainingRun::TrainSteps(Stop* stop) {
   bool waits = false;  // this step, for copies of the state on any rank, or for a sample of rank 0
   while (state_.step < run_.steps && *stop == Stop::kNo) {
     EnterSection(options_.watchdog, waits ? Watchdog::Section::kStepAfterSave : Watchdog::Section::kStep);
+    reporter_->BeforeStep(state_.step + 1);
     const double start = Seconds();
     // What else all ranks must know after this step goes with its one reduction of scalars: the digest of the
     // tokens, counted once for each, the reasons to stop, and how far the save in flight is.
@@ -129,6 +141,7 @@ absl::Status TrainingRun::AfterStep(const StepResult& result, double step_second
   // The tokens that all ranks saw as one number: runs with equal digests saw equal data.
   const uint64_t digest = static_cast<uint64_t>(result.contributed[0]);
   const int64_t tokens = tokens_per_step();
+  reporter_->AfterStep(state_.step + 1, step_seconds, loader_->starved_seconds());
   state_.step += 1;
   if (options_.recorder != nullptr) options_.recorder->CompletedStep(state_.step);
   state_.consumed_sequences += run_.global_batch;
@@ -230,7 +243,10 @@ absl::Status TrainingRun::SaveIfDue() {
   if (every <= 0 || state_.step % every != 0) return absl::OkStatus();
   // The last step is saved when training has ended, whatever is in flight now.
   if (state_.step >= run_.steps) return absl::OkStatus();
-  return saver_->SaveDue(StateToSave());
+  const double start = Seconds();
+  const absl::Status saved = saver_->SaveDue(StateToSave());
+  reporter_->AddCheckpointSeconds(Seconds() - start);
+  return saved;
 }
 
 TrainState TrainingRun::StateToSave() const {

@@ -99,6 +99,11 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                                          .transport = options.transport,
                                          .mesh = &self->mesh_->mesh()}));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(absl::OkStatus()));
+  if (options.profile.has_value()) {
+    CAROUSEL_RETURN_IF_ERROR(CheckProfile(*options.profile, run.steps, environment.size()));
+  }
+  self->reporter_ = std::make_unique<RunReporter>(self->run_, environment, self->mesh_->mesh(),
+                                                  *self->device_, options.profile);
   CAROUSEL_RETURN_IF_ERROR(self->Agree(DataError(self->OpenData())));
   CAROUSEL_RETURN_IF_ERROR(
       self->Agree(self->IsMain() ? WithExitCode(self->PrepareDirectory(), kExitNotSaved) : absl::OkStatus()));
@@ -263,8 +268,9 @@ absl::Status TrainingRun::OpenRecords() {
   const int64_t last_saved_step = file->last_saved_step();
   metrics_ = std::make_unique<MetricsSinks>();
   metrics_->Add(std::move(file));
-  console_ = std::make_unique<Console>(
-      std::cout, ConsoleOptions{.terminal = FindTerminal(), .log_every_steps = run_.log_every_steps});
+  console_ = std::make_unique<Console>(std::cout, ConsoleOptions{.terminal = FindTerminal(),
+                                                                 .log_every_steps = run_.log_every_steps,
+                                                                 .json = run_.log.json});
   CAROUSEL_RETURN_IF_ERROR(OpenHealth());
   // It was committed, but the process died before it could say so.
   if (last_saved_step < loaded_step_) {
@@ -274,8 +280,10 @@ absl::Status TrainingRun::OpenRecords() {
   // Without it the checkpoints say which run this is.
   if (absl::IsResourceExhausted(identified)) CAROUSEL_LOG(WARNING) << identified.message();
   if (!identified.ok() && !absl::IsResourceExhausted(identified)) return identified;
-  return RecordStart(
-      run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line));
+  CAROUSEL_RETURN_IF_ERROR(RecordStart(
+      run_, absl::StrCat(VersionLine(), " | ", environment_.size(), " ranks | ", options_.command_line)));
+  return reporter_->Open({.attempt = attempt_, .step = state_.step, .command = options_.command_line},
+                         *train_data_, metrics_.get(), console_.get());
 }
 
 // Rank 0 only.
@@ -333,7 +341,8 @@ absl::Status TrainingRun::CheckEarlierConfig() {
 absl::Status TrainingRun::BuildTrainer() {
   TrainSpec spec = MakeTrainSpec(run_);
   spec.graphs = options_.graphs;
-  CAROUSEL_ASSIGN_OR_RETURN(trainer_, Trainer::Create(spec, *device_, mesh_->mesh(), sync_factory_));
+  CAROUSEL_ASSIGN_OR_RETURN(trainer_,
+                            Trainer::Create(spec, reporter_->device(), mesh_->mesh(), sync_factory_));
   if (IsMain() && run_.sample.every_steps > 0)
     generator_ = std::make_unique<Generator>(trainer_->model(), *device_);
   return absl::OkStatus();

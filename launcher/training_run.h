@@ -24,6 +24,7 @@
 #include "launcher/metrics_sinks.h"
 #include "launcher/preflight.h"
 #include "launcher/run_mesh.h"
+#include "launcher/run_reporter.h"
 #include "launcher/run_saver.h"
 #include "launcher/watchdog.h"
 #include "parallel/sharded_sync.h"
@@ -47,6 +48,7 @@ struct TrainOptions {
   std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap_device = {};
   std::string resume_command;    // what goes on with the run, for people (resume_command.h)
   Watchdog* watchdog = nullptr;  // outlives the run; null: none
+  std::optional<ProfileSpec> profile = {};  // steps to look into
 };
 
 class TrainingRun {
@@ -64,6 +66,8 @@ class TrainingRun {
   enum class Stop : uint8_t { kNo, kTokens, kTime, kSignal };
 
   TrainingRun(const RunSpec& run, const TrainOptions& options, Environment& environment);
+  // Training has ended for this reason; passes it on.
+  absl::Status Ended(const absl::Status& status, const std::string& why);
   bool IsMain() const { return environment_.rank() == 0; }
   int64_t tokens_per_step() const { return run_.global_batch * run_.sequence_length; }
   // On the status of all; until Create has ended also on whether a signal stops the start.
@@ -122,6 +126,7 @@ class TrainingRun {
   BatchShape batch_shape_;
   std::unique_ptr<TrainLoader> loader_;
   std::optional<EvaluationSource> evaluation_;
+  std::unique_ptr<RunReporter> reporter_;
   ShardedSyncFactory sync_factory_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<Generator> generator_;   // rank 0, if samples are wanted

@@ -6,6 +6,7 @@
 
 #include "core/base/check.h"
 #include "core/base/exit_code.h"
+#include "core/comm/comm_time.h"
 
 namespace carousel {
 
@@ -26,6 +27,7 @@ class Communicator::Scope {
   Scope& operator=(const Scope&) = delete;
 
  private:
+  const CollectiveTimer timer_;
   Communicator& communicator_;
 };
 
