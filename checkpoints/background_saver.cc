@@ -195,8 +195,9 @@ std::string BackgroundSaver::Prepare() {
       if (now >= save_->deadline) {
         refusal = SaveAttempt::Refusal(TookTooLong());
       } else if (!removing && now >= since + DurationOf(options_.directory_seconds)) {
-        refusal = SaveAttempt::Refusal(absl::DeadlineExceededError(absl::StrFormat(
-            "%s took more than %g s; is the disk there?", DescribeActivity(activity), options_.directory_seconds)));
+        refusal = SaveAttempt::Refusal(absl::DeadlineExceededError(
+            absl::StrFormat("%s took more than %g s; is the disk there?", DescribeActivity(activity),
+                            options_.directory_seconds)));
       }
       busy = refusal.empty();
     }

@@ -84,8 +84,8 @@ class BackgroundSaver {
   // Collective. Begins a save: slices are read until WaitUntilStaged has returned, all else is copied. The
   // file system and the lease must live until the save has ended. After an error nothing is in flight. Errors
   // as SaveCheckpoint's, Unavailable if an earlier save hangs, and DeadlineExceeded if the directory was not
-  // there after directory_seconds, or after timeout_seconds where old checkpoints had to be removed to make room.
-  // REQUIRES: !in_flight().
+  // there after directory_seconds, or after timeout_seconds where old checkpoints had to be removed to make
+  // room. REQUIRES: !in_flight().
   absl::Status Start(const SaveRequest& request);
   bool in_flight() const { return phase_ != Phase::kNone; }
   // Returns when the state may be changed, at the latest when one of the save's times is up (then it has

@@ -107,7 +107,8 @@ TEST(BackgroundSaver, PassesAnyStateThroughAPoolOfBoundedSize) {
     const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
     ASSERT_TRUE(outcome.status.ok()) << outcome.status;
     EXPECT_GT(outcome.num_bytes, 20 * kMiB);
-    EXPECT_EQ(saver.most_staging_bytes_used(), blocks * kMiB);
+    EXPECT_GE(saver.most_staging_bytes_used(), kMiB);
+    EXPECT_LE(saver.most_staging_bytes_used(), blocks * kMiB);
     ExpectSaved(&files, "run/checkpoints/step-000000001", LargerModel(), 3);
   }
 }

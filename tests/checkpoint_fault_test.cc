@@ -59,9 +59,7 @@ TEST_F(CheckpointFault, ACrashDuringTheFirstSaveLeavesNoCheckpointOrAWholeOne) {
   for (int64_t k = 0; k <= clean.num_calls(); ++k) {
     for (const auto crash : {MemoryFileSystem::Crash::kLoseAll, MemoryFileSystem::Crash::kKeepAll}) {
       MemoryFileSystem files;
-      files.SetFault([&](int64_t index, const std::string&, const std::string&) {
-        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
-      });
+      files.SetFault(DeadFrom(k));
       const absl::Status saved = SaveAlone(files, 1);
       files.CrashNow(crash, 0);
       const int64_t step = ResumesFrom(files);

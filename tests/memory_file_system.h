@@ -61,6 +61,15 @@ class MemoryFileSystem final : public FileSystem {
     if (parent->entries.count(name) == 0) Link(*parent, name, std::make_shared<Node>());
     parent->entries[name]->data += text;
   }
+  // Another machine puts another file in its place. Also while other threads read the file.
+  void Replace(const std::string& path, const std::string& contents) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [parent, name] = Parent(path);
+    CAROUSEL_CHECK(parent != nullptr);
+    const auto node = std::make_shared<Node>();
+    node->data = contents;
+    parent->entries[name] = node;
+  }
   // All paths of files, sorted.
   std::vector<std::string> AllFiles() const {
     std::vector<std::string> paths;
@@ -340,4 +349,17 @@ class MemoryFileSystem final : public FileSystem {
   int64_t free_bytes_ = int64_t{1} << 50;
   std::string lock_owner_;
 };
+
+// The process dies before call number k.
+inline MemoryFileSystem::Fault DeadFrom(int64_t k) {
+  return [k](int64_t index, const std::string&, const std::string&) {
+    return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
+  };
+}
+// Both extremes, then any number in between.
+inline MemoryFileSystem::Crash CrashNumber(int mode) {
+  return mode == 0   ? MemoryFileSystem::Crash::kLoseAll
+         : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
+                     : MemoryFileSystem::Crash::kRandom;
+}
 }  // namespace carousel

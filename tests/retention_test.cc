@@ -228,8 +228,6 @@ TEST_F(Retention, LossesComeBackBitByBit) {
   EXPECT_TRUE(std::isnan(*MarksOf(*files)[0].validation_loss));
 }
 
-// ---- when a checkpoint is good
-
 // ---- crashes
 
 // Runs `work` on a fresh copy of the disk of `make`, dead from call k on, for every k and several models of
@@ -243,14 +241,9 @@ int64_t CrashEverywhere(Make&& make, Work&& work, Check&& check) {
   for (int64_t k = 0; k <= num_calls; ++k) {
     for (int mode = 0; mode < 4; ++mode) {
       const std::unique_ptr<MemoryFileSystem> files = make();
-      files->SetFault([&](int64_t index, const std::string&, const std::string&) {
-        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
-      });
+      files->SetFault(DeadFrom(k));
       const bool done = work(*files).ok();
-      files->CrashNow(mode == 0   ? MemoryFileSystem::Crash::kLoseAll
-                      : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
-                                  : MemoryFileSystem::Crash::kRandom,
-                      static_cast<uint64_t>(10 * k + mode));
+      files->CrashNow(CrashNumber(mode), static_cast<uint64_t>(10 * k + mode));
       SCOPED_TRACE(absl::StrCat("dead from call ", k, " on, mode ", mode));
       check(*files, done);
     }

@@ -116,34 +116,6 @@ TEST_F(RunHealthTest, GoingOnFromAnEarlierStepForgetsWhatCameLater) {
   EXPECT_TRUE(MarksOf(*files)[0].good);
 }
 
-// ---- crashes
-
-// Runs `work` on a fresh copy of the disk of `make`, dead from call k on, for every k and several models of
-// what a crash loses; then `check(files, done)`.
-template <class Make, class Work, class Check>
-int64_t CrashEverywhere(Make&& make, Work&& work, Check&& check) {
-  const std::unique_ptr<MemoryFileSystem> whole = make();
-  whole->SetFault(nullptr);
-  EXPECT_TRUE(work(*whole).ok());
-  const int64_t num_calls = whole->num_calls();
-  for (int64_t k = 0; k <= num_calls; ++k) {
-    for (int mode = 0; mode < 4; ++mode) {
-      const std::unique_ptr<MemoryFileSystem> files = make();
-      files->SetFault([&](int64_t index, const std::string&, const std::string&) {
-        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
-      });
-      const bool done = work(*files).ok();
-      files->CrashNow(mode == 0   ? MemoryFileSystem::Crash::kLoseAll
-                      : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
-                                  : MemoryFileSystem::Crash::kRandom,
-                      static_cast<uint64_t>(10 * k + mode));
-      SCOPED_TRACE(absl::StrCat("dead from call ", k, " on, mode ", mode));
-      check(*files, done);
-    }
-  }
-  return num_calls;
-}
-
 // ---- the disk
 
 TEST_F(RunHealthTest, TrainingDoesNotWaitForMarksAndTheyComeInOrder) {
@@ -238,9 +210,7 @@ TEST_F(RunHealthTest, NoCheckpointIsOlderOnTheDiskThanTheMarksThatCameBeforeIt) 
   for (int64_t k = calls_of_open; k <= num_calls; ++k) {
     for (const auto crash : {MemoryFileSystem::Crash::kLoseAll, MemoryFileSystem::Crash::kKeepAll}) {
       const auto files = WithCheckpoints({10});
-      files->SetFault([&](int64_t index, const std::string&, const std::string&) {
-        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
-      });
+      files->SetFault(DeadFrom(k));
       life(*files);
       files->CrashNow(crash, 0);
       if (*FindCheckpoint(kRun, files.get()) != StepDir(12)) continue;

@@ -240,7 +240,7 @@ TEST_F(RunLeaseTest, ItsThreadNoticesThatItWasLostWithoutBeingAsked) {
   OtherMachine there(other);
   const auto successor = RunLease::Acquire("run", OptionsOf(there, clock_, "node2", 7));
   ASSERT_TRUE(successor.ok());
-  *disk_.Contents(kLease) = *other.Contents(kLease);
+  disk_.Replace(kLease, *other.Contents(kLease));
   while ((*held)->SeenLost().ok()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   EXPECT_TRUE(Has((*held)->SeenLost(), "taken over by process 7 on node2")) << (*held)->SeenLost();
   EXPECT_EQ(*disk_.Contents(kLease), *other.Contents(kLease));
@@ -276,14 +276,9 @@ TEST_F(RunLeaseTest, ACrashAtAnyCallLeavesADirectoryThatTheNextProcessGetsAtOnce
   for (int64_t k = 0; k <= num_calls; ++k) {
     for (int mode = 0; mode < 4; ++mode) {
       MemoryFileSystem disk;
-      disk.SetFault([&](int64_t index, const std::string&, const std::string&) {
-        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
-      });
+      disk.SetFault(DeadFrom(k));
       (void)cycle(disk);
-      disk.CrashNow(mode == 0   ? MemoryFileSystem::Crash::kLoseAll
-                    : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
-                                : MemoryFileSystem::Crash::kRandom,
-                    static_cast<uint64_t>(10 * k + mode));
+      disk.CrashNow(CrashNumber(mode), static_cast<uint64_t>(10 * k + mode));
       const double begin = clock_.Seconds();
       {
         auto next = RunLease::Acquire("run", OptionsOf(disk, clock_, "node1", 4243));

@@ -193,7 +193,7 @@ TEST_F(RunSaverTest, StopsTheRunAfterTheStepInWhichTheThreadOfTheLeaseSawThatItI
       c.AllReduceSum(Tensor(numbers.data(), DType::kI64, {static_cast<int64_t>(numbers.size())}));
       saver.BeforeUpdate();
       lost = saver.CheckLease(numbers.data());
-      if (step == 5 && main) *memory_.Contents("run/checkpoints/.lease") = "somebody else's";
+      if (step == 5 && main) memory_.Replace("run/checkpoints/.lease", "somebody else's");
     }
     EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition) << lost;
     EXPECT_EQ(ExitCodeOf(lost), kExitNotSaved) << lost;

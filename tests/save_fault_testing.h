@@ -5,8 +5,6 @@
 
 #include <functional>
 #include <memory>
-#include <new>
-#include <set>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -131,14 +129,9 @@ inline void ExpectAWholeCheckpointAfterDeaths(const SaveFunction& save, int num_
   for (int64_t k = 0; k <= num_calls; ++k) {
     for (int mode = 0; mode < 2 + num_random; ++mode) {
       const auto files = WithTwoCheckpoints(save);
-      files->SetFault([&](int64_t index, const std::string&, const std::string&) {
-        return index < k ? absl::OkStatus() : absl::UnavailableError("the process is dead");
-      });
+      files->SetFault(DeadFrom(k));
       const absl::Status saved = MakeStep(*files, 3, save);
-      const auto crash = mode == 0   ? MemoryFileSystem::Crash::kLoseAll
-                         : mode == 1 ? MemoryFileSystem::Crash::kKeepAll
-                                     : MemoryFileSystem::Crash::kRandom;
-      files->CrashNow(crash, static_cast<uint64_t>(100 * k + mode));
+      files->CrashNow(CrashNumber(mode), static_cast<uint64_t>(100 * k + mode));
       const int64_t step = ResumesFrom(*files);
       if (saved.ok()) {
         EXPECT_EQ(step, 3) << "a save that was reported was lost, call " << k << " mode " << mode;
