@@ -111,23 +111,6 @@ one_rank() {
   [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
 }
 
-# The evaluation is so long that the signal always meets it; it is made up for by the run that goes on.
-evaluating() {
-  local run=$work/evaluating
-  local options=(--set eval.every_steps=2 --set eval.num_windows=20000)
-  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" "${options[@]}" >log_evaluating 2>&1 &
-  local launcher=$!
-  wait_until "it trains" has_steps "$run" 2
-  sleep 0.5
-  kill -USR2 $launcher
-  expect 75 $launcher
-  says log_evaluating "stopped by a signal at step 2, everything is saved"
-  grep -q '"evaluation"' "$run/metrics.jsonl" && fail "the evaluation was not stopped"
-  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" --set eval.every_steps=2 --set eval.num_windows=4 --set train.steps=4 --accept_change >log_on 2>&1 ||
-    fail "it does not go on"
-  [ "$(grep -c '"evaluation"' "$run/metrics.jsonl")" -eq 2 ] || fail "the evaluation of step 2 was not made up for"
-}
-
 # Before the first step: nothing is written, and a checkpoint that there was is as it was.
 starting() {
   local run=$work/starting delay
@@ -185,7 +168,7 @@ second_interrupt() {
   expect 130 $process
 }
 
-[ $# -gt 0 ] || set -- training training_usr1 alone one_rank evaluating starting peer_died second_interrupt
+[ $# -gt 0 ] || set -- training training_usr1 alone one_rank starting peer_died second_interrupt
 for name in "$@"; do
   start=$SECONDS
   $name
