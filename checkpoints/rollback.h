@@ -24,8 +24,8 @@ struct WentBack {
 // succeeded.
 //
 // What a training loop does besides, since the steps after state->step have not been: Trainer::LoadedStates,
-// scores anew from the windows of *state, a loader from sample state->consumed_sequences on, MetricsFile::Open and
-// RunHealth::Open with state->step, RunSaver anew with that step as the saved one.
+// scores anew from the windows of *state, a loader from sample state->consumed_sequences on,
+// MetricsFile::Open and RunHealth::Open with state->step, RunSaver anew with that step as the saved one.
 absl::StatusOr<WentBack> GoBackToGood(const std::string& run_dir, const std::vector<StateSlice>& slices,
                                       TrainState* state, const LoadOptions& options,
                                       const RunLease* lease = nullptr);

@@ -26,14 +26,16 @@ struct LaunchInfo {
 using GetEnv = std::function<const char*(const char* name)>;
 LaunchInfo DetectLaunch(const GetEnv& get_env);
 
-// A run whose ranks talk over TCP, which the first four of these variables of every rank's environment describe:
+// A run whose ranks talk over TCP, which the first four of these variables of every rank's environment
+// describe:
 //   CAROUSEL_RENDEZVOUS  tcp://HOST:PORT of rank 0, or file:/DIRECTORY that all ranks see
 //   CAROUSEL_RANK        0 ... size - 1
 //   CAROUSEL_WORLD_SIZE  how many ranks there are
 //   CAROUSEL_RUN_SECRET  the same on all ranks, unknown to others: openssl rand -hex 32
 //   CAROUSEL_INTERFACE   may be left out: the network of the run, as eth0 or 10.1.0.0/16
 // Nothing if none of them is set, or the secret alone (carousel launch gives every job one); InvalidArgument
-// if only some are, or one is wrong. They win over what a launcher says, which then only starts the processes.
+// if only some are, or one is wrong. They win over what a launcher says, which then only starts the
+// processes.
 absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_env);
 
 // Why a job must not go on: a launcher announced announced_size ranks, but MPI (or its absence) gives

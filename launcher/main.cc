@@ -7,14 +7,13 @@
 #include <functional>
 #include <string>
 #include <vector>
-#include <string>
 
 #include "absl/debugging/failure_signal_handler.h"
 #include "absl/debugging/symbolize.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
-#include "launcher/launch_rank.h"
 #include "launcher/exit_codes.h"
+#include "launcher/launch_rank.h"
 #include "launcher/version.h"
 
 namespace {

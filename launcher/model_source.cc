@@ -131,7 +131,8 @@ absl::StatusOr<ModelSource> OpenRun(const std::string& path) {
 absl::StatusOr<ModelSource> OpenModel(const std::string& path) {
   PosixFileSystem files;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path));
-  if (!info.exists) return absl::NotFoundError(absl::StrCat(
+  if (!info.exists)
+    return absl::NotFoundError(absl::StrCat(
         path,
         " does not exist; a model is a run directory, a checkpoint directory, a Hugging Face directory or a "
         "directory of the package xlstm"));

@@ -17,7 +17,7 @@ struct TraceEvent {
   Kind kind = Kind::kOp;
   std::string name;
   double start_seconds = 0, seconds = 0;
-  double flops = 0;       // of a matrix multiplication
+  double flops = 0;            // of a matrix multiplication
   std::string arguments = {};  // "512 x 256 x 1024"
 };
 

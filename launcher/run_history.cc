@@ -217,8 +217,8 @@ void RunHistory::AddLine(std::string_view line) {
         if (!entry.is_object()) continue;
         const RankTimings::Rank rank = RankIn(entry);
         if (chronic.size() >= kMaxNewest && chronic.count(rank.rank) == 0) continue;
-        const auto [place, is_new] =
-            chronic.try_emplace(rank.rank, Chronic{.first_step = last_step, .rank = rank.rank, .host = rank.host});
+        const auto [place, is_new] = chronic.try_emplace(
+            rank.rank, Chronic{.first_step = last_step, .rank = rank.rank, .host = rank.host});
         place->second.last_step = last_step;
         place->second.percent_over = std::max(place->second.percent_over, rank.percent_over);
         if (ranks.chronic.size() < kMaxNewest) ranks.chronic.push_back(rank);

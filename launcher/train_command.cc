@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
-#include "launcher/attempt_recorder.h"
 #include "launcher/attempt_record.h"
+#include "launcher/attempt_recorder.h"
 #include "launcher/command_device.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
@@ -20,8 +20,8 @@
 #include "launcher/run_heartbeat.h"
 #include "launcher/run_watchdog.h"
 #include "launcher/signals.h"
-#include "launcher/train_setup.h"
 #include "launcher/suspect_hosts.h"
+#include "launcher/train_setup.h"
 #include "launcher/training_run.h"
 #include "launcher/version.h"
 
@@ -69,18 +69,17 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment,
                             AgreeOnRun(world, environment.host(), LoadRunToTrain(options.config)));
   CAROUSEL_RETURN_IF_ERROR(CheckSameOptions(world, environment.host(), OptionsOf(options)));
   IntroduceRun(watchdog, run, environment);
-  const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(
-      run, environment,
-      [recorder = options.train.recorder](int exit_code, const std::string& reason,
-                                          const std::vector<std::string>& suspect_hosts) {
-        recorder->Ending(exit_code, reason, suspect_hosts);
-      });
+  const std::unique_ptr<Heartbeat> heartbeat =
+      StartHeartbeat(run, environment,
+                     [recorder = options.train.recorder](int exit_code, const std::string& reason,
+                                                         const std::vector<std::string>& suspect_hosts) {
+                       recorder->Ending(exit_code, reason, suspect_hosts);
+                     });
   TrainOptions train = options.train;
   train.command_line = CommandLine();
   train.has_config = !options.config.config.empty();
-  train.resume_command =
-      ResumeCommand(ProcessArguments(), environment.launcher(), environment.size(),
-                    /*launched=*/!Environment::Variable(kAttemptDirVariable).empty());
+  train.resume_command = ResumeCommand(ProcessArguments(), environment.launcher(), environment.size(),
+                                       /*launched=*/!Environment::Variable(kAttemptDirVariable).empty());
   train.watchdog = watchdog;
   CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> training,
                             TrainingRun::Create(run, train, environment));
@@ -100,12 +99,12 @@ int RunTrain(const TrainCommandOptions& given) {
   options.train.recorder = &recorder;
   // Before there are threads, and before anything can hang.
   InstallStopSignals();
-  Watchdog watchdog({.ending =
-                         [&recorder](int exit_code, const std::string& reason,
-                                     const std::vector<std::string>& suspects) {
-                           recorder.Ending(exit_code, reason, suspects);
-                         },
-                     .end_requested = EndRequested});
+  Watchdog watchdog(
+      {.ending =
+           [&recorder](int exit_code, const std::string& reason, const std::vector<std::string>& suspects) {
+             recorder.Ending(exit_code, reason, suspects);
+           },
+       .end_requested = EndRequested});
   const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start(
       [&watchdog](const std::string& call, const std::vector<int>& ranks) { watchdog.Waiting(call, ranks); });
   if (!environment.ok()) {

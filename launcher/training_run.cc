@@ -70,8 +70,8 @@ absl::Status TrainingRun::Agree(const absl::Status& mine) {
 void TrainingRun::WatchCommunicators() {
   if (options_.watchdog == nullptr) return;
   const Mesh& mesh = mesh_->mesh();
-  for (const Axis* axis : {&mesh.world, &mesh.pipe, &mesh.replicate, &mesh.shard, &mesh.replicas, &mesh.sequence,
-                           &mesh.tensor}) {
+  for (const Axis* axis : {&mesh.world, &mesh.pipe, &mesh.replicate, &mesh.shard, &mesh.replicas,
+                           &mesh.sequence, &mesh.tensor}) {
     if (axis->communicator != nullptr) options_.watchdog->Watch(*axis->communicator);
     if (axis->control != nullptr) options_.watchdog->Watch(*axis->control, "(host)");
     if (axis->background != nullptr) options_.watchdog->Watch(*axis->background, "(side)");
@@ -288,9 +288,9 @@ absl::Status TrainingRun::OpenRecords() {
 
 // Rank 0 only.
 absl::Status TrainingRun::OpenHealth() {
-  CAROUSEL_ASSIGN_OR_RETURN(health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
-                                                     run_.checkpoint.good_after_steps, /*files=*/nullptr,
-                                                     lease_.get()));
+  CAROUSEL_ASSIGN_OR_RETURN(
+      health_, RunHealth::Open(run_.run_dir, state_.step, state_.last_skipped_step,
+                               run_.checkpoint.good_after_steps, /*files=*/nullptr, lease_.get()));
   if (loaded_step_ >= 0) health_->Committed(loaded_step_);
   return absl::OkStatus();
 }

@@ -42,12 +42,13 @@ struct TrainOptions {
   bool graphs = true;          // TrainSpec::graphs
   RunMesh::Transport transport = RunMesh::Transport::kAuto;  // between GPUs
   PreflightMode preflight = PreflightMode::kFast;
-  std::string command_line;  // for build.txt
+  std::string command_line;             // for build.txt
   AttemptRecorder* recorder = nullptr;  // null: nobody asks how this rank ends
-  // Stands between the run and the device that it would compute on: for tests of devices that fail. Null: none.
+  // Stands between the run and the device that it would compute on: for tests of devices that fail. Null:
+  // none.
   std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap_device = {};
-  std::string resume_command;    // what goes on with the run, for people (resume_command.h)
-  Watchdog* watchdog = nullptr;  // outlives the run; null: none
+  std::string resume_command;               // what goes on with the run, for people (resume_command.h)
+  Watchdog* watchdog = nullptr;             // outlives the run; null: none
   std::optional<ProfileSpec> profile = {};  // steps to look into
 };
 

@@ -73,7 +73,8 @@ TEST_F(ModelCommands, GreedyTextIsTheSameFromRunAndExport) {
   const Outcome back = Run("import --model " + Path("a") + " --out " + Path("b"));
   ASSERT_EQ(back.exit_code, 0) << back.err;
   EXPECT_EQ(Run("generate --model " + Path("b") + prompt).out, run.out);
-  EXPECT_EQ(Run("import --model " + Path("a") + " --out " + Path("b")).exit_code, kExitFailure);  // it is a run now
+  EXPECT_EQ(Run("import --model " + Path("a") + " --out " + Path("b")).exit_code,
+            kExitFailure);  // it is a run now
 }
 
 TEST_F(ModelCommands, APaperModelGoesToThePackageXlstmAndBack) {

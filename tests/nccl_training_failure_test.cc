@@ -73,7 +73,8 @@ void ExpectEnds(const std::vector<RankResult>& results, int killed) {
   for (int r = 0; r < static_cast<int>(results.size()); ++r) {
     if (r == killed) continue;
     const RankResult& result = results[static_cast<size_t>(r)];
-    EXPECT_EQ(result.exit_code, kExitTransport) << "rank " << r << ", signal " << result.signal << ": " << result.errors;
+    EXPECT_EQ(result.exit_code, kExitTransport)
+        << "rank " << r << ", signal " << result.signal << ": " << result.errors;
     const std::string begin = "[rank " + std::to_string(r) + "] ";
     EXPECT_NE(result.errors.find(begin), std::string::npos) << "rank " << r << ": " << result.errors;
     EXPECT_NE(result.errors.find(" at "), std::string::npos) << "rank " << r << ": " << result.errors;
