@@ -136,7 +136,7 @@ std::string PrometheusSink::Text() const {
   return out.TakeText();
 }
 
-absl::Status PrometheusSink::Write() const { return ReplaceFileQuickly(path_, Text()); }
+absl::Status PrometheusSink::Write() { return written_ = ReplaceFileQuickly(path_, Text()); }
 
 absl::Status PrometheusSink::Start(const RunStart& start) {
   start_ = start;
@@ -149,7 +149,7 @@ absl::Status PrometheusSink::Append(const StepMetrics& metrics) {
   if (tokens_before_ >= 0) interval_seconds_ += metrics.seconds;
   tokens_before_ = metrics.tokens;
   num_skipped_steps_ += metrics.skipped;
-  if (!metrics.logged) return absl::OkStatus();
+  if (!metrics.logged) return written_;
   step_ = metrics;
   if (interval_seconds_ > 0) tokens_per_second_ = AsDouble(interval_tokens_) / interval_seconds_;
   interval_tokens_ = 0;

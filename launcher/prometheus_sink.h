@@ -27,9 +27,10 @@ class PrometheusSink final : public MetricsSink {
   std::string Text() const;
 
  private:
-  absl::Status Write() const;
+  absl::Status Write();
 
   const std::string path_, run_;
+  absl::Status written_;  // of the newest write
   RunStart start_;
   bool running_ = false;
   std::optional<StepMetrics> step_;
