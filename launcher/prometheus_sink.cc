@@ -136,7 +136,10 @@ std::string PrometheusSink::Text() const {
   return out.TakeText();
 }
 
-absl::Status PrometheusSink::Write() { return written_ = ReplaceFileQuickly(path_, Text()); }
+absl::Status PrometheusSink::Write() {
+  last_write_ = std::chrono::steady_clock::now();
+  return written_ = ReplaceFileQuickly(path_, Text());
+}
 
 absl::Status PrometheusSink::Start(const RunStart& start) {
   start_ = start;
@@ -154,7 +157,8 @@ absl::Status PrometheusSink::Append(const StepMetrics& metrics) {
   if (interval_seconds_ > 0) tokens_per_second_ = AsDouble(interval_tokens_) / interval_seconds_;
   interval_tokens_ = 0;
   interval_seconds_ = 0;
-  return Write();
+  const std::chrono::duration<double> since = std::chrono::steady_clock::now() - last_write_;
+  return since.count() < seconds_between_ ? written_ : Write();
 }
 
 absl::Status PrometheusSink::AppendEvaluation(const EvaluationReport& report) {

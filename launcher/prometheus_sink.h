@@ -1,7 +1,9 @@
 // PrometheusSink: the newest numbers of a run in the text format of Prometheus, in a file that
 // node_exporter's textfile collector (or anything that can serve a file) reads. Rewritten whole and
-// atomically when a log interval ends, and after evaluations, checkpoints and the end of the run.
+// atomically when a log interval ends (seldom more than once a second), and after evaluations, checkpoints
+// and the end of the run.
 #pragma once
+#include <chrono>
 #include <map>
 #include <optional>
 #include <string>
@@ -12,8 +14,10 @@ namespace carousel {
 
 class PrometheusSink final : public MetricsSink {
  public:
-  // path: of the file. run: the value of the label "run" of every number.
-  PrometheusSink(std::string path, std::string run) : path_(std::move(path)), run_(std::move(run)) {}
+  // path: of the file. run: the value of the label "run" of every number. seconds_between: log intervals that
+  // end sooner after a write than this wait for the next one (a new file costs a millisecond).
+  PrometheusSink(std::string path, std::string run, double seconds_between = 0)
+      : path_(std::move(path)), run_(std::move(run)), seconds_between_(seconds_between) {}
 
   std::string name() const override { return "prometheus"; }
   absl::Status Start(const RunStart& start) override;
@@ -30,6 +34,8 @@ class PrometheusSink final : public MetricsSink {
   absl::Status Write();
 
   const std::string path_, run_;
+  const double seconds_between_;
+  std::chrono::steady_clock::time_point last_write_;
   absl::Status written_;  // of the newest write
   RunStart start_;
   bool running_ = false;

@@ -101,7 +101,7 @@ absl::Status RunReporter::Open(const RunStart& given, const Dataset& data, Metri
   if (run_.log.prometheus) {
     sinks->Add(std::make_unique<PrometheusSink>(
         run_.log.prometheus_path.empty() ? run_.run_dir + "/metrics.prom" : run_.log.prometheus_path,
-        run_.run_dir));
+        run_.run_dir, /*seconds_between=*/1));
   }
   sinks->Add(std::make_unique<HtmlReportSink>(run_.run_dir, run_.log.report, run_.log.report_every_seconds));
   sinks->CompleteSteps([this](StepMetrics* metrics) { Complete(metrics); });
