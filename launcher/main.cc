@@ -32,7 +32,10 @@ Files of a run, in its --run_dir:
   build.txt                   version, revision and command of every start, one line each
   run_id                      which run this is; every checkpoint says the same
   metrics.jsonl               one line per step, evaluation, sample and checkpoint
+  report.html, tensorboard/   the same as pictures; metrics.prom: the newest numbers for Prometheus
   checkpoints/                weights and optimizer state; training goes on from the newest
+  attempts/                   of `carousel launch`: how every start went, and what the ranks printed
+  flight_records/             what ranks were doing when one of them hung (without a launch)
 
 )";
 constexpr char kFooterEnd[] = "\n`carousel COMMAND --help` explains a command.\n";
