@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "communicator_contract.h"
+#include "core/base/exit_code.h"
 #include "core/comm/collective_call.h"
 #include "parallel/local_communicator.h"
 
