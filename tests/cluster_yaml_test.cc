@@ -49,7 +49,9 @@ TEST(MpiJob, HasWhatTheOperatorAndTheProgramNeed) {
   for (size_t i = 0; i < command.size(); ++i) {
     ASSERT_TRUE(command[i].is_string()) << command[i];
     if (command[i] == "--grace") grace = std::stod(command[i + 1].get<std::string>());
-    if (command[i] == "--per_node") EXPECT_EQ(command[i + 1], std::to_string(slots));
+    if (command[i] == "--per_node") {
+      EXPECT_EQ(command[i + 1], std::to_string(slots));
+    }
   }
   EXPECT_GT(grace, 0);
   EXPECT_LT(grace, launcher.at("terminationGracePeriodSeconds").get<double>());
