@@ -21,8 +21,8 @@ ours() { # processes of this program that train in $1
     if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train .*--run_dir $1 " >/dev/null; then echo "${process#/proc/}"; fi
   done
 }
-record() { # what a run's metrics say, without clocks and what saves took
-  grep -v '^{"checkpoint"' "$1/metrics.jsonl" | sed 's/,"seconds":.*"data_digest"/,"data_digest"/'
+record() { # what a run's metrics say, without clocks, what saves took and who was slow
+  grep -v '^{"checkpoint"\|"kind":"straggler"' "$1/metrics.jsonl" | sed 's/,"seconds":.*"data_digest"/,"data_digest"/'
 }
 
 "$carousel" data synth --output corpus.txt --bytes 100000 >/dev/null

@@ -65,7 +65,7 @@ chmod +x broken
 code_of 70 log_broken "$carousel" launch -n 2 --backoff 0 --failure_grace 1 --program "$work/broken" "${train[@]}" broken_run
 [ "$(ls broken_run/attempts | wc -l)" -eq 4 ] || fail "not three restarts: $(ls broken_run/attempts)"
 says log_broken "3 restarts in a row brought no new checkpoint"
-tail -1 log_broken | grep -q "log: .*broken_run/attempts/4/launcher.log" || fail "the path of the log is not the last line"
+tail -1 log_broken | grep "log: .*broken_run/attempts/4/launcher.log" >/dev/null || fail "the path of the log is not the last line"
 code_of 77 log_no "$carousel" launch -n 2 --backoff 0 --failure_grace 1 --program /no/such/program "${train[@]}" absent
 says log_no "the program is not on every host under the same path"
 
