@@ -156,8 +156,8 @@ TEST(TcpFailure, ARankThatIsToldToEndSaysWhatItWaitsForAndEnds) {
   Says(results[0],
        "[rank 0] told to end, while AllReduceSum(2 x f32) on 'world' at tests/tcp_failure_test.cc:");
   Says(results[0], "waits for rank 1");
-  EXPECT_EQ(results[0].exit_code, kExitTransport);
-  EXPECT_EQ(results[1].exit_code, kExitTransport);
+  EXPECT_EQ(results[0].exit_code, kExitTerminated);
+  EXPECT_EQ(results[1].exit_code, kExitTerminated);
 }
 }  // namespace
 }  // namespace carousel
