@@ -239,7 +239,7 @@ absl::StatusOr<RewriteResult> ReshardCheckpoint(const std::string& dir, const st
   FileSystem& files = options.files != nullptr ? *options.files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(CheckpointTensors source, CheckpointTensors::Open(dir, &files));
   const std::string id = IsRunId(source.info().run_id) ? source.info().run_id : std::string();
-  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(run_dir, files));
+  CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(JoinPath(run_dir, "checkpoints"), files));
   CAROUSEL_RETURN_IF_ERROR(CheckMayReceive(run_dir, id, dir, &files));
   CAROUSEL_ASSIGN_OR_RETURN(const MadeDirectories made, MadeDirectories::Note(run_dir, files));
   const absl::StatusOr<RewriteResult> result =

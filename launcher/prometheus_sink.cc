@@ -174,7 +174,7 @@ absl::Status PrometheusSink::AppendCheckpoint(const CheckpointMetrics& metrics) 
 
 absl::Status PrometheusSink::AppendHealth(const HealthEvent& event) {
   ++health_[event.kind];
-  return absl::OkStatus();  // written with the next interval
+  return written_;  // written with the next interval
 }
 
 absl::Status PrometheusSink::End(int64_t, const std::string&) {

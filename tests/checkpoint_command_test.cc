@@ -8,6 +8,7 @@
 #include <fstream>
 #include <set>
 
+#include "absl/strings/str_format.h"
 #include "launcher/commands.h"
 #include "tests/checkpoint_testing.h"
 #include "tests/temp_dir.h"
@@ -159,7 +160,7 @@ TEST_F(CheckpointCommand, FilesAreCountedInOneWay) {
   const std::string readable = bytes.substr(bytes.find('(') + 1, bytes.find(')') - bytes.find('(') - 1);
   const Outcome verify = RunCheckpoint({"verify", newest_});
   EXPECT_TRUE(Has(verify.out, "ok, 5 files, " + readable + ",")) << verify.out << stat.out;
-  EXPECT_TRUE(Has(RunCheckpoint({"ls", newest_}).out, "     5     " + readable))
+  EXPECT_TRUE(Has(RunCheckpoint({"ls", newest_}).out, absl::StrFormat(" %6d %11s ", 5, readable)))
       << RunCheckpoint({"ls", newest_}).out;
 }
 

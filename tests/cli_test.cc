@@ -86,9 +86,9 @@ TEST(Cli, HelpOfTheProgramAndOfEveryCommandExitsZeroAndHasExamples) {
   Says(top.out, "Examples:");
   Says(top.out, "Exit status:");
   const std::vector<std::string> names = CommandNames();
-  EXPECT_EQ(names,
-            (std::vector<std::string>{"train", "launch", "doctor", "plan", "generate", "data", "checkpoint",
-                                      "export", "import", "verify", "bench", "manual", "completion"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"train", "launch", "doctor", "plan", "generate", "data",
+                                             "checkpoint", "export", "import", "verify", "report", "bench",
+                                             "manual", "completion"}));
   for (const std::string& name : names) {
     const Result help = Carousel({name, "--help"});
     EXPECT_EQ(help.exit_code, kExitOk) << name;
