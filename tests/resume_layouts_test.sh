@@ -94,12 +94,12 @@ parallel { threads: 1 }
 checkpoint { every_steps: 0 }
 END
 ! "$carousel" train --config tiny.textproto --run_dir diverged >log_diverged 2>&1 || fail "a run that diverges goes on for ever"
-last=$(sed -n 's/.*not finite in 20 steps in a row, the last finite step is \([0-9]*\).*/\1/p' log_diverged | sed -n 1p)
+last=$(sed -n 's/.*20 steps in a row were skipped (health.max_skipped_in_row), the last that was not is \([0-9]*\).*/\1/p' log_diverged | sed -n 1p)
 [ -n "$last" ] || fail "the run did not say where it diverged"
 train diverged_twice $((last + 7)) 1
 ! "$source_dir/launcher/scripts/mpirun.sh" -np 2 "$carousel" train --config tiny.textproto --run_dir diverged_twice --set parallel.shard=2 \
   >log_diverged_twice 2>&1 || fail "an interrupted run that diverges goes on for ever"
-grep -q "not finite in 20 steps in a row, the last finite step is $last;" log_diverged_twice ||
+grep -q "20 steps in a row were skipped (health.max_skipped_in_row), the last that was not is $last;" log_diverged_twice ||
   fail "an interrupted run stops at another step than after twenty skipped ones, seven of them before it was interrupted"
 diff <(record diverged) <(record diverged_twice) || fail "an interrupted run that diverges has other metrics"
 
