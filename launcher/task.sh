@@ -27,7 +27,7 @@ Examples:
 END
 }
 
-if [ $# -eq 0 ]; then usage >&2; exit 2; fi
+if [ $# -eq 0 ]; then usage >&2; exit 64; fi
 case $1 in
   -h | --help) usage; exit 0 ;;
 esac
@@ -38,7 +38,7 @@ if [ "${1:-}" = --restart ]; then fresh=yes; shift; fi
 config=configs/tasks/$name.textproto
 if [ ! -e "$config" ]; then
   echo "launcher/task.sh: there is no $config; NAME is one of: $(names | tr '\n' ' ')" >&2
-  exit 2
+  exit 64
 fi
 
 build=${CAROUSEL_BUILD:-$root/build}
