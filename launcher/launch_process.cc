@@ -152,7 +152,7 @@ bool ReadSome(const OwnedFd& fd, std::string* text) {
   }
 }
 
-void WriteAll(int fd, const std::string& text) {
+void WriteAll(int fd, const std::string& text, const std::function<bool()>& go_on) {
   const char* at = text.data();
   size_t left = text.size();
   while (left > 0) {
@@ -161,6 +161,7 @@ void WriteAll(int fd, const std::string& text) {
       at += n;
       left -= static_cast<size_t>(n);
     } else if (n < 0 && errno == EAGAIN) {
+      if (go_on != nullptr && !go_on()) return;
       pollfd waiting{.fd = fd, .events = POLLOUT, .revents = 0};
       poll(&waiting, 1, 1000);
     } else if (!(n < 0 && errno == EINTR)) {

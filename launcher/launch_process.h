@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <csignal>
+#include <functional>
 #include <initializer_list>
 #include <string>
 #include <utility>
@@ -55,8 +56,9 @@ std::vector<TakenSignal> ReadSignals(const OwnedFd& fd);
 
 // Reads what is there into `text`. False when nothing more will come.
 bool ReadSome(const OwnedFd& fd, std::string* text);
-// Writes all of it, whatever it takes; gives up when nobody reads any more.
-void WriteAll(int fd, const std::string& text);
+// Writes all of it, whatever it takes; gives up when nobody reads any more, or, while a descriptor that does
+// not block is full, when go_on says so (asked once a second).
+void WriteAll(int fd, const std::string& text, const std::function<bool()>& go_on = nullptr);
 
 // Becomes parent of every descendant that loses its own.
 void AdoptOrphans();

@@ -12,6 +12,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <thread>
 
 #include "absl/strings/numbers.h"
@@ -79,6 +80,8 @@ class RankWatch {
   const std::vector<std::string>& args_;
   const std::vector<std::string> environment_;
   const pid_t parent_;
+  // Where mpirun is gone, its end of our output may live on in other processes, and be full.
+  const std::function<bool()> parent_lives_ = [this] { return getppid() == parent_; };
   std::string attempt_dir_;
   RankEnd known_;
   OwnedFd signals_, parent_end_, log_;
@@ -127,9 +130,10 @@ void RankWatch::Forward(const std::vector<std::string>& lines) {
       WriteAll(STDERR_FILENO,
                PrefixedLine(absl::StrCat("more in ", RankLogPath(attempt_dir_, known_.host, known_.rank)),
                             known_.host, known_.rank) +
-                   "\n");
+                   "\n",
+               parent_lives_);
     } else {
-      WriteAll(STDERR_FILENO, PrefixedLine(line, known_.host, known_.rank) + "\n");
+      WriteAll(STDERR_FILENO, PrefixedLine(line, known_.host, known_.rank) + "\n", parent_lives_);
     }
   }
 }
@@ -138,11 +142,11 @@ void RankWatch::TakeOutput() {
   std::string text;
   if (output_open_) output_open_ = ReadSome(rank_.output, &text);
   WriteAll(log_.get(), text);
-  if (known_.rank == 0) WriteAll(STDOUT_FILENO, text);
+  if (known_.rank == 0) WriteAll(STDOUT_FILENO, text, parent_lives_);
   text.clear();
   if (errors_open_) errors_open_ = ReadSome(rank_.errors, &text);
   WriteAll(log_.get(), text);
-  if (known_.rank == 0) WriteAll(STDERR_FILENO, text);
+  if (known_.rank == 0) WriteAll(STDERR_FILENO, text, parent_lives_);
   Forward(error_lines_.Add(text));
 }
 
@@ -224,6 +228,7 @@ int RankWatch::Run() {
     return Fail(known_.exit_code, absl::StrCat("rank ", known_.rank, ": ", known_.reason));
   }
   std::signal(SIGPIPE, SIG_IGN);
+  for (const int fd : {STDOUT_FILENO, STDERR_FILENO}) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
   while (Turn()) {
   }
   return Finish();

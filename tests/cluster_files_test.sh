@@ -55,7 +55,7 @@ command=\$1; shift
 exec "$carousel" "\$command" --dry_run "\$@"
 END
 chmod +x bin/dry_carousel
-ln -s "$(command -v true)" bin/srun
+ln -s "$(type -P true)" bin/srun
 slurm=(env PATH="$work/bin:$PATH" SLURM_JOB_ID=7 SLURM_JOB_NODELIST='node[1-2]' SLURM_TASKS_PER_NODE='8(x2)' SLURM_NTASKS=16)
 "${slurm[@]}" CAROUSEL="$work/bin/dry_carousel" CAROUSEL_LAUNCHER=srun CAROUSEL_DEVICE=cpu "$templates/slurm.sbatch" \
   --config tiny.textproto --run_dir run >log_slurm 2>&1 || fail "slurm.sbatch"

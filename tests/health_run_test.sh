@@ -21,7 +21,7 @@ expect() {  # CODE LOG COMMAND...
 }
 steps() { grep -c '^{"step":' "$1/metrics.jsonl"; }
 # What depends on nothing but the numbers.
-numbers() { sed -n 's/^\({"step":.*\),"seconds":.*\("data_digest":"[0-9a-f]*"\),\("skipped":[a-z]*\).*/\1,\2,\3/p' "$1/metrics.jsonl"; }
+numbers() { sed -n '/^{"step":/s/,"seconds":.*"data_digest"/,"data_digest"/p' "$1/metrics.jsonl"; }
 events() { sed -n 's/^{"health":{"step":[0-9]*,"kind":"\([a-z]*\)".*/\1/p' "$1/metrics.jsonl" | sed "/^straggler$/d" | sort | uniq -c | tr -s ' \n' ' '; }
 
 # Steps 60 and 61 of 90 are noise.
