@@ -137,5 +137,6 @@ wait_for_step orphan 5
 kill -KILL "$launcher"
 wait "$launcher" 2>/dev/null || true
 launcher=
-no_orphans orphan
+# The daemons of other hosts notice that mpirun is gone, and give their ranks the kill time-out of 20 seconds.
+no_orphans orphan 60
 echo "starts, refuses, recovers, leaves nothing behind"

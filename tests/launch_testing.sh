@@ -36,8 +36,8 @@ ranks() { # of run $1: `carousel train`, not started by hand
     if { tr '\0' ' ' <"/proc/$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train " >/dev/null; then echo "$process"; fi
   done
 }
-no_orphans() { # no_orphans RUN: within ten seconds nothing of it is left
-  for _ in $(seq 200); do
+no_orphans() { # no_orphans RUN [SECONDS]: within ten (or so many) seconds nothing of it is left
+  for _ in $(seq $((20 * ${2:-10}))); do
     [ -z "$(processes "$1")" ] && return
     sleep 0.05
   done
