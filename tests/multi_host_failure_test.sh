@@ -79,7 +79,7 @@ disturb() {
   record=$(compgen -G "$run/attempts/*/exit.json" | sort | sed -n 1p)
   grep "$pattern" "$record" >/dev/null || { cat "$record"; fail "$run: exit.json does not say: $pattern"; }
   if [ -n "$suspect" ]; then
-    tr -d ' \n' <"$record" | grep "\"suspect_hosts\":\[\"$suspect\"\]" >/dev/null ||
+    tr -d ' \n' <"$record" | grep "\"suspect_hosts\":\[\"$suspect\"[],]" >/dev/null ||
       { cat "$record"; fail "$run: $suspect is not suspected"; }
   fi
   "$carousel" checkpoint diff whole "$run" >log_diff 2>&1 || fail "$run: other weights than the undisturbed run"
