@@ -6,7 +6,9 @@
 #include <malloc.h>
 
 #include <atomic>
+#include <cstring>
 #include <filesystem>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -110,6 +112,50 @@ TEST(BackgroundSaver, PassesAnyStateThroughAPoolOfBoundedSize) {
     EXPECT_GE(saver.most_staging_bytes_used(), kMiB);
     EXPECT_LE(saver.most_staging_bytes_used(), blocks * kMiB);
     ExpectSaved(&files, "run/checkpoints/step-000000001", LargerModel(), 3);
+  }
+}
+
+// Copies at once, and tells when so many blocks of a pool have been copied into.
+class CountingCopier final : public StateCopier {
+ public:
+  CountingCopier(int64_t blocks, Gate* gate) : blocks_(blocks), gate_(gate) {}
+  void* Allocate(int64_t bytes) override {
+    memory_.resize(static_cast<size_t>(bytes));
+    return memory_.data();
+  }
+  void Free(void*) override {}
+  void Begin() override {}
+  void Copy(void* host, const void* state, int64_t bytes) override {
+    std::memcpy(host, state, static_cast<size_t>(bytes));
+    used_.insert((static_cast<char*>(host) - memory_.data()) / kMiB);
+    if (static_cast<int64_t>(used_.size()) == blocks_) gate_->Open();
+  }
+  void Wait() override {}
+
+ private:
+  const int64_t blocks_;
+  Gate* const gate_;
+  std::vector<char> memory_;
+  std::set<int64_t> used_;
+};
+
+TEST(BackgroundSaver, FillsItsPoolWhileTheDiskIsSlow) {
+  for (const int64_t blocks : {int64_t{1}, int64_t{2}, int64_t{5}}) {
+    MemoryFileSystem memory;
+    Gate gate;  // shards are written once every block of the pool is in use
+    ObservedFiles files(memory, [&](const std::string& call, const std::string& path) {
+      if (call == "write" && IsShard(path)) gate.Pass();
+    });
+    RankState state(LargerModel(), 1, 0, 3);
+    CountingCopier copier(blocks, &gate);
+    BackgroundSaver saver({.staging_bytes = blocks * kMiB}, &copier);
+    SaveRequest request = RequestFor("run", 1, 0, state, nullptr, &files);
+    request.copier = &copier;
+    ASSERT_TRUE(saver.Start(request).ok());
+    const SaveOutcome outcome = StepUntilEnd(saver, nullptr);
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status;
+    EXPECT_EQ(saver.most_staging_bytes_used(), blocks * kMiB);
+    ExpectSaved(&memory, "run/checkpoints/step-000000001", LargerModel(), 3);
   }
 }
 
