@@ -43,7 +43,7 @@ struct TrainState {
   // at most 64, the same on every rank.
   std::vector<double> loss_window = {}, grad_norm_window = {};
   int64_t num_rollbacks =
-      0;  // how often the run went back to a good checkpoint (launcher/rollback_journal.h)
+      0;  // how often the run went back to a good checkpoint (launcher/train/rollback_journal.h)
   int64_t left_out_sequences = 0;  // of consumed_sequences: not trained on, since they led to such a rollback
   // Of samples [0, consumed_sequences), how many come from each source of data.train, in their order: what
   // the sampler says, kept to be compared when the run goes on. Empty: unknown.

@@ -7,7 +7,7 @@
 #include "absl/status/statusor.h"
 #include "core/device.h"
 #include "launcher/environment.h"
-#include "launcher/run_mesh.h"
+#include "launcher/train/run_mesh.h"
 
 namespace carousel {
 

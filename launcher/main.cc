@@ -13,7 +13,7 @@
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/exit_codes.h"
-#include "launcher/launch_rank.h"
+#include "launcher/launch/launch_rank.h"
 #include "launcher/version.h"
 
 namespace {

@@ -10,9 +10,9 @@
 
 #include "core/train/trainer.h"
 #include "kernels/make_device.h"
-#include "launcher/plan.h"
-#include "launcher/step_walk.h"
-#include "launcher/train_setup.h"
+#include "launcher/plan/plan.h"
+#include "launcher/plan/step_walk.h"
+#include "launcher/train/train_setup.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/sharded_sync.h"
 #include "tests/communication_formulas.h"

@@ -1,6 +1,6 @@
 // Lines leave a file without a second copy of it where that can be, and no crash on the way costs one that
 // stays.
-#include "launcher/drop_lines.h"
+#include "launcher/train/drop_lines.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -9,7 +9,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
-#include "launcher/metrics_file.h"
+#include "launcher/report/metrics_file.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {

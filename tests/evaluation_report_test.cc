@@ -1,5 +1,5 @@
 // What people and metrics.jsonl are told about an evaluation.
-#include "launcher/evaluation_report.h"
+#include "launcher/report/evaluation_report.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "launcher/metrics_file.h"
+#include "launcher/report/metrics_file.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {

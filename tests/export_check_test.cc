@@ -1,5 +1,5 @@
 // What comparing logits takes, and what it finds.
-#include "launcher/export_check.h"
+#include "launcher/models/export_check.h"
 
 #include <gtest/gtest.h>
 

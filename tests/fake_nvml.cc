@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "launcher/nvml_api.h"
+#include "launcher/preflight/nvml_api.h"
 
 namespace {
 using carousel::FakeGpu;

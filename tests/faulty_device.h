@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "core/device.h"
-#include "launcher/forwarding_ops.h"
+#include "launcher/plan/forwarding_ops.h"
 
 namespace carousel::testing {
 

@@ -9,7 +9,7 @@
 #include "configs/load.h"
 #include "core/base/status_exit_code.h"
 #include "launcher/environment.h"
-#include "launcher/training_run.h"
+#include "launcher/train/training_run.h"
 #include "tests/faulty_device.h"
 
 namespace carousel {

@@ -1,5 +1,5 @@
 // What the records of the ranks of a run that hung say together.
-#include "launcher/flight_report.h"
+#include "launcher/watch/flight_report.h"
 
 #include <gtest/gtest.h>
 

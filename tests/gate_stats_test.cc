@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/forwarding_ops.h"
+#include "launcher/plan/forwarding_ops.h"
 #include "tests/deferred_device.h"
 #include "tests/mesh_training.h"
 

@@ -1,5 +1,5 @@
 // Runs on emulated GPUs whose ranks are processes and are connected as the program connects them: they meet
-// over TCP (launcher/environment.h) and exchange tensors by NCCL (launcher/run_mesh.h).
+// over TCP (launcher/environment.h) and exchange tensors by NCCL (launcher/train/run_mesh.h).
 #pragma once
 #include <cstdlib>
 #include <fstream>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "launcher/environment.h"
-#include "launcher/run_mesh.h"
+#include "launcher/train/run_mesh.h"
 #include "parallel/sharded_sync.h"
 #include "tests/mesh_training.h"
 #include "tests/nccl_testing.h"

@@ -1,4 +1,4 @@
-#include "launcher/hang_timer.h"
+#include "launcher/watch/hang_timer.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // What is made of steps that look wrong: scores, findings, actions, and what outlives the process.
-#include "launcher/health_policy.h"
+#include "launcher/train/health_policy.h"
 
 #include <gtest/gtest.h>
 
@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "core/base/status_exit_code.h"
-#include "launcher/rollback_journal.h"
-#include "launcher/suspect_hosts.h"
+#include "launcher/launch/suspect_hosts.h"
+#include "launcher/train/rollback_journal.h"
 #include "tests/memory_file_system.h"
 
 namespace carousel {

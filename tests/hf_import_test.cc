@@ -10,8 +10,8 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/checkpoint_tensors.h"
 #include "configs/load.h"
-#include "launcher/imported_run.h"
-#include "launcher/model_source.h"
+#include "launcher/models/imported_run.h"
+#include "launcher/models/model_source.h"
 #include "tests/hf_testing.h"
 #include "tests/temp_dir.h"
 

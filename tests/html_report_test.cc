@@ -1,6 +1,6 @@
 // The report of a run: bounded however long the run is, spikes stay visible, and nothing that a model or a
 // file says becomes HTML.
-#include "launcher/html_report.h"
+#include "launcher/report/html_report.h"
 
 #include <gtest/gtest.h>
 
@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "launcher/html_report_sink.h"
-#include "launcher/metrics_file.h"
-#include "launcher/svg_chart.h"
+#include "launcher/report/html_report_sink.h"
+#include "launcher/report/metrics_file.h"
+#include "launcher/report/svg_chart.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {

@@ -1,6 +1,6 @@
 // What the end of an attempt means to `carousel launch`, the records that say it, and what passes to the
 // console.
-#include "launcher/launch_judgement.h"
+#include "launcher/launch/launch_judgement.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -11,10 +11,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
-#include "launcher/attempt_recorder.h"
 #include "launcher/exit_codes.h"
-#include "launcher/launch_output.h"
-#include "launcher/launch_rank.h"
+#include "launcher/launch/attempt_recorder.h"
+#include "launcher/launch/launch_output.h"
+#include "launcher/launch/launch_rank.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {

@@ -1,6 +1,6 @@
 // The pure parts of `carousel launch`: hosts, the command, what the end of an attempt means, what passes to
 // the console.
-#include "launcher/launch_plan.h"
+#include "launcher/launch/launch_plan.h"
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "configs/load.h"
 #include "core/base/status_exit_code.h"
-#include "launcher/launch_hosts.h"
+#include "launcher/launch/launch_hosts.h"
 
 namespace carousel {
 namespace {

@@ -5,9 +5,9 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
-#include "launcher/command_outline.h"
-#include "launcher/completion_script.h"
-#include "launcher/man_page.h"
+#include "launcher/manual/command_outline.h"
+#include "launcher/manual/completion_script.h"
+#include "launcher/manual/man_page.h"
 
 namespace carousel {
 namespace {

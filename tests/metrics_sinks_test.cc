@@ -1,5 +1,5 @@
 // metrics.jsonl: every step once, whatever happened to the run in between.
-#include "launcher/metrics_file.h"
+#include "launcher/report/metrics_file.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>

@@ -8,7 +8,7 @@
 
 #include "configs/load.h"
 #include "core/base/exit_code.h"
-#include "launcher/imported_run.h"
+#include "launcher/models/imported_run.h"
 #include "tests/temp_dir.h"
 #include "tests/xlstm_package_testing.h"
 

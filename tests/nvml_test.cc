@@ -1,11 +1,11 @@
 // The library of NVIDIA's driver as the preflight loads and judges it, against one that describes made-up
 // GPUs.
-#include "launcher/nvml_library.h"
+#include "launcher/preflight/nvml_library.h"
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
-#include "launcher/preflight.h"
+#include "launcher/preflight/preflight.h"
 #include "tests/fake_nvml.h"
 
 namespace carousel {

@@ -7,7 +7,7 @@
 #include "checkpoints/hf_export.h"
 #include "checkpoints/hf_import.h"
 #include "checkpoints/yaml_fields.h"
-#include "launcher/model_source.h"
+#include "launcher/models/model_source.h"
 #include "tests/hf_testing.h"
 #include "tests/temp_dir.h"
 

@@ -1,6 +1,6 @@
 // The judgement of a preflight, from facts that are made up: every row that can be bad is bad here once,
 // names who is meant, and says what to do.
-#include "launcher/preflight_checks.h"
+#include "launcher/preflight/preflight_checks.h"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // The trials of a preflight on ranks that are threads: devices and communicators that err, clocks that
 // differ, disks and token files that are not the same for all; and the verdict, which is the same on every
 // rank.
-#include "launcher/preflight.h"
+#include "launcher/preflight/preflight.h"
 
 #include <gtest/gtest.h>
 
@@ -12,9 +12,9 @@
 
 #include "core/base/status_exit_code.h"
 #include "kernels/make_device.h"
-#include "launcher/forwarding_ops.h"
-#include "launcher/preflight_probes.h"
-#include "launcher/preflight_storage.h"
+#include "launcher/plan/forwarding_ops.h"
+#include "launcher/preflight/preflight_probes.h"
+#include "launcher/preflight/preflight_storage.h"
 #include "parallel/local_communicator.h"
 #include "parallel/mesh_builder.h"
 #include "tests/memory_file_system.h"

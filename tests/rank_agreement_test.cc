@@ -1,5 +1,5 @@
 // Ranks that were asked for different things find out before anything starts, and say what.
-#include "launcher/rank_agreement.h"
+#include "launcher/train/rank_agreement.h"
 
 #include <gtest/gtest.h>
 

@@ -1,10 +1,10 @@
 // The mLSTM with the stabiliser of the public implementation, against the parallel form written out.
-#include "launcher/reference_stabiliser.h"
+#include "launcher/models/reference_stabiliser.h"
 
 #include <limits>
 
 #include "core/arena.h"
-#include "launcher/tensor_copy.h"
+#include "launcher/models/tensor_copy.h"
 #include "tests/model_testing.h"
 
 namespace carousel {

@@ -1,4 +1,4 @@
-#include "launcher/resume_command.h"
+#include "launcher/train/resume_command.h"
 
 #include <gtest/gtest.h>
 

@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "configs/load.h"
 #include "configs/run.pb.h"
-#include "launcher/run_directory.h"
+#include "launcher/train/run_directory.h"
 
 namespace carousel {
 namespace {
@@ -215,7 +215,7 @@ TEST(ResumeFields, EveryFieldOfTheConfigHasAClass) {
   for (const std::string& path : paths) {
     EXPECT_EQ(classified.count(path), 1u)
         << path << " has no class: say here whether a run may go on with another value, and if not, compare "
-        << "it in ConfigDifferences (launcher/run_directory.cc)";
+        << "it in ConfigDifferences (launcher/train/run_directory.cc)";
   }
 }
 

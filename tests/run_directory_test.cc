@@ -1,4 +1,4 @@
-#include "launcher/run_directory.h"
+#include "launcher/train/run_directory.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

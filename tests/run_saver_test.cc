@@ -1,7 +1,7 @@
 // What a run does about its saves: due ones that find one under way are skipped and counted, failures are
 // told and counted until the run stops, the last one is there when the process ends; and what metrics.jsonl
 // says.
-#include "launcher/run_saver.h"
+#include "launcher/train/run_saver.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@
 #include "core/base/log.h"
 #include "core/train/no_sync.h"
 #include "launcher/exit_codes.h"
-#include "launcher/metrics_file.h"
+#include "launcher/report/metrics_file.h"
 #include "parallel/local_communicator.h"
 #include "tests/background_save_testing.h"
 #include "tests/layer_testing.h"

@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #include "core/train/trainer.h"
-#include "launcher/forwarding_ops.h"
+#include "launcher/plan/forwarding_ops.h"
 #include "parallel/sharded_sync.h"
 #include "tests/mesh_testing.h"
 #include "tests/model_testing.h"

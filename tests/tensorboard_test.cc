@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "launcher/tensorboard_events.h"
-#include "launcher/tensorboard_sink.h"
+#include "launcher/report/tensorboard_events.h"
+#include "launcher/report/tensorboard_sink.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {

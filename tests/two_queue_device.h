@@ -12,7 +12,7 @@
 
 #include "core/comm/communicator.h"
 #include "core/device.h"
-#include "launcher/forwarding_ops.h"
+#include "launcher/plan/forwarding_ops.h"
 
 namespace carousel::testing {
 

@@ -1,7 +1,7 @@
 // `carousel verify` refuses dumps that it cannot compute, and names the field or the tensor.
 #include <cmath>
 
-#include "launcher/curve_optimizer.h"
+#include "launcher/models/curve_optimizer.h"
 #include "tests/verify_testing.h"
 
 namespace carousel {

@@ -1,6 +1,6 @@
 // `carousel verify` as a library: the dumps of the public implementation pass, wrong numbers do not. What is
 // refused: verify_refusal_test.cc.
-#include "launcher/verify.h"
+#include "launcher/models/verify.h"
 
 #include <cmath>
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/verify.h"
+#include "launcher/models/verify.h"
 #include "tests/hf_testing.h"
 #include "tests/temp_dir.h"
 

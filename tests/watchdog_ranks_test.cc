@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "core/base/exit_code.h"
-#include "launcher/flight_report.h"
-#include "launcher/watchdog.h"
+#include "launcher/watch/flight_report.h"
+#include "launcher/watch/watchdog.h"
 #include "tests/tcp_testing.h"
 
 namespace carousel {

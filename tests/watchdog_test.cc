@@ -1,5 +1,5 @@
 // The watchdog as a thread and as the end of a process. Whole runs: watchdog_run_test.sh.
-#include "launcher/watchdog.h"
+#include "launcher/watch/watchdog.h"
 
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -13,7 +13,7 @@
 #include <mutex>
 
 #include "core/base/exit_code.h"
-#include "launcher/thread_stacks.h"
+#include "launcher/watch/thread_stacks.h"
 #include "parallel/local_communicator.h"
 #include "tests/temp_dir.h"
 

@@ -8,8 +8,8 @@
 
 #include "checkpoints/xlstm_package_export.h"
 #include "configs/load.h"
-#include "launcher/imported_run.h"
-#include "launcher/model_source.h"
+#include "launcher/models/imported_run.h"
+#include "launcher/models/model_source.h"
 #include "tests/temp_dir.h"
 #include "tests/xlstm_package_testing.h"
 
