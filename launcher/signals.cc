@@ -40,6 +40,9 @@ void InstallStopSignals() {
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2}) sigaction(signal, &action, nullptr);
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // Ctrl-C in "train | tee log" ends tee first: what cannot be printed any more must not cost what was
+  // trained.
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 namespace {

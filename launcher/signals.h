@@ -8,6 +8,8 @@ namespace carousel {
 // noted. A second SIGINT, after StopRequested has seen the first, ends the process at once, in case it does
 // not come to look again.
 //
+// A pipe that nobody reads any more does not end the process either.
+//
 // Call it before threads are started: this thread and those that it starts do not take these signals at all,
 // so no handler runs in the middle of an op. That matters: a handler that ran on top of oneDNN's AVX-512
 // kernels left the heap corrupted in about a third of all runs; they seem to keep data below the stack

@@ -51,7 +51,7 @@ says log_no "srun"
 code_of 64 log_no "$carousel" launch_rank train
 says log_no "is started by .carousel launch"
 touch file
-code_of 77 log_no "$carousel" launch -n 2 "${train[@]}" file/run
+code_of 73 log_no "$carousel" launch -n 2 "${train[@]}" file/run
 says log_no "cannot make .*file/run/attempts"
 [ ! -e no ] || fail "a launch that was refused made a directory"
 

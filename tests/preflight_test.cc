@@ -2,6 +2,7 @@
 // differ, disks and token files that are not the same for all; and the verdict, which is the same on every
 // rank.
 #include "launcher/preflight/preflight.h"
+#include "launcher/launch/suspect_hosts.h"
 
 #include <gtest/gtest.h>
 
@@ -168,8 +169,26 @@ TEST(MatmulTrial, NoticesADeviceThatDoesNotRepeatItself) {
   Has(bad[0].finding, "1 of 4 repeats");
   PreflightResult result{.ranks = {}, .rows = rows};
   const absl::Status status = PreflightStatusOf(result);
-  EXPECT_EQ(ExitCodeOf(status), kExitPreflight);
+  EXPECT_EQ(ExitCodeOf(status), kExitHardware);
+  EXPECT_EQ(SuspectHosts(status), std::vector<std::string>{"node2"});
   Has(std::string(status.message()), "rank 1 (node2)");
+}
+
+TEST(PreflightStatus, SaysWhatAStartAgainCouldMend) {
+  const auto row = [](PreflightStatus status, int exit_code, const std::string& host) {
+    return PreflightRow{.check = "a check", .status = status, .hosts = {host}, .exit_code = exit_code};
+  };
+  const auto status_of = [](const Rows& rows) { return PreflightStatusOf({.ranks = {}, .rows = rows}); };
+  const PreflightRow bad_machine = row(PreflightStatus::kFailed, kExitHardware, "node2");
+  const PreflightRow bad_disk = row(PreflightStatus::kFailed, kExitNotSaved, "node1");
+  EXPECT_TRUE(status_of({row(PreflightStatus::kWarning, kExitHardware, "node2")}).ok());
+  EXPECT_EQ(ExitCodeOf(status_of({bad_disk})), kExitNotSaved);
+  EXPECT_EQ(ExitCodeOf(status_of({bad_disk, bad_machine})), kExitNotSaved);
+  EXPECT_TRUE(SuspectHosts(status_of({bad_disk, bad_machine})).empty());
+  EXPECT_EQ(ExitCodeOf(status_of({bad_machine, row(PreflightStatus::kFailed, kExitPreflight, "node3")})),
+            kExitPreflight);
+  EXPECT_EQ(SuspectHosts(status_of({bad_machine, row(PreflightStatus::kWarning, kExitPreflight, "node3")})),
+            std::vector<std::string>{"node2"});
 }
 
 TEST(SumTrial, IsExactOnEveryAxisOfAMesh) {

@@ -45,6 +45,7 @@ constexpr double kLeaveSeconds = 2;         // that orphans have to write their 
 constexpr double kKillSeconds = 20;
 constexpr size_t kKeptOutput = 256 << 10;
 constexpr size_t kSecretBytes = 32;
+constexpr int64_t kMaxAttempts = int64_t{1} << 40;
 
 double Seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -71,14 +72,18 @@ absl::Status MakeDirectory(const std::string& path, bool may_exist) {
   return WithExitCode(absl::FailedPreconditionError(
                           absl::StrCat("cannot make ", path, ": ", std::strerror(errno),
                                        "; the run directory must be writable and on a disk that has room")),
-                      kExitPreflight);
+                      kExitNotSaved);
 }
 
 // One attempt while it runs.
 class Watch {
  public:
   Watch(const AttemptPlan& plan, const LaunchOptions& options, StopSignals* signals)
-      : plan_(plan), options_(options), signals_(*signals), seen_signals_(signals->count()) {}
+      : plan_(plan),
+        options_(options),
+        signals_(*signals),
+        to_output_(STDOUT_FILENO, plan.dir + "/launcher.log"),
+        to_errors_(STDERR_FILENO, plan.dir + "/launcher.log") {}
 
   absl::Status Start();
   void Run();
@@ -89,6 +94,7 @@ class Watch {
   void TakeOutput();
   void LookAtSignals();
   void LookAtRanks();
+  void Say(const std::string& text, bool warning = false);
   void EndNow(const std::string& why);
   void Force();
   void Sweep();
@@ -96,7 +102,7 @@ class Watch {
   const AttemptPlan& plan_;
   const LaunchOptions& options_;
   StopSignals& signals_;
-  int seen_signals_;
+  Outlet to_output_, to_errors_;
   Child child_;
   OwnedFd log_;
   BannerFilter filter_;
@@ -127,6 +133,11 @@ absl::Status Watch::Start() {
   const std::string log = plan_.dir + "/launcher.log";
   log_ = OwnedFd(
       open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR | S_IRGRP));
+  if (log_.get() < 0) {
+    return WithExitCode(
+        absl::UnavailableError(absl::StrCat("cannot write ", log, ": ", std::strerror(errno))),
+        kExitNotSaved);
+  }
   CAROUSEL_ASSIGN_OR_RETURN(child_, Spawn(spawn));
   return absl::OkStatus();
 }
@@ -134,20 +145,32 @@ absl::Status Watch::Start() {
 void Watch::TakeOutput() {
   std::string text;
   if (output_open_) output_open_ = ReadSome(child_.output, &text);
-  WriteAll(STDOUT_FILENO, text);
-  if (log_.get() >= 0) WriteAll(log_.get(), text);
+  to_output_.Add(text);
+  WriteAll(log_.get(), text);
   text.clear();
   if (errors_open_) errors_open_ = ReadSome(child_.errors, &text);
-  WriteAll(STDERR_FILENO, filter_.Pass(text));
-  if (log_.get() >= 0) WriteAll(log_.get(), text);
+  to_errors_.Add(filter_.Pass(text));
+  WriteAll(log_.get(), text);
   output_ += text;
   if (output_.size() > 2 * kKeptOutput) output_.erase(0, output_.size() - kKeptOutput);
+}
+
+// A console that takes nothing must not keep us from what we say here.
+void Watch::Say(const std::string& text, bool warning) {
+  to_errors_.Flush();
+  if (!to_errors_.empty()) {
+    to_errors_.Add("carousel launch: " + text + "\n");
+  } else if (warning) {
+    CAROUSEL_LOG(WARNING) << text;
+  } else {
+    CAROUSEL_LOG(INFO) << text;
+  }
 }
 
 void Watch::EndNow(const std::string& why) {
   if (force_since_ > 0) return;
   force_since_ = Seconds();
-  if (!why.empty()) CAROUSEL_LOG(WARNING) << why;
+  if (!why.empty()) Say(why, /*warning=*/true);
 }
 
 // mpirun waits its kill time-out twice before it ends, unless it is told so again and again.
@@ -163,19 +186,18 @@ void Watch::Force() {
 }
 
 void Watch::LookAtSignals() {
-  signals_.Look();
-  if (signals_.count() == seen_signals_) return;
-  const bool again = told_ || signals_.count() > seen_signals_ + 1;
-  seen_signals_ = signals_.count();
-  if (again) {
+  signals_.Look(Seconds());
+  if (!signals_.asked()) return;
+  if (told_) {
+    if (!signals_.hurried() || out_of_time_) return;
     out_of_time_ = true;
-    EndNow("a second signal: ending at once");
+    EndNow("told again: ending at once");
     return;
   }
   told_ = true;
   deadline_ = Seconds() + options_.grace_seconds;
-  CAROUSEL_LOG(INFO) << strsignal(signals_.first()) << ": asking the ranks to save and end, within "
-                     << options_.grace_seconds << " s";
+  Say(absl::StrCat(strsignal(signals_.first()), ": asking the ranks to save and end, within ",
+                   options_.grace_seconds, " s"));
 }
 
 void Watch::LookAtRanks() {
@@ -204,8 +226,12 @@ void Watch::LookAtRanks() {
 void Watch::Turn() {
   pollfd waiting[] = {{.fd = signals_.fd().get(), .events = POLLIN, .revents = 0},
                       {.fd = output_open_ ? child_.output.get() : -1, .events = POLLIN, .revents = 0},
-                      {.fd = errors_open_ ? child_.errors.get() : -1, .events = POLLIN, .revents = 0}};
-  poll(waiting, 3, 100);
+                      {.fd = errors_open_ ? child_.errors.get() : -1, .events = POLLIN, .revents = 0},
+                      {.fd = to_output_.empty() ? -1 : to_output_.fd(), .events = POLLOUT, .revents = 0},
+                      {.fd = to_errors_.empty() ? -1 : to_errors_.fd(), .events = POLLOUT, .revents = 0}};
+  poll(waiting, 5, 100);
+  to_output_.Flush();
+  to_errors_.Flush();
   TakeOutput();
   LookAtSignals();
   LookAtRanks();
@@ -244,13 +270,19 @@ void Watch::Sweep() {
     CAROUSEL_LOG(WARNING) << "processes of this attempt are stuck in the kernel and still there";
   }
   TakeOutput();
-  WriteAll(STDERR_FILENO, filter_.Rest());
+  to_errors_.Add(filter_.Rest());
+  const double patience = Seconds() + kLeaveSeconds;
+  while (!(to_output_.empty() && to_errors_.empty()) && Seconds() < patience) {
+    to_output_.Flush();
+    to_errors_.Flush();
+    poll(nullptr, 0, 10);
+  }
 }
 
 void Watch::Run() {
   while (running_) Turn();
   Sweep();
-  signals_.Look();
+  signals_.Look(Seconds());
 }
 
 void Watch::Fill(AttemptFacts* facts) const {
@@ -277,10 +309,17 @@ void StopSignals::Hold() {
   sigprocmask(SIG_BLOCK, &set, nullptr);
 }
 
-void StopSignals::Look() {
-  for (const TakenSignal& taken : ReadSignals(fd_)) {
-    if (count_ == 0) first_ = taken.signal;
-    ++count_;
+void StopSignals::Look(double now) {
+  for (const TakenSignal& taken : ReadSignals(fd_)) Note(taken.signal, now);
+}
+
+void StopSignals::Note(int signal, double now) {
+  constexpr double kAgainSeconds = 1;
+  if (first_ == 0) {
+    first_ = signal;
+    first_at_ = now;
+  } else if ((signal == SIGTERM || signal == SIGINT) && now - first_at_ >= kAgainSeconds) {
+    hurried_ = true;
   }
 }
 
@@ -294,7 +333,10 @@ absl::StatusOr<AttemptPlan> MakeAttemptDirectory(const std::string& run_dir) {
   fs::directory_iterator entries(attempts, error);
   for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
     int64_t number = 0;
-    if (absl::SimpleAtoi(entries->path().filename().string(), &number)) last = std::max(last, number);
+    // Whatever else lies there is nobody's attempt.
+    if (absl::SimpleAtoi(entries->path().filename().string(), &number) && number < kMaxAttempts) {
+      last = std::max(last, number);
+    }
   }
   absl::Status made = absl::OkStatus();
   do {
@@ -309,12 +351,16 @@ absl::StatusOr<AttemptPlan> MakeAttemptDirectory(const std::string& run_dir) {
 }
 
 absl::Status RecordAttempt(const AttemptPlan& plan, const std::string& config_text) {
-  CAROUSEL_RETURN_IF_ERROR(
-      WriteFileWhole(plan.dir + "/command.txt", QuotedCommand(plan.command.argv) + "\n"));
-  CAROUSEL_RETURN_IF_ERROR(WriteFileWhole(plan.dir + "/hosts", FormatHostfile(plan.hosts)));
-  CAROUSEL_RETURN_IF_ERROR(WriteFileWhole(plan.dir + "/environment",
-                                          absl::StrJoin(RecordedEnvironment(plan.environment), "\n") + "\n"));
-  return WriteFileWhole(plan.dir + "/config.textproto", config_text);
+  const std::string environment = absl::StrJoin(RecordedEnvironment(plan.environment), "\n") + "\n";
+  for (const auto& [name, text] :
+       {std::pair<const char*, std::string>{"command.txt", QuotedCommand(plan.command.argv) + "\n"},
+        {"hosts", FormatHostfile(plan.hosts)},
+        {"environment", environment},
+        {"config.textproto", config_text}}) {
+    const absl::Status written = WriteFileWhole(absl::StrCat(plan.dir, "/", name), text);
+    if (!written.ok()) return WithExitCode(written, kExitNotSaved);
+  }
+  return absl::OkStatus();
 }
 
 namespace {

@@ -11,22 +11,30 @@
 
 namespace carousel {
 
-// The signals by which people and schedulers ask the launcher to end: TERM, INT, HUP, USR1, USR2. Each
-// counts; they never interrupt anything.
+// The signals by which people and schedulers ask the launcher to end: TERM, INT, HUP, USR1, USR2. They never
+// interrupt anything. Many come twice: `timeout` and Slurm signal the process and then its group, a terminal
+// that closes sends HUP through the shell and by itself. So only a TERM or INT that comes a second or more
+// after the first signal says that somebody does not want to wait.
 class StopSignals {
  public:
   static absl::StatusOr<StopSignals> Take();
   // They do nothing from now on, and are there for Take.
   static void Hold();
-  // Looks for new ones.
-  void Look();
-  int count() const { return count_; }
+  // Looks for new ones. now: of a clock in seconds.
+  void Look(double now);
+  bool asked() const { return first_ != 0; }
+  bool hurried() const { return hurried_; }
   int first() const { return first_; }  // 0: none
   const OwnedFd& fd() const { return fd_; }
 
+  // What Look does with one of them.
+  void Note(int signal, double now);
+
  private:
   OwnedFd fd_;
-  int count_ = 0, first_ = 0;
+  int first_ = 0;
+  double first_at_ = 0;
+  bool hurried_ = false;
 };
 
 // What is known before the processes start.

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -100,7 +101,25 @@ absl::StatusOr<std::string> ReadHostfile(const std::string& path) {
   return text;
 }
 
+// The launch starts the ranks: it must not be started as one.
+absl::Status CheckNotLaunched(const LaunchInfo& launch) {
+  if (launch.kind == LaunchInfo::Kind::kOpenMpi) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("carousel launch was started by mpirun, as one of ", launch.announced_size,
+                     " processes; start it once, without mpirun: it starts mpirun itself"));
+  }
+  for (const char* name : {"CAROUSEL_RENDEZVOUS", "CAROUSEL_RANK", "CAROUSEL_WORLD_SIZE"}) {
+    if (Environment::Variable(name).empty()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(name,
+                     " is set: it is for ranks that are started by hand and meet over TCP; unset it, "
+                     "carousel launch tells the ranks where to meet"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<int> Launch(const LaunchOptions& options, const std::vector<std::string>& train_args) {
+  CAROUSEL_RETURN_IF_ERROR(CheckNotLaunched(Environment::Announced()));
   CAROUSEL_ASSIGN_OR_RETURN(RunSpec run, LoadRunToTrain(ConfigOf(train_args)));
   std::error_code error;
   run.run_dir = std::filesystem::absolute(run.run_dir, error).lexically_normal().string();
@@ -232,6 +251,8 @@ void BeginLaunch(int argc, char** argv) {
   if (argc < 2 || std::strcmp(argv[1], "launch") != 0) return;
   // They wait until the supervisor asks for them.
   StopSignals::Hold();
+  // A console that is gone (Ctrl-C ends "| tee log" first) must not take the run with it.
+  std::signal(SIGPIPE, SIG_IGN);
   for (int i = 2; i < argc && std::strcmp(argv[i], "train") != 0; ++i) {
     if (std::strcmp(argv[i], "-np") == 0) argv[i] = np;
   }
@@ -249,7 +270,10 @@ CLI::App* AddLaunchCommand(CLI::App& app, std::function<int()>* run) {
       R"(What stands behind the word train are options of train.
 
 SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and SIGUSR2 ask all ranks to save and end; the exit status is
-then 75, and the same command goes on. A second signal ends everything at once.
+then 75, and the same command goes on: what was trained is in a checkpoint. Before the first step of an attempt
+there is nothing to save: the checkpoint that it began with stays the newest, and a run that had none begins anew.
+What a rank that died had not saved yet is trained again. A SIGTERM or SIGINT that comes a second or more after the
+first signal ends everything at once (128 + the first signal if steps are lost by that).
 
 After a failure the run starts again from its newest checkpoint, by the exit status (carousel --help): 70, 71
 and signals as it was, 72 from the newest checkpoint marked as good, 76 without the suspected host, 75 that

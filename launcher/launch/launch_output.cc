@@ -22,6 +22,32 @@ bool IsRow(const std::string& line) {
   const std::string text(absl::StripAsciiWhitespace(line));
   return text.size() >= kDashes && text.find_first_not_of('-') == std::string::npos;
 }
+
+// "mpirun: Forwarding signal 12 to job", with the name under which mpirun was started.
+constexpr char kForwarding[] = ": Forwarding signal ", kToJob[] = " to job";
+constexpr size_t kMaxForwardingLine = 96;
+bool IsForwarding(std::string line) {
+  while (!line.empty() && (line.back() == '\n' || line.back() == '\r')) line.pop_back();
+  const size_t at = line.find(kForwarding);
+  if (at == std::string::npos || !absl::EndsWith(line, kToJob)) return false;
+  const size_t number = at + sizeof(kForwarding) - 1, end = line.size() - (sizeof(kToJob) - 1);
+  const std::string name = line.substr(0, at);
+  return number < end && name.find_first_of(" \t") == std::string::npos && absl::EndsWith(name, "run") &&
+         std::all_of(line.begin() + static_cast<ptrdiff_t>(number),
+                     line.begin() + static_cast<ptrdiff_t>(end),
+                     [](unsigned char c) { return absl::ascii_isdigit(c); });
+}
+// Whether a line that begins like this may become one.
+bool MayBecomeForwarding(const std::string& begin) {
+  const size_t name_end = begin.find(':');
+  if (begin.size() > kMaxForwardingLine) return false;
+  if (name_end == std::string::npos)
+    return absl::StartsWith("mpirun", begin) || absl::StartsWith("orterun", begin);
+  const absl::string_view rest = absl::string_view(begin).substr(name_end);
+  const size_t length = std::min(rest.size(), sizeof(kForwarding) - 1);
+  return absl::EndsWith(begin.substr(0, name_end), "run") &&
+         rest.substr(0, length) == absl::string_view(kForwarding, length);
+}
 }  // namespace
 
 std::vector<std::string> LineCutter::Add(const std::string& text) {
@@ -66,25 +92,34 @@ std::string BannerFilter::Pass(const std::string& text) {
   for (const char c : text) {
     line_ += c;
     // A line that cannot become a row any more goes on at once: a progress line has no end.
-    if (!inside_ && c != '\n' && (line_passed_ || line_.find_first_not_of("-\r") != std::string::npos)) {
+    if (!inside_ && c != '\n' &&
+        (line_passed_ ||
+         (line_.find_first_not_of("-\r") != std::string::npos && !MayBecomeForwarding(line_)))) {
       passed += line_;
       line_.clear();
       line_passed_ = true;
+      continue;
+    }
+    if (inside_ && paragraph_.size() + line_.size() > kMaxParagraph) {
+      passed += paragraph_ + line_;
+      line_passed_ = c != '\n';
+      paragraph_.clear();
+      line_.clear();
+      inside_ = false;
       continue;
     }
     if (c != '\n') continue;
     const bool row = !line_passed_ && IsRow(line_);
     if (inside_) {
       paragraph_ += line_;
-      if (row || paragraph_.size() > kMaxParagraph) {
-        if (!row) passed += paragraph_;
+      if (row) {
         paragraph_.clear();
         inside_ = false;
       }
     } else if (row) {
       paragraph_ = line_;
       inside_ = true;
-    } else {
+    } else if (line_passed_ || !IsForwarding(line_)) {
       passed += line_;
     }
     line_.clear();

@@ -24,8 +24,9 @@ bool IsErrorLine(const std::string& line);
 // "[node7 rank 3] line"; our own log line keeps its time in front and loses the rank that it says itself.
 std::string PrefixedLine(const std::string& line, const std::string& host, int64_t rank);
 
-// Takes mpirun's remarks about the end of the job out of what it prints: paragraphs between two rows of
-// dashes. They tell less than the records of the ranks, and would stand below them.
+// Takes mpirun's remarks out of what it prints: paragraphs between two rows of dashes, about the end of the
+// job, which tell less than the records of the ranks and would stand below them; and a line for each signal
+// that it passes on, of which a stop needs many.
 class BannerFilter {
  public:
   // What goes to the console of `text`.

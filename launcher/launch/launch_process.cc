@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -166,6 +167,52 @@ void WriteAll(int fd, const std::string& text, const std::function<bool()>& go_o
       poll(&waiting, 1, 1000);
     } else if (!(n < 0 && errno == EINTR)) {
       return;
+    }
+  }
+}
+
+namespace {
+constexpr size_t kMaxWaiting = 1 << 20;
+// Fits into a pipe that takes anything at all.
+constexpr size_t kPiece = 4096;
+}  // namespace
+
+Outlet::Outlet(int fd, std::string where_all_is) : fd_(fd), where_all_is_(std::move(where_all_is)) {
+  struct stat info {};
+  // A file has a position, which who writes to it shares; and it takes what it is given.
+  if (fstat(fd, &info) != 0 || (!S_ISFIFO(info.st_mode) && !S_ISCHR(info.st_mode))) return;
+  own_ =
+      OwnedFd(open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+}
+
+void Outlet::Add(const std::string& text) {
+  if (closed_) return;
+  if (left_out_ > 0 || waiting_.size() + text.size() > kMaxWaiting) {
+    left_out_ += text.size();
+  } else {
+    waiting_ += text;
+  }
+  Flush();
+}
+
+void Outlet::Flush() {
+  while (!closed_ && !empty()) {
+    if (waiting_.empty()) {
+      waiting_ = absl::StrCat("\n... ", left_out_, " bytes of output are left out here; all of it is in ",
+                              where_all_is_, "\n");
+      left_out_ = 0;
+    }
+    pollfd ready{.fd = fd(), .events = POLLOUT, .revents = 0};
+    if (poll(&ready, 1, 0) == 0) return;
+    const ssize_t n = write(fd(), waiting_.data(), std::min(waiting_.size(), kPiece));
+    if (n > 0) {
+      waiting_.erase(0, static_cast<size_t>(n));
+    } else if (n < 0 && errno == EAGAIN) {
+      return;
+    } else if (!(n < 0 && errno == EINTR)) {
+      closed_ = true;
+      waiting_.clear();
+      left_out_ = 0;
     }
   }
 }

@@ -60,6 +60,29 @@ bool ReadSome(const OwnedFd& fd, std::string* text);
 // not block is full, when go_on says so (asked once a second).
 void WriteAll(int fd, const std::string& text, const std::function<bool()>& go_on = nullptr);
 
+// Takes text for a console or a pipe that may be slow, stuck or closed, and never waits for it. What it
+// cannot keep is left out, and a remark says so when the other side reads again.
+class Outlet {
+ public:
+  // The descriptor stays the caller's, and stays as it is for all others who write to it. where_all_is: a
+  // path for the remark.
+  Outlet(int fd, std::string where_all_is);
+  void Add(const std::string& text);
+  // Writes what can be written now.
+  void Flush();
+  // Nothing waits to be written. Where nobody reads any more nothing ever does.
+  bool empty() const { return waiting_.empty() && left_out_ == 0; }
+  int fd() const { return own_.get() >= 0 ? own_.get() : fd_; }
+
+ private:
+  const int fd_;
+  const std::string where_all_is_;
+  OwnedFd own_;  // the same file, opened again so that a write never blocks; where that works
+  std::string waiting_;
+  size_t left_out_ = 0;
+  bool closed_ = false;
+};
+
 // Becomes parent of every descendant that loses its own.
 void AdoptOrphans();
 std::vector<pid_t> ChildrenOf(pid_t parent);

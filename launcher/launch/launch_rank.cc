@@ -86,7 +86,6 @@ class RankWatch {
   RankEnd known_;
   OwnedFd signals_, parent_end_, log_;
   Child rank_;
-  ProcessEnd end_;
   bool output_open_ = true, errors_open_ = true, orphaned_ = false;
   LineCutter error_lines_;
   int64_t forwarded_ = 0;
@@ -100,7 +99,7 @@ absl::Status RankWatch::Start() {
   if (log_.get() < 0) {
     return WithExitCode(absl::UnavailableError(absl::StrCat("cannot write ", log, " on ", known_.host, ": ",
                                                             std::strerror(errno))),
-                        kExitPreflight);
+                        kExitNotSaved);
   }
   char self[4096];
   const ssize_t length = readlink("/proc/self/exe", self, sizeof(self));
@@ -164,11 +163,13 @@ bool RankWatch::Turn() {
   }
   for (const TakenSignal& taken : ReadSignals(signals_)) {
     if (taken.signal != SIGCHLD) kill(rank_.pid, taken.signal);
+    // One that is stopped learns of no signal until it goes on; its peers may have given it up long ago.
+    if (taken.signal == SIGTERM) kill(rank_.pid, SIGCONT);
   }
-  int status = 0;
-  if (waitpid(rank_.pid, &status, WNOHANG) != rank_.pid) return true;
-  end_ = EndOf(status);
-  return false;
+  // It stays a zombie, so that its number is nobody else's until all of its group is gone.
+  siginfo_t info{};
+  return waitid(P_PID, static_cast<id_t>(rank_.pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+         info.si_pid != rank_.pid;
 }
 
 int RankWatch::Finish() {
@@ -178,8 +179,11 @@ int RankWatch::Finish() {
     if (output_open_ || errors_open_) poll(nullptr, 0, 10);
   }
   kill(-rank_.pid, SIGKILL);
+  int status = 0;
+  while (waitpid(rank_.pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  const int code = EndOf(status).code();
   if (const std::string rest = error_lines_.Rest(); !rest.empty()) Forward({rest});
-  const int code = end_.code();
   if (code != 0) RemoveSharedMemory(environment_, known_.host, known_.rank);
   const absl::StatusOr<RankEnd> own = ReadRankEnd(RankEndPath(attempt_dir_, known_.rank));
   const bool has_own = own.ok() && own->pid == known_.pid;

@@ -57,23 +57,67 @@ absl::StatusOr<int64_t> LaunchSupervisor::RanksOn(const std::vector<LaunchHost>&
   return ChooseWorld(run_, wanted, room, options_.per_node);
 }
 
-std::vector<LaunchHost> LaunchSupervisor::UsableHosts(bool probe) const {
+std::vector<LaunchHost> LaunchSupervisor::AllowedHosts() const {
   std::vector<LaunchHost> hosts;
   for (const LaunchHost& host : target_.hosts) {
     if (excluded_.count(host.name) == 0) hosts.push_back(host);
   }
-  if (!probe || target_.local || target_.in_slurm) return hosts;
-  const std::vector<std::string> silent = UnreachableHosts(hosts, options_.rsh_agent, here_);
+  return hosts;
+}
+
+bool LaunchSupervisor::CanRunOn(const std::vector<LaunchHost>& hosts) const {
+  return static_cast<int64_t>(hosts.size()) >= std::max<int64_t>(options_.min_nodes, 1) &&
+         RanksOn(hosts).ok();
+}
+
+std::vector<LaunchHost> LaunchSupervisor::UsableHosts(bool probe) {
+  const std::vector<LaunchHost> allowed = AllowedHosts();
+  if (!probe || target_.local || target_.in_slurm) return allowed;
+  const std::vector<HostAnswer> answers = AskHosts(allowed, options_.rsh_agent, here_, [this] {
+    LookForSignals();
+    return signals_.asked();
+  });
+  std::vector<LaunchHost> hosts;
+  std::vector<std::string> silent;
+  for (size_t i = 0; i < allowed.size(); ++i) {
+    if (!answers[i].own_name.empty()) own_names_[allowed[i].name] = answers[i].own_name;
+    if (answers[i].answers) {
+      hosts.push_back(allowed[i]);
+    } else {
+      silent.push_back(allowed[i].name);
+    }
+  }
   if (!silent.empty()) {
     CAROUSEL_LOG(WARNING) << absl::StrJoin(silent, ", ") << (silent.size() == 1 ? " does" : " do")
                           << " not answer: this attempt does without";
   }
-  hosts.erase(std::remove_if(hosts.begin(), hosts.end(),
-                             [&](const LaunchHost& host) {
-                               return std::find(silent.begin(), silent.end(), host.name) != silent.end();
-                             }),
-              hosts.end());
   return hosts;
+}
+
+std::string LaunchSupervisor::TargetHost(const std::string& own_name) {
+  const auto find = [&](const auto& name_of) {
+    std::vector<std::string> found;
+    for (const LaunchHost& host : target_.hosts) {
+      if (SameHostName(name_of(host), own_name)) found.push_back(host.name);
+    }
+    return found.size() == 1 ? found[0] : "";
+  };
+  std::string host = find([](const LaunchHost& h) { return h.name; });
+  if (!host.empty() || target_.local) return host;
+  // The list may hold addresses, or names that only the name service knows.
+  if (!target_.in_slurm && own_names_.size() < target_.hosts.size()) {
+    const std::vector<HostAnswer> answers = AskHosts(target_.hosts, options_.rsh_agent, here_, [this] {
+      LookForSignals();
+      return signals_.asked();
+    });
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (!answers[i].own_name.empty()) own_names_[target_.hosts[i].name] = answers[i].own_name;
+    }
+  }
+  return find([this](const LaunchHost& h) {
+    const auto known = own_names_.find(h.name);
+    return known == own_names_.end() ? h.name : known->second;
+  });
 }
 
 int LaunchSupervisor::Print() const {
@@ -101,14 +145,18 @@ AttemptExit LaunchSupervisor::Attempt(bool probe, bool from_good, AttemptFacts* 
     return exit;
   };
   const std::vector<LaunchHost> hosts = UsableHosts(probe);
+  if (signals_.asked()) {
+    return failed(absl::CancelledError("stopped before the ranks were started"), kExitStopped);
+  }
   if (static_cast<int64_t>(hosts.size()) < std::max<int64_t>(options_.min_nodes, 1)) {
     return failed(absl::UnavailableError(absl::StrCat("only ", hosts.size(), " of ", target_.hosts.size(),
                                                       " hosts can be used, --min_nodes asks for ",
                                                       std::max<int64_t>(options_.min_nodes, 1))),
-                  excluded_.size() == target_.hosts.size() ? kExitPreflight : kExitTransport);
+                  kExitTransport);
   }
   const absl::StatusOr<int64_t> ranks = RanksOn(hosts);
-  if (!ranks.ok()) return failed(ranks.status(), kExitUsage);
+  // With all hosts they suit: that was checked before anything was started.
+  if (!ranks.ok()) return failed(ranks.status(), kExitTransport);
   absl::StatusOr<AttemptPlan> plan = MakeAttemptDirectory(run_.run_dir);
   if (!plan.ok()) return failed(plan.status(), ExitCodeOf(plan.status()));
   attempt_dir_ = plan->dir;
@@ -118,45 +166,58 @@ AttemptExit LaunchSupervisor::Attempt(bool probe, bool from_good, AttemptFacts* 
   plan->command = MakeLaunchCommand(options_, here_, target_, hosts, *ranks, plan->dir + "/hosts",
                                     probe ? TrainArgsForRestart(train_args_, from_good) : train_args_);
   if (const absl::Status status = RecordAttempt(*plan, run_.resolved_text); !status.ok()) {
-    return failed(status, kExitPreflight);
+    AttemptExit exit = failed(status, ExitCodeOf(status));
+    exit.attempt = plan->number;
+    return exit;
   }
   CAROUSEL_LOG(INFO) << "attempt " << plan->number << ": " << *ranks << (*ranks == 1 ? " rank" : " ranks")
                      << (target_.local ? "" : " on " + HostNames(hosts)) << ", records in " << plan->dir;
   absl::StatusOr<AttemptFacts> ran = RunAttempt(*plan, options_, run_.run_dir, &signals_);
   if (!ran.ok()) {
-    AttemptExit exit = failed(ran.status(), kExitPreflight);
+    AttemptExit exit = failed(ran.status(), StatedExitCode(ran.status()).value_or(kExitPreflight));
     exit.attempt = plan->number;
     return exit;
   }
   *facts = *std::move(ran);
+  facts->launcher_host = here_.host;
   AttemptExit exit = Judge(*facts);
   if (exit.rank >= 0 && !exit.host.empty()) exit.log = RankLogPath(plan->dir, exit.host, exit.rank);
   return exit;
 }
 
-void LaunchSupervisor::Suspect(const AttemptExit& exit, const NextMove& move) {
-  std::vector<std::string> excluded;
-  for (const std::string& host : exit.suspect_hosts) {
+bool LaunchSupervisor::Suspect(const AttemptExit& exit, const NextMove& move) {
+  const std::set<std::string> before = excluded_;
+  for (const std::string& own_name : exit.suspect_hosts) {
     // Hardware that computes wrong is not tried again; a host that is blamed twice in a row for a hang
     // neither.
     const bool twice = move.history.restarts_without_progress > 1 &&
-                       std::find(suspected_.begin(), suspected_.end(), host) != suspected_.end();
-    if (move.without_suspects || twice) excluded.push_back(host);
+                       std::find(suspected_.begin(), suspected_.end(), own_name) != suspected_.end();
+    if (!move.without_suspects && !twice) continue;
+    const std::string host = TargetHost(own_name);
+    if (!host.empty()) excluded_.insert(host);
   }
   suspected_ = exit.suspect_hosts;
-  for (const std::string& host : excluded) {
-    const bool known = std::any_of(target_.hosts.begin(), target_.hosts.end(),
-                                   [&](const LaunchHost& h) { return h.name == host; });
-    if (!known || !excluded_.insert(host).second) continue;
-    CAROUSEL_LOG(WARNING) << host << " is suspected and not used again by this launch";
+  if (excluded_ == before) return true;
+  if (!CanRunOn(AllowedHosts())) {
+    // A hang may have been another's fault: better with the host than not at all.
+    if (!move.without_suspects) excluded_ = before;
+    return !move.without_suspects;
   }
+  for (const std::string& host : excluded_) {
+    if (before.count(host) == 0) {
+      CAROUSEL_LOG(WARNING) << host << " is suspected and not used again by this launch";
+    }
+  }
+  return true;
 }
+
+void LaunchSupervisor::LookForSignals() { signals_.Look(Seconds()); }
 
 bool LaunchSupervisor::Wait(double seconds) {
   const double end = Seconds() + seconds;
   while (true) {
-    signals_.Look();
-    if (signals_.count() > 0) return false;
+    LookForSignals();
+    if (signals_.asked()) return false;
     const double left = end - Seconds();
     if (left <= 0) return true;
     pollfd waiting{.fd = signals_.fd().get(), .events = POLLIN, .revents = 0};
@@ -211,8 +272,12 @@ int LaunchSupervisor::Run() {
   while (true) {
     AttemptFacts facts;
     AttemptExit exit = Attempt(/*probe=*/history.restarts > 0, from_good, &facts);
-    signals_.Look();
-    const NextMove move = DecideNext(exit, history, options_, signals_.count() > 0);
+    LookForSignals();
+    NextMove move = DecideNext(exit, history, options_, signals_.asked());
+    if (move.restart && !Suspect(exit, move)) {
+      move.restart = false;
+      move.why = absl::StrCat("the run cannot go on without ", absl::StrJoin(exit.suspect_hosts, ", "));
+    }
     exit.next = move.why;
     if (!attempt_dir_.empty()) {
       const absl::Status written = WriteFileWhole(attempt_dir_ + "/exit.json", ToJson(exit));
@@ -233,7 +298,6 @@ int LaunchSupervisor::Run() {
     Report(exit, facts);
     CAROUSEL_LOG(WARNING) << move.why << ", from "
                           << from(move.from_good ? exit.last_good_checkpoint : exit.last_checkpoint);
-    Suspect(exit, move);
     history = move.history;
     from_good = move.from_good;
     if (!Wait(move.wait_seconds)) {

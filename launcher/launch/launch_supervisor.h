@@ -1,5 +1,6 @@
 // `carousel launch`: attempts one after the other, until the run is done or another attempt would not help.
 #pragma once
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -26,12 +27,19 @@ class LaunchSupervisor {
   int Print() const;
 
  private:
-  // Hosts for the next attempt: not those that are suspected, and, after a failure, only those that answer.
-  std::vector<LaunchHost> UsableHosts(bool probe) const;
+  // Those that are not excluded.
+  std::vector<LaunchHost> AllowedHosts() const;
+  // Hosts for the next attempt: of the allowed ones, after a failure, those that answer.
+  std::vector<LaunchHost> UsableHosts(bool probe);
   absl::StatusOr<int64_t> RanksOn(const std::vector<LaunchHost>& hosts) const;
   // Plans and runs one. A failure to start is an attempt that failed.
   AttemptExit Attempt(bool probe, bool from_good, AttemptFacts* facts);
-  void Suspect(const AttemptExit& exit, const NextMove& move);
+  // Leaves suspected hosts out from now on. False: without them the run cannot go on.
+  bool Suspect(const AttemptExit& exit, const NextMove& move);
+  bool CanRunOn(const std::vector<LaunchHost>& hosts) const;
+  // The host of the target that calls itself so; empty: none does, or more than one.
+  std::string TargetHost(const std::string& own_name);
+  void LookForSignals();
   // False if a signal came meanwhile.
   bool Wait(double seconds);
   void Report(const AttemptExit& exit, const AttemptFacts& facts) const;
@@ -42,8 +50,9 @@ class LaunchSupervisor {
   const LaunchTarget target_;
   const std::vector<std::string> train_args_;
   StopSignals signals_;
-  std::set<std::string> excluded_;      // for the rest of the launch
-  std::vector<std::string> suspected_;  // by the attempt before, which brought no progress
-  std::string attempt_dir_;             // of the newest attempt; empty: it had none
+  std::set<std::string> excluded_;                // for the rest of the launch
+  std::map<std::string, std::string> own_names_;  // of hosts of the target, as far as they said
+  std::vector<std::string> suspected_;            // by the attempt before, which brought no progress
+  std::string attempt_dir_;                       // of the newest attempt; empty: it had none
 };
 }  // namespace carousel

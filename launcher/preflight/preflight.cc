@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/check.h"
 #include "core/base/status_exit_code.h"
+#include "launcher/launch/suspect_hosts.h"
 #include "launcher/preflight/preflight_probes.h"
 #include "launcher/preflight/preflight_storage.h"
 #include "parallel/local_communicator.h"
@@ -193,14 +194,20 @@ PreflightResult RunPreflight(const PreflightOptions& options) {
 absl::Status PreflightStatusOf(const PreflightResult& result) {
   if (WorstOf(result.rows) != PreflightStatus::kFailed) return absl::OkStatus();
   Rows failed;
+  int exit_code = kExitOk;
   for (const PreflightRow& row : result.rows) {
-    if (row.status == PreflightStatus::kFailed) failed.push_back(row);
+    if (row.status != PreflightStatus::kFailed) continue;
+    failed.push_back(row);
+    exit_code = CombinedExitCode(exit_code, row.exit_code);
   }
-  return WithExitCode(
-      absl::FailedPreconditionError(absl::StrCat("the preflight failed (", CountsText(result.rows), "):\n",
-                                                 FormatPreflightTable(failed, {}),
-                                                 "Nothing was started. `carousel doctor` shows all checks, "
-                                                 "--preflight=off starts without them.")),
-      kExitPreflight);
+  std::vector<std::string> suspects;
+  for (const PreflightRow& row : failed) {
+    if (exit_code == kExitHardware) suspects.insert(suspects.end(), row.hosts.begin(), row.hosts.end());
+  }
+  const absl::Status status = absl::FailedPreconditionError(absl::StrCat(
+      "the preflight failed (", CountsText(result.rows), "):\n", FormatPreflightTable(failed, {}),
+      "Nothing was started. `carousel doctor` shows all checks, "
+      "--preflight=off starts without them."));
+  return WithSuspectHosts(WithExitCode(status, exit_code), suspects);
 }
 }  // namespace carousel

@@ -59,8 +59,9 @@ struct PreflightResult {
 // Collective over options.world. The same rows on every rank.
 PreflightResult RunPreflight(const PreflightOptions& options);
 
-// OK unless a row has failed: then FailedPrecondition with exit code kExitPreflight and a message that lists
-// those rows with their fixes.
+// OK unless a row has failed: then FailedPrecondition with a message that lists those rows with their fixes.
+// The exit code is kExitPreflight; kExitNotSaved if no more is wrong than the run's directory, kExitHardware
+// if no more than that some machines compute wrong (their hosts: launcher/launch/suspect_hosts.h).
 absl::Status PreflightStatusOf(const PreflightResult& result);
 
 // The variables of the environment that checks look at.

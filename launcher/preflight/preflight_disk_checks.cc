@@ -17,7 +17,8 @@ Rows CheckRunDirectory(const Ranks& ranks) {
              .status = PreflightStatus::kFailed,
              .finding = storage.error,
              .fix = absl::StrCat("Take a --run_dir that all ranks may write to and see (", storage.directory,
-                                 " now).")}};
+                                 " now)."),
+             .exit_code = kExitNotSaved}};
   }
   std::vector<RankFinding> findings;
   for (const RankFacts& rank : ranks) {
@@ -39,7 +40,9 @@ Rows CheckRunDirectory(const Ranks& ranks) {
                                                   ranks.size() > 1 ? ", and all ranks see the same" : "")});
     }
   }
-  return FoldRanks(check, findings, HostsOf(ranks));
+  Rows rows = FoldRanks(check, findings, HostsOf(ranks));
+  for (PreflightRow& row : rows) row.exit_code = kExitNotSaved;
+  return rows;
 }
 
 Rows CheckDiskSpace(const Ranks& ranks, const PreflightNeeds& needs) {
@@ -60,7 +63,8 @@ Rows CheckDiskSpace(const Ranks& ranks, const PreflightNeeds& needs) {
     return {{.check = check,
              .status = PreflightStatus::kFailed,
              .finding = absl::StrCat(one, ", but only ", free, " in ", storage.directory),
-             .fix = fix}};
+             .fix = fix,
+             .exit_code = kExitNotSaved}};
   }
   // Those that are there will be replaced.
   if (wanted > static_cast<double>(storage.free_bytes) + static_cast<double>(storage.existing_bytes)) {

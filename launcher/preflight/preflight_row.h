@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "core/base/exit_code.h"
+
 namespace carousel {
 
 enum class PreflightStatus : uint8_t {
@@ -23,6 +25,7 @@ struct PreflightRow {
   std::string fix = {};                 // one or more sentences; empty for kOk and kSkipped
   std::vector<int> ranks = {};          // whom it is about, ascending; empty: all of them
   std::vector<std::string> hosts = {};  // of those ranks, each once
+  int exit_code = kExitPreflight;       // of a run that this row keeps from starting
 };
 
 // What one rank says about one check.

@@ -108,7 +108,8 @@ Rows CheckMatmulBits(const Ranks& ranks) {
                                               device.repeats, " repeats of one ", ProductText(device)),
                       .fix = fix,
                       .ranks = {static_cast<int>(rank.rank)},
-                      .hosts = {rank.host}});
+                      .hosts = {rank.host},
+                      .exit_code = kExitHardware});
       continue;
     }
     const auto& known = digests[ClassOf(device)];
@@ -130,7 +131,9 @@ Rows CheckMatmulBits(const Ranks& ranks) {
                                        ProductText(device), ", and no majority says which is right"),
          .fix = fix,
          .ranks = {static_cast<int>(rank.rank)},
-         .hosts = {rank.host}});
+         .hosts = {rank.host},
+         // Where nobody knows which one is wrong, there is none to go on without.
+         .exit_code = num_most == 1 ? kExitHardware : kExitPreflight});
   }
   if (!rows.empty()) return rows;
   return {{.check = check,
