@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -15,6 +16,7 @@
 #include "launcher/launch/attempt_recorder.h"
 #include "launcher/launch/launch_output.h"
 #include "launcher/launch/launch_rank.h"
+#include "launcher/launch/suspect_hosts.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {
@@ -117,6 +119,82 @@ TEST(Judge, SuspectsAreThoseThatRanksNameAndForHardwareTheirOwnHost) {
   ends[2].exit_code = 71;
   ends[0].suspect_hosts = {"node7", "node8"};
   EXPECT_EQ(absl::StrJoin(Judge(Facts(ends, {.exit_code = 71})).suspect_hosts, " "), "node7 node8");
+}
+
+std::string Believed(const std::vector<Accusation>& accusations, const std::string& launcher_host = "a") {
+  return absl::StrJoin(BelievedSuspects(accusations, launcher_host), " ");
+}
+
+TEST(BelievedSuspects, WhoIsCutOffBlamesInVain) {
+  // What the others say, in any order.
+  std::vector<Accusation> link = {{"a", 0, {"b"}}, {"b", 1, {"a"}}, {"b", 2, {"a"}}, {"c", 3, {"b"}}};
+  for (size_t i = 0; i < link.size(); ++i) {
+    EXPECT_EQ(Believed(link), "b");
+    std::rotate(link.begin(), link.begin() + 1, link.end());
+  }
+  // The same where the node of rank 0 and of the launcher is the one.
+  EXPECT_EQ(Believed({{"a", 0, {"a"}}, {"b", 1, {"a"}}, {"c", 3, {"a"}}}), "a");
+  EXPECT_EQ(Believed({{"a", 0, {"b"}}, {"b", 1, {"a"}}, {"c", 3, {"a"}}}), "a");
+  EXPECT_EQ(Believed({}), "");
+  EXPECT_EQ(Believed({{"a", 0, {}}}), "");
+}
+
+TEST(BelievedSuspects, OfTwoThatBlameEachOtherTheLaunchersHostIsBelieved) {
+  const std::vector<Accusation> both = {{"a", 0, {"b"}}, {"b", 1, {"a"}}};
+  EXPECT_EQ(Believed(both, "a"), "b");
+  EXPECT_EQ(Believed(both, "b"), "a");
+  EXPECT_EQ(Believed(both, "login"), "b");  // rank 0 is whom all must reach
+  EXPECT_EQ(Believed({both[1], both[0]}, "login"), "b");
+  EXPECT_EQ(Believed({both[0], both[1], {"login", 2, {"a"}}}, "login"), "a");
+}
+
+TEST(BelievedSuspects, TheMostAccusedFirstAndEachOnce) {
+  EXPECT_EQ(Believed({{"a", 0, {"x", "y"}}, {"a", 1, {"x"}}, {"b", 2, {"y", "y"}}, {"c", 3, {"y"}}}), "y x");
+  EXPECT_EQ(Believed({{"a", 0, {"x", "y"}}, {"b", 2, {"y", "x"}}}), "x y");
+  // A rank of the host itself is among those that name it: a hang with records of all ranks.
+  EXPECT_EQ(Believed({{"a", 0, {"b"}}, {"b", 1, {"b"}}}), "b");
+}
+
+TEST(Judge, TheReasonIsOfOneThatBlamesTheRightHost) {
+  // node1 is cut off, and its clock is behind: what it says seems to come first.
+  std::vector<RankEnd> ends = {End(0, 71, 10, "node1 is silent"), End(1, 71, 11, "node1 is silent"),
+                               End(2, 71, 5, "node0 is silent"), End(3, 71, 5, "node0 is silent"),
+                               End(4, 71, 12, "node1 is silent")};
+  for (RankEnd& end : ends) end.suspect_hosts = {end.host == "node1" ? "node0" : "node1"};
+  AttemptFacts facts = Facts(ends, {.exit_code = 1}, 5);
+  facts.launcher_host = "node0";
+  AttemptExit exit = Judge(facts);
+  EXPECT_EQ(exit.exit_code, 71);
+  EXPECT_EQ(exit.rank, 0);
+  EXPECT_EQ(exit.reason, "node1 is silent");
+  EXPECT_EQ(absl::StrJoin(exit.suspect_hosts, " "), "node1");
+  // mpirun has noticed as well: the ranks know more.
+  facts.output =
+      "ORTE has lost communication with a remote daemon.\n  Remote daemon: [[1,0],1] on node node1\n";
+  exit = Judge(facts);
+  EXPECT_EQ(exit.reason, "node1 is silent");
+  EXPECT_EQ(absl::StrJoin(exit.suspect_hosts, " "), "node1");
+  // Those on it cannot say anything, nor be ended.
+  facts.ends = {ends[0], ends[1], ends[4]};
+  facts.launcher = {.exit_code = 1};
+  exit = Judge(facts);
+  EXPECT_EQ(exit.reason, "node1 is silent");
+  // Nobody but mpirun knows.
+  for (RankEnd& end : facts.ends) end.suspect_hosts.clear();
+  exit = Judge(facts);
+  EXPECT_EQ(exit.reason, "node1: a host was lost");
+  EXPECT_EQ(absl::StrJoin(exit.suspect_hosts, " "), "node1");
+}
+
+TEST(Judge, WhoHasSaidWhyItEndsIsNoSuspectOfThoseThatMissIt) {
+  std::vector<RankEnd> ends = {End(0, 71, 10), End(1, 71, 11), End(2, 74, 12, "no data"), End(3, 71, 13)};
+  for (RankEnd& end : ends) {
+    if (end.exit_code == 71) end.suspect_hosts = {"node1"};
+  }
+  EXPECT_TRUE(Judge(Facts(ends, {.exit_code = 74})).suspect_hosts.empty());
+  // A crash says nothing of its host.
+  ends[2].exit_code = 139;
+  EXPECT_EQ(absl::StrJoin(Judge(Facts(ends, {.exit_code = 139})).suspect_hosts, " "), "node1");
 }
 
 TEST(Judge, AStopThatSavedIsAStopWhateverMpirunSays) {

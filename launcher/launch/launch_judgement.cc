@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -11,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "launcher/exit_codes.h"
+#include "launcher/launch/suspect_hosts.h"
 
 namespace carousel {
 namespace {
@@ -141,14 +143,43 @@ std::string RanksText(const std::vector<int64_t>& ranks) {
                       ranks.size() > kShown ? absl::StrCat(" and ", ranks.size() - kShown, " more") : "");
 }
 
+// What ranks say of hosts, and mpirun of those that it lost.
+std::vector<Accusation> AccusationsOf(const AttemptFacts& facts, int code,
+                                      const std::vector<std::string>& lost_hosts) {
+  std::vector<Accusation> by_code, by_others;
+  for (const RankEnd& end : facts.ends) {
+    if (end.suspect_hosts.empty()) continue;
+    (end.exit_code == code ? by_code : by_others)
+        .push_back({.by = end.host, .rank = end.rank, .hosts = end.suspect_hosts});
+  }
+  // That ranks miss one which has said why it ends is no reason to suspect its host.
+  const bool lost = code == kExitFailure || code >= 128 || IsConsequence(code);
+  if (by_code.empty() && lost) by_code = std::move(by_others);
+  if (!lost_hosts.empty() && IsConsequence(code)) {
+    by_code.push_back({.by = facts.launcher_host, .rank = facts.ranks, .hosts = lost_hosts});
+  }
+  return by_code;
+}
+
+bool Share(const std::vector<std::string>& a, const std::vector<std::string>& b) {
+  return std::any_of(a.begin(), a.end(),
+                     [&](const std::string& word) { return std::find(b.begin(), b.end(), word) != b.end(); });
+}
+
 void JudgeFailure(const AttemptFacts& facts, AttemptExit* exit) {
   int code = kExitOk;
   for (const RankEnd& end : facts.ends) code = CombinedExitCode(code, end.exit_code);
   const std::vector<int64_t> silent = Silent(facts);
   const LauncherComplaint complaint = ReadComplaint(facts.output);
-  exit->suspect_hosts = complaint.hosts;
+  exit->suspect_hosts = BelievedSuspects(AccusationsOf(facts, code, complaint.hosts), facts.launcher_host);
+  // The ranks that lost a host know since when, and who was on it; mpirun, no more than that it is lost.
+  const bool ranks_know =
+      code == kExitTransport && std::any_of(facts.ends.begin(), facts.ends.end(), [](const RankEnd& end) {
+        return end.exit_code == kExitTransport && !end.suspect_hosts.empty();
+      });
 
-  if (IsConsequence(code) && complaint.exit_code != 0) {
+  if (IsConsequence(code) && complaint.exit_code != 0 &&
+      !(ranks_know && complaint.exit_code == kExitTransport)) {
     exit->exit_code = complaint.exit_code;
     exit->reason = complaint.hosts.empty()
                        ? complaint.cause
@@ -157,9 +188,9 @@ void JudgeFailure(const AttemptFacts& facts, AttemptExit* exit) {
   }
   // Nobody who could speak knows the cause: it is with those who could not. What ended at our force is not
   // among them.
+  const bool by_signal = facts.launcher.code() >= 128 && !facts.ended_by_force;
   if (IsConsequence(code) && !silent.empty() && !facts.told_to_stop &&
-      (code != kExitTransport || !facts.ended_by_force)) {
-    const bool by_signal = facts.launcher.code() >= 128 && !facts.ended_by_force;
+      (code != kExitTransport || !facts.ended_by_force) && (by_signal || !ranks_know)) {
     exit->exit_code = by_signal ? facts.launcher.code() : kExitTransport;
     exit->rank = silent.front();
     exit->reason = absl::StrCat(RanksText(silent), " ended without a word",
@@ -176,21 +207,21 @@ void JudgeFailure(const AttemptFacts& facts, AttemptExit* exit) {
   }
   exit->exit_code = code;
   const RankEnd* first = nullptr;
+  const auto errs = [exit](const RankEnd& end) {
+    return !end.suspect_hosts.empty() && !Share(end.suspect_hosts, exit->suspect_hosts);
+  };
   for (const RankEnd& end : facts.ends) {
     if (end.exit_code != code) continue;
-    if (first == nullptr || end.ended < first->ended) first = &end;
+    if (first == nullptr ||
+        std::make_pair(errs(end), end.ended) < std::make_pair(errs(*first), first->ended)) {
+      first = &end;
+    }
   }
   if (first == nullptr) return;
   exit->rank = first->rank;
   exit->host = first->host;
   exit->gpu = first->gpu;
   exit->reason = first->reason.empty() ? ExitCodeText(code) : first->reason;
-  for (const RankEnd& end : facts.ends) {
-    for (const std::string& host : end.suspect_hosts) {
-      auto& suspects = exit->suspect_hosts;
-      if (std::find(suspects.begin(), suspects.end(), host) == suspects.end()) suspects.push_back(host);
-    }
-  }
   if (code == kExitHardware && exit->suspect_hosts.empty()) exit->suspect_hosts = {first->host};
 }
 }  // namespace

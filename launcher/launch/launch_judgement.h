@@ -36,6 +36,7 @@ bool SaysJobFailed(const std::string& output);
 struct AttemptFacts {
   int64_t attempt = 0, ranks = 0;
   std::vector<LaunchHost> hosts = {};
+  std::string launcher_host = {};  // where carousel launch runs
   std::vector<RankEnd> ends = {};
   ProcessEnd launcher;          // of mpirun or srun
   std::string output = {};      // what it printed, the end of it
@@ -49,13 +50,14 @@ struct AttemptFacts {
 };
 // exit_code, reason, rank, host, gpu, step, suspect_hosts and the plain facts; log and next are left open.
 //   The code is that of the ranks together (CombinedExitCode): a rank that only lost its peers (71, 143)
-//   gives
-// way to the peer that knows why; among those that say the same the first one counts. A rank without a
-// record, killed together with what watched over it, is the cause if nobody else knows a better one.
+// gives way to the peer that knows why; among those that say the same the first one counts, except one that
+// blames nobody but hosts which are not believed to be the cause (BelievedSuspects). A rank without a record,
+// killed together with what watched over it, is the cause if nobody else knows a better one.
+//   Suspects are those that ranks with this code name. Where none of them does, and a rank was lost (70, 71,
+// a signal), those that the ranks name which lost it.
 //   An attempt that was told to stop is kExitStopped whatever mpirun says, also where it failed just then:
-//   the
-// same command goes on. Only if the time for saving was too short, and steps are lost by that, it is 128 +
-// the signal.
+// the same command goes on. Only if the time for saving was too short, and steps are lost by that, it is 128
+// + the signal.
 AttemptExit Judge(const AttemptFacts& facts);
 
 // What the launch has been through.
