@@ -374,6 +374,13 @@ std::string NcclCommunicator::WhoseRanks() {
                       " are ranks ", absl::StrJoin(of_job, ", "), all ? "" : ", ...", " of the job)");
 }
 
+void NcclCommunicator::Abandon() {
+  // From now on a failure ends in Fail, which waits for the end of the process. The mutex stays locked: what
+  // is aborted may not be called.
+  if (fails_.exchange(true)) return;
+  if (nccl_mutex_.try_lock_for(kMutexTime)) AbandonNccl(communicator_);
+}
+
 void NcclCommunicator::Abort(int exit_code) {
   host_.Abort(exit_code);
   std::_Exit(exit_code);  // not reached

@@ -46,6 +46,12 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator&
 std::unique_ptr<Communicator> SplitNcclCommunicator(Communicator& whole, int color, Stream* stream,
                                                     CallSite site = CallSite::Here());
 
+// For a process that is about to end: gives up what such a communicator has under way, so that a device that
+// waits for another rank comes free. Returns within seconds. Any thread may call it, also while others are in
+// a call, which then fails or returns with wrong results; nothing else may be called afterwards. Does nothing
+// for other communicators.
+void AbandonNcclCalls(Communicator& communicator);
+
 // True if the program was built with NCCL.
 bool HasNccl();
 }  // namespace carousel

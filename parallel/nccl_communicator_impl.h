@@ -44,6 +44,8 @@ class NcclCommunicator final : public Communicator {
   int size() const override { return host_.size(); }
   int WorldRank(int rank) const override { return host_.WorldRank(rank); }
   [[noreturn]] void Abort(int exit_code) override;
+  // AbandonNcclCalls.
+  void Abandon();
   // What the next part split off will be ordered with.
   void set_part_stream(Stream* stream) { part_stream_ = stream; }
   Stream* stream_option() const { return options_.stream; }

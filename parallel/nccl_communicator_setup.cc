@@ -266,6 +266,10 @@ void AbandonNccl(ncclComm_t communicator) {
   shared->ended.wait_for(lock, kAbandonTime, [&] { return shared->has_ended; });
 }
 
+void AbandonNcclCalls(Communicator& communicator) {
+  if (auto* const nccl = dynamic_cast<NcclCommunicator*>(&communicator)) nccl->Abandon();
+}
+
 bool HasNccl() { return true; }
 
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator& host, Device& device,

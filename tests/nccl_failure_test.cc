@@ -1,10 +1,14 @@
 // What a NCCL communicator does when something fails: every rank ends by itself within seconds, with a
 // message that names rank and call. Ranks are processes on emulated GPUs.
 #include <signal.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/base/exit_code.h"
@@ -87,6 +91,36 @@ TEST(NcclFailure, AKilledRankOfAPartEndsAll) {
   EXPECT_NE(results[2].errors.find(" (ranks 0 to 1 of 'pair' are ranks 2, 3 of the job)\n"),
             std::string::npos)
       << results[2].errors;
+}
+
+// What a watchdog does before it ends the process: the device comes free of a call that would wait for ever.
+TEST(NcclFailure, AbandonFreesTheDeviceOfACallThatWaitsForAnotherRank) {
+  const auto results = RunProcesses(2, [](Communicator& host) {
+    const auto device = MakeGpu(host.rank());
+    const auto communicator = MakeCommunicator(host, *device);
+    Communicator& c = *communicator;
+    const Tensor x = MakeTensor(*device, 1000);
+    c.Barrier();
+    device->Synchronize();
+    if (c.rank() == 1) {  // does not come
+      std::this_thread::sleep_for(std::chrono::seconds(8));
+      _exit(0);
+    }
+    std::atomic<bool> returned = false;
+    std::thread watchdog([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+      if (returned) _exit(1);
+      AbandonNcclCalls(c);
+      for (int i = 0; i < 500 && !returned; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      _exit(returned ? kExitTransport : 2);
+    });
+    c.AllReduceSum(x);
+    device->Synchronize();
+    returned = true;
+    watchdog.join();
+  });
+  EXPECT_EQ(results[0].exit_code, kExitTransport) << results[0].errors;
+  EXPECT_LT(results[0].seconds, 7) << "it should not have waited for the other rank's end";
 }
 
 TEST(NcclFailure, ARankThatLeavesTooEarlyEndsTheOthers) {
