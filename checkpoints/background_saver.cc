@@ -203,9 +203,15 @@ std::string BackgroundSaver::Prepare() {
     }
     Communicator* const communicator = save_->attempt.request().communicator;
     if (communicator != nullptr) communicator->AllReduceSum(Tensor(&busy, DType::kI64, {1}));
+    Live();
     if (busy == 0) return refusal.empty() ? save_->prepared : refusal;
     if (!main) std::this_thread::sleep_for(DurationOf(kPollSeconds));
   }
+}
+
+// Waiting for a save is no hang: saves have limits of their own.
+void BackgroundSaver::Live() const {
+  if (options_.progress != nullptr) options_.progress();
 }
 
 void BackgroundSaver::StartThreads() {
@@ -231,7 +237,8 @@ void BackgroundSaver::StartCopying() {
   }
   const Clock::time_point staging_deadline =
       std::min(save->deadline, save->start + DurationOf(options_.staging_timeout_seconds));
-  save->staged = std::make_unique<StagedState>(pool_, copier_, save->attempt, staging_deadline);
+  save->staged =
+      std::make_unique<StagedState>(pool_, copier_, save->attempt, staging_deadline, options_.progress);
   staged_ = false;
   if (copier_ != nullptr) {
     copier_->Begin();
@@ -345,6 +352,7 @@ std::optional<SaveOutcome> BackgroundSaver::Finish() {
       outcome->stalled_seconds = before + stall.seconds();
       return outcome;
     }
+    Live();
     std::this_thread::sleep_for(DurationOf(kPollSeconds));
   }
 }

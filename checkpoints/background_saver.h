@@ -26,6 +26,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,6 +51,9 @@ struct BackgroundSaveOptions {
   // All must be copied so long after Start: while a rank waits for a block its neighbours wait for it in a
   // call, and calls that wait 1800 s end the job.
   double staging_timeout_seconds = 1200;
+  // A sign of life, for every block that is copied and while a save is waited for; by any thread. May be
+  // null.
+  std::function<void()> progress = nullptr;
 };
 
 // What the pool takes for a rank that has state_bytes of state, of which at most limit_bytes are wanted (0:
@@ -109,6 +113,7 @@ class BackgroundSaver {
   class Stall;  // counts the time that training waits
 
   std::string Prepare();  // collective
+  void Live() const;
   void StartThreads();
   void StartCopying();
   void StopStaging();

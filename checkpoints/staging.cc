@@ -31,11 +31,12 @@ StagingPool::~StagingPool() {
 }
 
 StagedState::StagedState(std::shared_ptr<StagingPool> pool, StateCopier* copier, const SaveAttempt& attempt,
-                         Clock::time_point deadline)
+                         Clock::time_point deadline, std::function<void()> progress)
     : pool_(std::move(pool)),
       copier_(copier),
       slices_(attempt.request().slices),
       deadline_(deadline),
+      progress_(std::move(progress)),
       digests_(slices_.size(), 0) {
   std::vector<bool> written(slices_.size(), false);
   for (const PlannedFile& file : attempt.files()) {
@@ -132,6 +133,7 @@ void StagedState::CopyWhatFits() {
 
 absl::Status StagedState::CopyAll() {
   while (!copied_all() || !under_way_.empty()) {
+    if (progress_ != nullptr) progress_();
     if (!under_way_.empty()) {
       copier_->Wait();
       Hand(std::exchange(under_way_, {}));

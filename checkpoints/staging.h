@@ -44,9 +44,9 @@ class StagedState final : public StateSource {
  public:
   using Clock = std::chrono::steady_clock;
   // The attempt has begun and outlives this, for its files and slices. With a copier, Begin has been called.
-  // Who still waits at the deadline gives up.
+  // Who still waits at the deadline gives up. progress: called by the producer for every block.
   StagedState(std::shared_ptr<StagingPool> pool, StateCopier* copier, const SaveAttempt& attempt,
-              Clock::time_point deadline);
+              Clock::time_point deadline, std::function<void()> progress = nullptr);
 
   // Producer: copies everything, each part when there is room for it. DeadlineExceeded, or Cancelled.
   absl::Status CopyAll();
@@ -94,6 +94,7 @@ class StagedState final : public StateSource {
   StateCopier* const copier_;
   const std::vector<StateSlice>& slices_;
   const Clock::time_point deadline_;
+  const std::function<void()> progress_;
   std::vector<Item> order_;
   // The producer's.
   size_t at_ = 0;                   // in order_

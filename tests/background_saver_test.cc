@@ -159,6 +159,21 @@ TEST(BackgroundSaver, FillsItsPoolWhileTheDiskIsSlow) {
   }
 }
 
+// Who looks for hangs must not take a slow disk for one: neither while blocks are copied nor at the end.
+TEST(BackgroundSaver, GivesSignsOfLifeWhileItIsWaitedFor) {
+  MemoryFileSystem files;
+  std::atomic<int64_t> signs = 0;
+  RankState state(LargerModel(), 1, 0, 3);
+  BackgroundSaver saver({.staging_bytes = kMiB, .progress = [&] { ++signs; }}, nullptr);
+  ASSERT_TRUE(saver.Start(RequestFor("run", 1, 0, state, nullptr, &files)).ok());
+  saver.WaitUntilStaged();
+  const int64_t signs_of_copies = signs;
+  EXPECT_GT(signs_of_copies, 2) << "one for each block";
+  const std::optional<SaveOutcome> outcome = saver.Finish();
+  ASSERT_TRUE(outcome.has_value() && outcome->status.ok());
+  EXPECT_GT(signs, signs_of_copies);
+}
+
 TEST(BackgroundSaver, TakesNoMoreMemoryThanItsPoolAndAnAllowance) {
   const TempDir dir;
   RankState state(LargerModel(), 1, 0, 3);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+
 namespace carousel {
 namespace {
 using Section = HangTimer::Section;
@@ -103,6 +105,28 @@ TEST(HangTimer, ScaleAlsoMultipliesWhatIsLearned) {
   timer.SetLimits({.least = {1, 1, 1, 1, 1, 1, 1}, .unknown = 1, .scale = 0.5}, now);
   for (int step = 0; step < 100; ++step, now += 10) timer.Enter(Section::kStep, now);
   EXPECT_NEAR(timer.LimitOf(Section::kStep), 40, 1);
+}
+TEST(HangTimer, WhatIsAllowedIsAddedUntilTheNextSection) {
+  double now = 0;
+  HangTimer timer(now);
+  timer.SetLimits({.least = {10, 2, 2, 2, 2, 2, 2}, .unknown = 10}, now);
+  timer.Allow(50);
+  EXPECT_FALSE(Until(timer, &now, 59));
+  auto expiry = Until(timer, &now, 70);
+  ASSERT_TRUE(expiry);
+  EXPECT_EQ(expiry->limit_seconds, 60);
+  timer.Allow(50);
+  timer.Enter(Section::kSetup, now);
+  expiry = Until(timer, &now, now + 20);
+  ASSERT_TRUE(expiry);
+  EXPECT_EQ(expiry->limit_seconds, 10);
+}
+
+TEST(HangTimer, EverySectionSaysWhereItsLimitIsSet) {
+  for (size_t i = 0; i < HangTimer::kNumSections; ++i) {
+    const std::string field = HangTimer::FieldOf(static_cast<Section>(i));
+    EXPECT_TRUE(field.starts_with("watchdog.") && field.ends_with("_seconds")) << field;
+  }
 }
 }  // namespace
 }  // namespace carousel

@@ -78,6 +78,8 @@ TEST(Watchdog, EndsAProcessThatMakesNoProgressAndSaysInWhat) {
   EXPECT_EQ(ended.code, kExitTransport);
   const std::lock_guard<std::mutex> lock(ended.mutex);
   EXPECT_NE(ended.reason.find("an evaluation batch made no progress for"), std::string::npos) << ended.reason;
+  EXPECT_NE(ended.reason.find("raise watchdog.evaluation_seconds, or watchdog.scale"), std::string::npos)
+      << ended.reason;
 }
 
 TEST(Watchdog, MarksAndCallsAreProgress) {
@@ -95,6 +97,40 @@ TEST(Watchdog, MarksAndCallsAreProgress) {
     watchdog.Progress();
   }
   EXPECT_EQ(ended.code, -1);
+  watchdog.ForgetCommunicators();
+}
+
+// A disk that is slow for once holds up the step after a save: such a save is given up, not the run.
+TEST(Watchdog, AStepAfterASaveMayTakeAsLongAsWaitingForOne) {
+  Ended ended;
+  Watchdog watchdog(ended.Options());
+  RunSpec::Watchdog limits = Limits(5);
+  limits.save_seconds = 30;
+  watchdog.SetLimits(limits);
+  for (int i = 0; i < 3; ++i) watchdog.Enter(Section::kStepAfterSave);
+  EXPECT_EQ(watchdog.timer().LimitOf(Section::kStepAfterSave), 30);
+  ended.Pass(28);
+  EXPECT_EQ(ended.code, -1);
+  ended.Pass(5);
+  ASSERT_TRUE(ended.Wait());
+  EXPECT_EQ(ended.code, kExitTransport);
+}
+
+// What could keep the process from ending is given up before it ends, not earlier.
+TEST(Watchdog, AbandonsTheCallsUnderWayBeforeItEnds) {
+  Ended ended;
+  const std::unique_ptr<Communicator> self = MakeSelfCommunicator();
+  std::atomic<int> num_abandoned = 0;
+  Watchdog::Options options = ended.Options();
+  options.abandon = [&](Communicator& communicator) { num_abandoned += &communicator == self.get(); };
+  Watchdog watchdog(options);
+  watchdog.SetLimits(Limits(5));
+  watchdog.Watch(*self);
+  ended.Pass(4);
+  EXPECT_EQ(num_abandoned, 0);
+  ended.Pass(3);
+  ASSERT_TRUE(ended.Wait());
+  EXPECT_EQ(num_abandoned, 1);
   watchdog.ForgetCommunicators();
 }
 

@@ -35,7 +35,8 @@ RunSaver::RunSaver(const Parts& parts, int64_t saved_step) : parts_(parts), save
   saver_ = std::make_unique<BackgroundSaver>(
       BackgroundSaveOptions{
           .staging_bytes = PlannedStagingBytes(run, parts.trainer->arena().bytes_by_category()),
-          .timeout_seconds = run.checkpoint.timeout_seconds},
+          .timeout_seconds = run.checkpoint.timeout_seconds,
+          .progress = parts.progress},
       copier_.get(), parts.health != nullptr ? parts.health->worker() : nullptr);
 }
 

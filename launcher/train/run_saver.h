@@ -4,6 +4,7 @@
 // after the step in which that was seen, some seconds later, and writes nothing more.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,6 +36,7 @@ class RunSaver {
     RunHealth* health = nullptr;            // rank 0
     std::vector<std::string> records = {};  // rank 0: SaveRequest::records
     FileSystem* files = nullptr;            // null: the real one
+    std::function<void()> progress = {};    // BackgroundSaveOptions::progress
   };
   // saved_step: of the newest checkpoint; -1: none.
   RunSaver(const Parts& parts, int64_t saved_step);

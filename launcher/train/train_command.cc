@@ -24,6 +24,7 @@
 #include "launcher/version.h"
 #include "launcher/watch/run_heartbeat.h"
 #include "launcher/watch/run_watchdog.h"
+#include "parallel/nccl_communicator.h"
 
 namespace carousel {
 namespace {
@@ -104,7 +105,8 @@ int RunTrain(const TrainCommandOptions& given) {
            [&recorder](int exit_code, const std::string& reason, const std::vector<std::string>& suspects) {
              recorder.Ending(exit_code, reason, suspects);
            },
-       .end_requested = EndRequested});
+       .end_requested = EndRequested,
+       .abandon = AbandonNcclCalls});
   const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start(
       [&watchdog](const std::string& call, const std::vector<int>& ranks) { watchdog.Waiting(call, ranks); });
   if (!environment.ok()) {

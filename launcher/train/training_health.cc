@@ -133,9 +133,11 @@ absl::Status TrainingRun::RollBack(int64_t bad_step, const std::string& why) {
 
   const TrainState left = state_;
   TrainState good;
-  const absl::StatusOr<WentBack> back = GoBackToGood(
-      run_.run_dir, trainer_->States(), &good,
-      {.fallback = options_.checkpoint_fallback, .communicator = &environment_.world()}, lease_.get());
+  const absl::StatusOr<WentBack> back = GoBackToGood(run_.run_dir, trainer_->States(), &good,
+                                                     {.fallback = options_.checkpoint_fallback,
+                                                      .communicator = &environment_.world(),
+                                                      .progress = [this](int64_t, int64_t) { Progress(); }},
+                                                     lease_.get());
   if (absl::IsNotFound(back.status())) {
     return NumericError(absl::StrCat(where,
                                      ", and no checkpoint is marked as good yet "

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
@@ -35,6 +36,18 @@ std::vector<DatasetSource> Sources(const std::vector<DataSourceSpec>& specs) {
   return sources;
 }
 
+// What reading all token files may take where the disk is slow.
+double SecondsToRead(const RunSpec& run) {
+  constexpr double kLeastRate = 50e6;  // bytes per second
+  double bytes = 0;
+  for (const std::string& prefix : TokenFilesOf(run)) {
+    std::error_code error;
+    const auto size = std::filesystem::file_size(prefix + ".bin", error);
+    if (!error) bytes += static_cast<double>(size);
+  }
+  return bytes / kLeastRate;
+}
+
 // A file is missing or damaged; unless what the user wrote is wrong.
 absl::Status DataError(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? status : WithExitCode(status, kExitData);
@@ -64,6 +77,10 @@ TrainingRun::~TrainingRun() {
 
 absl::Status TrainingRun::Agree(const absl::Status& mine) {
   return AgreeOnStatus(environment_.world(), mine.ok() && starting_ ? StopStatus() : mine);
+}
+
+void TrainingRun::Progress() {
+  if (options_.watchdog != nullptr) options_.watchdog->Progress();
 }
 
 // What the watchdog sees of the ranks' calls, and tells when one hangs.
@@ -104,7 +121,10 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
   }
   self->reporter_ = std::make_unique<RunReporter>(self->run_, environment, self->mesh_->mesh(),
                                                   *self->device_, options.profile);
+  // One rank of a machine reads all tokens, the others wait for it.
+  if (options.watchdog != nullptr) options.watchdog->Allow(SecondsToRead(run));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(DataError(self->OpenData())));
+  EnterSection(options.watchdog, Watchdog::Section::kSetup);
   CAROUSEL_RETURN_IF_ERROR(
       self->Agree(self->IsMain() ? WithExitCode(self->PrepareDirectory(), kExitNotSaved) : absl::OkStatus()));
   self->run_id_ = BroadcastBytes(environment.world(), self->run_id_, /*root=*/0);
@@ -356,7 +376,7 @@ absl::StatusOr<std::string> TrainingRun::LoadEarlier() {
                             .communicator = &environment_.world(),
                             .progress = [&](int64_t done, int64_t total) {
                               bar->Show(done, total);
-                              if (options_.watchdog != nullptr) options_.watchdog->Progress();
+                              Progress();
                               const auto now = std::chrono::steady_clock::now();
                               if (now - told < std::chrono::seconds(10)) return;
                               told = now;
@@ -425,7 +445,8 @@ absl::Status TrainingRun::MakeSaver() {
                                                       .metrics = metrics_.get(),
                                                       .console = console_.get(),
                                                       .health = health_.get(),
-                                                      .records = {MetricsPath(run_.run_dir)}},
+                                                      .records = {MetricsPath(run_.run_dir)},
+                                                      .progress = [this] { Progress(); }},
                                       loaded_step_);
   return saver_->CheckMemory();
 }

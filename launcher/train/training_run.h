@@ -74,6 +74,7 @@ class TrainingRun {
   // On the status of all; until Create has ended also on whether a signal stops the start.
   absl::Status Agree(const absl::Status& mine);
   void WatchCommunicators();
+  void Progress();  // a sign of life
 
   // The stages of Create.
   absl::Status PrepareDirectory();

@@ -16,6 +16,14 @@ const char* HangTimer::NameOf(Section section) {
   return kNames[Index(section)];
 }
 
+const char* HangTimer::FieldOf(Section section) {
+  static constexpr const char* kFields[kNumSections] = {
+      "watchdog.setup_seconds",      "watchdog.step_seconds",   "watchdog.save_seconds",
+      "watchdog.evaluation_seconds", "watchdog.sample_seconds", "watchdog.save_seconds",
+      "watchdog.finish_seconds"};
+  return kFields[Index(section)];
+}
+
 void HangTimer::SetLimits(const Limits& limits, double now) {
   const std::lock_guard<std::mutex> lock(mutex_);
   limits_ = limits;
@@ -41,6 +49,12 @@ void HangTimer::Enter(Section section, double now) {
   }
   section_ = section;
   entered_ = progress_ = now;
+  allowed_ = 0;
+}
+
+void HangTimer::Allow(double seconds) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  allowed_ = std::max(0.0, seconds);
 }
 
 void HangTimer::Progress(double now) {
@@ -66,7 +80,7 @@ std::optional<HangTimer::Expiry> HangTimer::Check(double now) {
     progress_ = std::min(now, progress_ + since);
     entered_ = std::min(now, entered_ + since);
   }
-  const double limit = LimitLocked(section_), idle = now - progress_;
+  const double limit = LimitLocked(section_) + allowed_, idle = now - progress_;
   if (idle <= limit) return std::nullopt;
   return Expiry{.section = section_, .idle_seconds = idle, .limit_seconds = limit};
 }

@@ -23,7 +23,8 @@ class HangTimer {
     kFinish          // the end of the program
   };
   static constexpr size_t kNumSections = 7;
-  static const char* NameOf(Section section);  // "a step"
+  static const char* NameOf(Section section);   // "a step"
+  static const char* FieldOf(Section section);  // "watchdog.step_seconds": where its limit is set
 
   static constexpr double kLearnedFactor = 8;
   // A clock that jumps by more between two Checks: the process was stopped, or its machine slept. Not a hang.
@@ -32,7 +33,7 @@ class HangTimer {
   // Seconds, already scaled.
   using PerSection = std::array<double, kNumSections>;
   struct Limits {
-    PerSection least = {600, 60, 60, 60, 120, 300, 120};
+    PerSection least = {600, 60, 300, 60, 120, 300, 120};
     double unknown = 600;  // for what has not been seen yet, if that is more
     double scale = 1;      // of kLearnedFactor
   };
@@ -45,6 +46,8 @@ class HangTimer {
   void Enter(Section section, double now);
   // A sign of life inside of a section; nothing is learned.
   void Progress(double now);
+  // What comes next may take so much longer than the limit, until the next Enter.
+  void Allow(double seconds);
   Section section() const;
   // Seconds since the last sign of progress.
   double IdleSeconds(double now) const;
@@ -69,6 +72,7 @@ class HangTimer {
   Limits limits_;
   Section section_ = Section::kSetup;
   double entered_, progress_, checked_;
+  double allowed_ = 0;
   PerSection learned_ = {};
   std::array<int64_t, kNumSections> num_seen_ = {};  // by this process
 };

@@ -26,6 +26,7 @@
 namespace carousel {
 namespace {
 constexpr double kStackSeconds = 3, kWriteSeconds = 2, kRecordSeconds = 1, kReportSeconds = 2;
+constexpr double kPrintSeconds = 1, kAbandonSeconds = 2;
 constexpr int64_t kNumCallsPrinted = 4;
 
 // A handler of a signal has no argument: the code that the fuse ends the process with.
@@ -72,6 +73,11 @@ void Print(const std::string& text) {
     if (n <= 0) return;
     done += static_cast<size_t>(n);
   }
+}
+
+// The same where nobody may take it: a pipe that is full must not keep the records from being written.
+void PrintBounded(const std::string& text, bool* heard) {
+  *heard = *heard && RunBounded(kPrintSeconds, [text] { Print(text); });
 }
 
 // Readable by the group, whole or not at all.
@@ -154,8 +160,8 @@ void Watchdog::SetDirectory(const std::string& directory) {
 void Watchdog::SetLimits(const RunSpec::Watchdog& limits) {
   enabled_ = limits.enabled;
   HangTimer::Limits scaled{
-      .least = {limits.setup_seconds, limits.step_seconds, limits.step_seconds, limits.evaluation_seconds,
-                limits.sample_seconds, limits.save_seconds, limits.finish_seconds},
+      .least = {limits.setup_seconds, limits.step_seconds, std::max(limits.step_seconds, limits.save_seconds),
+                limits.evaluation_seconds, limits.sample_seconds, limits.save_seconds, limits.finish_seconds},
       .unknown = limits.setup_seconds,
       .scale = limits.scale};
   for (double& seconds : scaled.least) seconds *= limits.scale;
@@ -260,9 +266,10 @@ void Watchdog::Expire(const HangTimer::Expiry& expiry) {
   if (options_.exit == nullptr) LightFuse(kExitTransport);
   const FlightRecord record = Compose(expiry);
   const std::string who = absl::StrCat("[rank ", record.rank, "] ");
-  Print(absl::StrCat(who, "watchdog: ", Describe(record, kNumCallsPrinted)));
+  bool heard = true;
+  PrintBounded(absl::StrCat(who, "watchdog: ", Describe(record, kNumCallsPrinted)), &heard);
   const std::string stacks = StacksOfOtherThreads(kStackSeconds);
-  Print(absl::StrCat(who, "stacks of all threads:\n", stacks));
+  PrintBounded(absl::StrCat(who, "stacks of all threads:\n", stacks), &heard);
   std::string directory;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -311,8 +318,9 @@ void Watchdog::Expire(const HangTimer::Expiry& expiry) {
   const bool speaks = std::all_of(records.begin(), records.end(),
                                   [&](const FlightRecord& r) { return r.rank >= record.rank; });
   if (speaks) {
-    Print(absl::StrCat(finding.text,
-                       directory.empty() ? "" : absl::StrCat("the records are in ", directory, "\n")));
+    PrintBounded(absl::StrCat(finding.text,
+                              directory.empty() ? "" : absl::StrCat("the records are in ", directory, "\n")),
+                 &heard);
     if (!directory.empty()) {
       RunBounded(kRecordSeconds,
                  [directory, text = finding.text] { WriteWhole(directory + "/report.txt", text); });
@@ -327,9 +335,12 @@ void Watchdog::Expire(const HangTimer::Expiry& expiry) {
   }
   const std::string suspect = FirstSuspect(finding.text);
   End(kExitTransport,
-      absl::StrFormat("%s%s made no progress for %.1f s (limit %.4g s)%s", record.section,
-                      record.step >= 0 ? absl::StrCat(", step ", record.step) : "", record.idle_seconds,
-                      record.limit_seconds, suspect.empty() ? "" : absl::StrCat("; suspect: ", suspect)),
+      absl::StrFormat("%s%s made no progress for %.1f s (limit %.4g s)%s. If it only takes longer than that: "
+                      "raise %s, or watchdog.scale",
+                      record.section, record.step >= 0 ? absl::StrCat(", step ", record.step) : "",
+                      record.idle_seconds, record.limit_seconds,
+                      suspect.empty() ? "" : absl::StrCat("; suspect: ", suspect),
+                      HangTimer::FieldOf(expiry.section)),
       finding.suspect_hosts);
 }
 
@@ -346,7 +357,8 @@ void Watchdog::GiveUp(int exit_code, const std::string& why, const std::vector<s
       absl::StrAppend(&who, "; ");
     }
   }
-  Print(absl::StrCat(who, why, "\n"));
+  bool heard = true;
+  PrintBounded(absl::StrCat(who, why, "\n"), &heard);
   End(exit_code, why, suspect_hosts);
 }
 
@@ -354,6 +366,13 @@ void Watchdog::End(int exit_code, const std::string& reason, const std::vector<s
   if (options_.ending != nullptr) {
     RunBounded(kRecordSeconds, [ending = options_.ending, exit_code, reason, suspect_hosts] {
       ending(exit_code, reason, suspect_hosts);
+    });
+  }
+  if (options_.abandon != nullptr) {
+    // Whoever forgets the communicators waits for it.
+    RunBounded(kAbandonSeconds, [this] {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (const Watched& watched : watched_) options_.abandon(*watched.communicator);
     });
   }
   if (options_.exit != nullptr) {

@@ -37,6 +37,9 @@ class Watchdog {
                        const std::vector<std::string>& suspect_hosts)>
         ending = nullptr;
     std::function<bool()> end_requested = nullptr;  // EndRequested; null: never
+    // Gives up what a watched communicator has under way, the last thing before the process ends: a device
+    // that waits in a call could keep it from ending. By any thread; null: nothing is done.
+    std::function<void(Communicator&)> abandon = nullptr;
     double tick_seconds = 0.1;
     double gather_seconds = 3;                // to wait for the records of other ranks
     std::function<double()> clock = nullptr;  // tests; null: a steady clock, in seconds
@@ -63,6 +66,7 @@ class Watchdog {
   // ---- from the loop
   void Enter(Section section) { timer_.Enter(section, Now()); }
   void Progress() { timer_.Progress(Now()); }
+  void Allow(double seconds) { timer_.Allow(seconds); }
   // For PeerOptions::waiting.
   void Waiting(const std::string& call, const std::vector<int>& ranks);
 
