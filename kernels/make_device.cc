@@ -24,8 +24,13 @@ int ParseCudaIndex(const std::string& name) {
 }
 }  // namespace
 
-std::unique_ptr<Device> MakeDevice(const std::string& name, int threads, std::string* error) {
-  if (name == "cpu") {
+std::unique_ptr<Device> MakeDevice(const std::string& full_name, int threads, std::string* error) {
+  const std::string suffix = ":portable";
+  const bool portable = full_name.size() > suffix.size() &&
+                        full_name.compare(full_name.size() - suffix.size(), suffix.size(), suffix) == 0;
+  const std::string name = portable ? full_name.substr(0, full_name.size() - suffix.size()) : full_name;
+  const GpuKernels kernels = portable ? GpuKernels::kPortable : GpuKernels::kBest;
+  if (name == "cpu" && !portable) {
     if (threads < 1 || threads > kMaxThreads) {
       *error = "device 'cpu' cannot have " + std::to_string(threads) + " threads; use 1 to " +
                std::to_string(kMaxThreads);
@@ -34,9 +39,9 @@ std::unique_ptr<Device> MakeDevice(const std::string& name, int threads, std::st
     return std::make_unique<cpu::CpuDevice>(cpu::CpuOptions{.num_threads = threads});
   }
   const int cuda_index = ParseCudaIndex(name);
-  if (cuda_index >= 0) return cuda::MakeCudaDevice(cuda_index, error);
-  if (name == "simt" || name == "simt:0") return simt::MakeCudaDevice(0, error);
-  *error = "there is no device '" + name + "'; use 'cpu', 'cuda:N' with N = 0, 1, ..., or 'simt'";
+  if (cuda_index >= 0) return cuda::MakeCudaDevice(cuda_index, error, kernels);
+  if (name == "simt" || name == "simt:0") return simt::MakeCudaDevice(0, error, kernels);
+  *error = "there is no device '" + full_name + "'; use 'cpu', 'cuda:N' with N = 0, 1, ..., or 'simt'";
   return nullptr;
 }
 }  // namespace carousel

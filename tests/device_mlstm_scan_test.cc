@@ -1,4 +1,5 @@
-// The mLSTM cell's scan on tensor cores against the specification in f64 on inputs rounded to bf16.
+// The mLSTM cell's scans on tensor cores, the portable one and what the device has for its architecture,
+// against the specification in f64 on inputs rounded to bf16.
 #include <gtest/gtest.h>
 
 #include "tests/device_mlstm_testing.h"
@@ -61,10 +62,14 @@ class DeviceMlstmScan : public ::testing::Test {
       SCOPED_TRACE(::testing::Message() << c);
       Problem p = ProblemOf(c);
       p.normalizer_gradient = gradient;
-      ExpectWithinBf16(p, RunOn<bfloat16>(*device_, p), Specification(p));
+      const Result expected = Specification(p);
+      ExpectWithinBf16(p, RunOn<bfloat16>(*device_, p), expected);
+      SCOPED_TRACE("portable");
+      ExpectWithinBf16(p, RunOn<bfloat16>(*portable_, p), expected);
     }
   }
-  const std::unique_ptr<Device> device_ = testing::MakeTestDevice();
+  const std::unique_ptr<Device> device_ = testing::MakeTestDevice(),
+                                portable_ = testing::MakeTestDevice(GpuKernels::kPortable);
 };
 
 TEST_F(DeviceMlstmScan, EveryHeadWidthIsWithinTheRoundingsOfBf16) {
@@ -89,8 +94,13 @@ TEST_F(DeviceMlstmScan, LengthsNeedNotFillAChunk) {
   for (const int64_t T : {2, 31, 32, 33, 63, 64, 65, 95, 200}) {
     const Problem p = ProblemOf({1, T, 1, 64, 64, Gates::kExponential, true});
     SCOPED_TRACE(T);
-    ExpectWithinBf16(p, RunOn<bfloat16>(*device_, p), Specification(p));
+    const Result expected = Specification(p);
+    ExpectWithinBf16(p, RunOn<bfloat16>(*device_, p), expected);
+    ExpectWithinBf16(p, RunOn<bfloat16>(*portable_, p), expected);
   }
+  // the end of one sequence is not the start of the next one, whatever copies bring along
+  ExpectCorrect({{3, 33, 1, 64, 128, Gates::kExponential, true},
+                 {2, 97, 1, 128, 256, Gates::kExponential, true, {96, 97 + 64}}});
 }
 
 TEST_F(DeviceMlstmScan, SigmoidGatesWithAndWithoutNormalizer) {
@@ -183,8 +193,20 @@ TEST_F(DeviceMlstmScan, OutputsMayHaveAnyStride) {
                     .f_pre = f_pre.tensor(),
                     .workspace = Tensor(workspace, DType::kU8, {workspace_bytes}),
                     .shape = s});
-  EXPECT_EQ(h.values(), RunOn<bfloat16>(*device_, p).h);
+  // TMA cannot write these rows: a device that would copy h with it takes the portable scan here.
+  EXPECT_EQ(h.values(), RunOn<bfloat16>(*portable_, p).h);
   device_->Free(workspace);
+}
+
+// NaN of a token reaches the tokens of its sequence that see it, and no other sequence.
+TEST_F(DeviceMlstmScan, NaNStaysInItsSequence) {
+  Problem p = ProblemOf({2, 45, 1, 64, 128});
+  const Result clean = RunOn<bfloat16>(*device_, p);
+  const int64_t width = 128, first = 45 * width;  // of the second sequence's v
+  for (int64_t c = 0; c < width; ++c) p.v[first + c] = std::nan("");
+  const Result r = RunOn<bfloat16>(*device_, p);
+  for (int64_t e = 0; e < first; ++e) ASSERT_EQ(r.h[e], clean.h[e]) << e;
+  EXPECT_TRUE(std::isnan(r.h[first]));
 }
 
 TEST_F(DeviceMlstmScan, TwoRunsGiveTheSameBits) {

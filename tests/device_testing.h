@@ -8,17 +8,14 @@
 #include <string>
 
 #include "core/device.h"
-
-namespace carousel::CAROUSEL_TEST_DEVICE {
-std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error);  // kernels/cuda/make_cuda_device.h
-}
+#include "kernels/cuda/make_cuda_device.h"
 
 namespace carousel::testing {
 
 // Never null: a device that cannot be had ends the test program.
-inline std::unique_ptr<Device> MakeTestDevice() {
+inline std::unique_ptr<Device> MakeTestDevice(GpuKernels kernels = GpuKernels::kBest) {
   std::string error;
-  std::unique_ptr<Device> device = CAROUSEL_TEST_DEVICE::MakeCudaDevice(0, &error);
+  std::unique_ptr<Device> device = CAROUSEL_TEST_DEVICE::MakeCudaDevice(0, &error, kernels);
   CAROUSEL_CHECK_MSG(device != nullptr, error);
   return device;
 }

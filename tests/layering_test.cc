@@ -198,7 +198,8 @@ TEST(Layering, KernelsReachTheHardwareThroughTheDeviceHeaderAlone) {
   for (const SourceFile& file : Sources()) {
     // fiber.cc switches stacks of the host; tile_permission.h and simd/ are the CPU backend's.
     if (file.path == "kernels/simt/fiber.cc" || StartsWith(file.path, "kernels/cpu/")) continue;
-    const bool ptx = file.path == "kernels/cuda/device_ptx.h";
+    const bool ptx =
+        file.path == "kernels/cuda/device_ptx.h" || file.path == "kernels/cuda/device_ptx_wgmma.h";
     const bool header = ptx || file.path == "kernels/simt/device_emulation.h" ||
                         StartsWith(file.path, "kernels/simt/include/");
     for (size_t i = 0; i < file.lines.size(); ++i) {

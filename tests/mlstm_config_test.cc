@@ -85,6 +85,38 @@ TEST(MlstmConfig, TheTensorCoreScanIsForBf16OfItsHeadSizes) {
   EXPECT_FALSE(PickMlstmConfig(huge, DType::kBF16, kH100).tensor_cores);
 }
 
+// H and dV on wgmma: on compute capability 9.0 alone, for the head sizes of the recipes up to 256/512, unless
+// the portable kernels are asked for.
+TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
+  const std::set<std::pair<int64_t, int64_t>> widths = {{64, 64},   {64, 128},  {128, 128}, {128, 256},
+                                                        {192, 384}, {256, 256}, {256, 512}};
+  DeviceInfo portable = kH100, newer = kH100, small = kH100;
+  portable.portable_kernels = true;
+  newer.compute_capability = 100;
+  small.max_shared_bytes = 163 << 10;
+  for (const int64_t DHQK : {16, 64, 128, 192, 256, 512}) {
+    for (const int64_t DHV : {16, 64, 128, 192, 256, 384, 512, 1024}) {
+      SCOPED_TRACE(::testing::Message() << DHQK << "/" << DHV);
+      const MlstmShape s = {.B = 2, .T = 100, .NH = 4, .DHQK = DHQK, .DHV = DHV, .L = 64};
+      const MlstmConfig config = PickMlstmConfig(s, DType::kBF16, kH100);
+      EXPECT_EQ(config.sm90, widths.count({DHQK, DHV}) == 1);
+      EXPECT_LE(config.sm90, config.tensor_cores);
+      for (const DeviceInfo& device : {kA100, portable, newer}) {
+        EXPECT_FALSE(PickMlstmConfig(s, DType::kBF16, device).sm90);
+        EXPECT_EQ(PickMlstmConfig(s, DType::kBF16, device).tensor_cores, config.tensor_cores);
+      }
+      EXPECT_FALSE(PickMlstmConfig(s, DType::kF32, kH100).sm90);
+      for (const MlstmRole role : {MlstmRole::kH, MlstmRole::kDV}) {
+        EXPECT_EQ(MlstmSm90SharedBytes(role, DHQK, DHV) > 0, config.sm90);
+        EXPECT_LE(MlstmSm90SharedBytes(role, DHQK, DHV), 227 << 10);
+        EXPECT_EQ(MlstmSm90Supports(small, role, DHQK, DHV),
+                  config.sm90 && MlstmSm90SharedBytes(role, DHQK, DHV) <= small.max_shared_bytes);
+      }
+      EXPECT_EQ(MlstmSm90SharedBytes(MlstmRole::kDQ, DHQK, DHV), 0);
+    }
+  }
+}
+
 TEST(MlstmConfig, SegmentsCoverEverySequenceAndFillTheDevice) {
   for (const auto& [name, shape] : ShippedShapes()) {
     for (const int64_t B : {1, 2, 16, 64}) {

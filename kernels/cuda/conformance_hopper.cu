@@ -123,6 +123,21 @@ __global__ void MulticastKernel(uint32_t* y, const uint32_t* x, const __grid_con
 #endif
 }
 
+__global__ void Multicast4dKernel(uint32_t* y, const __grid_constant__ gpu::TensorMap map) {
+#if CAROUSEL_DEVICE_HAS_HOPPER
+  uint32_t* s = gpu::dyn_shared<uint32_t>();  // a box for each block of the cluster
+  SHARED_ARRAY(uint64_t, bar, [1]);
+  InitBarrier(bar, 1);
+  if (threadIdx.x == 0) gpu::mbar_arrive_expect_tx(bar, 2 * 1024);
+  gpu::cluster_sync();  // the barriers of both blocks expect the bytes
+  const int rank = static_cast<int>(gpu::cluster_rank());
+  if (threadIdx.x == 0) gpu::tma_load_4d_multicast(s + rank * 256, map, 0, 1, 3 - rank, rank, bar, 3);
+  gpu::mbar_wait_cluster(bar, 0);
+  CopyOut(y + rank * 512, s, 512);
+  gpu::cluster_sync();  // a block must not exit while copies into it may be under way
+#endif
+}
+
 // Boxes inside, across every edge and outside; each goes back to its place in a second tensor.
 constexpr int kCols = 100, kRows = 20, kPitch = 104;  // elements
 struct Corner {
@@ -213,6 +228,11 @@ cudaError_t RunTma4d(void* results, const void* operands) {
                      static_cast<uint32_t*>(results), Map4d(operands),
                      Map4d(static_cast<char*>(results) + 1024));
 }
+cudaError_t RunMulticast4d(void* results, const void* operands) {
+  return gpu::launch(Multicast4dKernel,
+                     {.grid = 2, .block = kThreads, .smem = 2048, .cluster = 2, .name = "Multicast4dKernel"},
+                     static_cast<uint32_t*>(results), Map4d(operands));
+}
 }  // namespace
 
 void AppendHopperCases(std::vector<Case>& cases) {
@@ -225,6 +245,7 @@ void AppendHopperCases(std::vector<Case>& cases) {
       {"multicast", kTensorBytes, 2 * 320 * 4, FillBits<kTensorBytes / 4>, RunMulticast, {}, true});
   cases.push_back(
       {"tma_2d", kTensorBytes, kBoxes * 1024 + kTensorBytes, FillBits<kTensorBytes / 4>, RunTma2d, {}, true});
+  cases.push_back({"multicast_4d", kBytes4d, 2 * 2048, FillBits<kBytes4d / 4>, RunMulticast4d, {}, true});
   cases.push_back({"tma_4d", kBytes4d, 1024 + kBytes4d, FillBits<kBytes4d / 4>, RunTma4d, {}, true});
 }
 }  // namespace carousel::conformance

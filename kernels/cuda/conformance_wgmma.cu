@@ -94,6 +94,8 @@ void AppendWgmmaCases(std::vector<Case>& cases) {
   Append<64, false, false, true>(cases, "wgmma_n64_a_in_registers");
   Append<72, false, false, true>(cases, "wgmma_n72_a_in_registers");
   Append<128, false, true, true>(cases, "wgmma_n128_a_in_registers_b_mn_major");
+  Append<192, false, false>(cases, "wgmma_n192");
+  Append<192, false, true, true>(cases, "wgmma_n192_a_in_registers_b_mn_major");
   Append<256, false, true, true>(cases, "wgmma_n256_a_in_registers_b_mn_major");
 }
 }  // namespace carousel::conformance

@@ -20,6 +20,7 @@ struct DeviceInfo {
   int num_sms = 0;
   int64_t max_shared_bytes = 0;  // per block, with opt-in
   int64_t memory_bytes = 0;
+  bool portable_kernels = false;  // leave out kernels for one architecture alone, to compare with them
 };
 
 // Reports a failed call of the CUDA runtime (`what`, e.g. "launch of RmsNormForwardKernel") with the rank and

@@ -79,7 +79,7 @@ std::string CheckCapability(const DeviceInfo& info) {
 }
 }  // namespace
 
-std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error) {
+std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error, GpuKernels kernels) {
   const std::string unavailable =
       "device '" CAROUSEL_TEXT(CAROUSEL_DEVICE_NS) ":" + std::to_string(index) + "' is not available: ";
   int num_devices = 0;
@@ -91,6 +91,7 @@ std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error) {
     problem += " (CUDA_VISIBLE_DEVICES may hide others)";
   }
   DeviceInfo info;
+  info.portable_kernels = kernels == GpuKernels::kPortable;
   if (problem.empty()) problem = ReadInfo(index, &info);
   if (problem.empty()) {
     if (const cudaError_t status = cudaSetDevice(index)) {

@@ -6,15 +6,21 @@
 
 #include "core/device.h"
 
+namespace carousel {
+// Which kernels a GPU backend takes: the ones for its GPU, or only those that every GPU runs (sm_80), to
+// compare.
+enum class GpuKernels { kBest, kPortable };
+}  // namespace carousel
+
 namespace carousel::cuda {
 
 // "cuda:<index>": that GPU of this machine, which becomes the calling thread's current device. Null and
 // *error, with what to do about it, if it cannot be had.
-std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error);
+std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error, GpuKernels kernels = GpuKernels::kBest);
 }  // namespace carousel::cuda
 
 namespace carousel::simt {
 
 // "simt:<index>": the same code on the emulated GPU.
-std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error);
+std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error, GpuKernels kernels = GpuKernels::kBest);
 }  // namespace carousel::simt

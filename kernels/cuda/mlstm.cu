@@ -202,7 +202,10 @@ MlstmConfig PickMlstmConfig(const MlstmShape& s, DType compute, const DeviceInfo
   if (compute != DType::kBF16 || s.B == 0 || s.T == 0 || !MlstmScanSupports(device, s.DHQK, s.DHV)) return {};
   if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / kMlstmScanMaxSlices)
     return {};  // its tokens and pairs are numbered in int
-  return {.tensor_cores = true, .segments = PickMlstmSegments(device, s)};
+  return {.tensor_cores = true,
+          .sm90 = !device.portable_kernels && MlstmSm90Supports(device, MlstmRole::kH, s.DHQK, s.DHV) &&
+                  MlstmSm90Supports(device, MlstmRole::kDV, s.DHQK, s.DHV),
+          .segments = PickMlstmSegments(device, s)};
 }
 
 int64_t DeviceOps::MlstmWorkspaceBytes(const MlstmShape& s, DType compute) const {

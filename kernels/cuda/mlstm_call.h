@@ -210,7 +210,11 @@ class MlstmCall {
   using W = Wide<T>;
   MlstmCall(Context& context, const MlstmShape& shape, const Tensor& workspace, MlstmPass pass,
             const MlstmConfig& config)
-      : context_(context), s_(shape), cut_(workspace), room_(cut_, s_, pass, context.info()) {
+      : context_(context),
+        s_(shape),
+        config_(config),
+        cut_(workspace),
+        room_(cut_, s_, pass, context.info()) {
     args_.B = s_.B;
     args_.num_tokens = s_.T;
     args_.NH = s_.NH;
@@ -227,7 +231,9 @@ class MlstmCall {
 
   void Scan(MlstmRole role, const MlstmScanArgs<T, E>& x) {
     if constexpr (kTensorCores<E>) {
-      LaunchMlstmScan(context_, role, x);
+      const bool sm90 =
+          config_.sm90 && (role == MlstmRole::kH || role == MlstmRole::kDV) && MlstmSm90Writes(x.out);
+      sm90 ? LaunchMlstmSm90(context_, role, x) : LaunchMlstmScan(context_, role, x);
     } else {
       LaunchMlstmGeneric<T>(context_, role, x, room_.generic);
     }
@@ -271,6 +277,7 @@ class MlstmCall {
 
   Context& context_;
   const MlstmShape& s_;
+  const MlstmConfig config_;
   MlstmCutter cut_;
   const MlstmRoom<W, E> room_;
   MlstmScanArgs<T, E> args_;

@@ -3,7 +3,7 @@
 
 namespace carousel::cuda {
 
-std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error) {
+std::unique_ptr<Device> MakeCudaDevice(int index, std::string* error, GpuKernels) {
   *error = "device 'cuda:" + std::to_string(index) +
            "' is not available: built without CUDA; use device 'cpu' or 'simt' (an emulation, for tests), or "
            "build with CAROUSEL_CUDA=ON (needs "

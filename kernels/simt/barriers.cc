@@ -135,6 +135,10 @@ void* MapShared(const void* p, unsigned rank, const Loc& loc) {
     Fail("map_shared at %s: no block %u in a cluster of %u", LocName(loc).c_str(), rank, group->cluster_size);
   }
   const unsigned first = b.rank - b.rank % group->cluster_size;
+  if (group->blocks[first + rank].live == 0) {
+    Fail("the access at %s: block %u of the cluster has exited, its shared memory is gone",
+         LocName(loc).c_str(), rank);
+  }
   return group->blocks[first + rank].shared + offset;
 }
 }  // namespace carousel::emulator

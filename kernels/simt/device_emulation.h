@@ -118,6 +118,8 @@ void Wgmma(float* d, WgmmaShape shape, const uint32_t* a_registers, uint64_t a_d
 void WgmmaFence(const Loc& loc);
 void WgmmaCommit();
 void WgmmaWait(int pending_groups, const Loc& loc);
+// Fails if a product into d has not been waited for.
+void CheckNoProducts(const float* d, const Loc& loc);
 void ThreadFence(const Loc& loc);
 // An order between blocks: releases what happened before, acquires what was released at the same address.
 void Release(const void* p, const Loc& loc);

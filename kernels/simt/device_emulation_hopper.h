@@ -82,6 +82,11 @@ inline void tma_load_4d(void* dst, const TensorMap& m, int x, int y, int z, int 
   const int coord[4] = {x, y, z, w};
   emulator::TmaLoad(dst, m, coord, bar, 0, loc);
 }
+inline void tma_load_4d_multicast(void* dst, const TensorMap& m, int x, int y, int z, int w, uint64_t* bar,
+                                  uint16_t cluster_mask, CAROUSEL_LOC) {
+  const int coord[4] = {x, y, z, w};
+  emulator::TmaLoad(dst, m, coord, bar, cluster_mask, loc);
+}
 inline void bulk_s2g(void* dst, const void* src, unsigned bytes, CAROUSEL_LOC) {
   emulator::BulkStore(dst, src, bytes, loc);
 }
@@ -111,18 +116,30 @@ template <int N>
 void wgmma_wait(CAROUSEL_LOC) {
   emulator::WgmmaWait(N, loc);
 }
-// Both operands in shared memory. N is 64, 72, 128 or 256; kTransposeA, kTransposeB: MN-major instead of
+// For the compiler, which does not know that products go on after their instruction: uses of d stay on their
+// side of this. To stand after the wait for the products into d, and before the fence after d was written.
+template <int N>
+void wgmma_registers(float (&d)[N], CAROUSEL_LOC) {
+  emulator::CheckNoProducts(d, loc);
+}
+// Also says that there are no products at all under way, which the compiler forgets from one turn of a loop
+// to the next, and then adds waits of its own. To stand before the first use of d in a turn.
+template <int N>
+void wgmma_settled(float (&d)[N], CAROUSEL_LOC) {
+  emulator::CheckNoProducts(d, loc);
+}
+// Both operands in shared memory. N is 64, 72, 128, 192 or 256; kTransposeA, kTransposeB: MN-major instead of
 // K-major.
 template <int N, bool kTransposeA = false, bool kTransposeB = false>
 void wgmma_bf16(float (&d)[N / 2], uint64_t a_desc, uint64_t b_desc, bool accumulate = true, CAROUSEL_LOC) {
-  static_assert(N == 64 || N == 72 || N == 128 || N == 256);
+  static_assert(N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
   emulator::Wgmma(d, {N, kTransposeA, kTransposeB}, nullptr, a_desc, b_desc, accumulate, loc);
 }
 // a in registers, in the fragment layout of mma_bf16_m16n8k16, 16 rows per warp.
 template <int N, bool kTransposeB = false>
 void wgmma_bf16_ra(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_desc, bool accumulate = true,
                    CAROUSEL_LOC) {
-  static_assert(N == 64 || N == 72 || N == 128 || N == 256);
+  static_assert(N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
   emulator::Wgmma(d, {N, false, kTransposeB}, a, 0, b_desc, accumulate, loc);
 }
 inline void wgmma_bf16_m64n64k16(float (&d)[32], uint64_t a_desc, uint64_t b_desc, CAROUSEL_LOC) {

@@ -23,7 +23,8 @@ struct WgmmaOp {
   float* d;
   WgmmaShape shape;
   bool a_in_registers;
-  uint32_t a[4];
+  uint32_t a[4];           // what the registers held when it was issued
+  const uint32_t* a_from;  // where they are: the same until it has been waited for
   uint64_t a_desc, b_desc;
   bool accumulate;
   unsigned group;

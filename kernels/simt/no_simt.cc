@@ -3,7 +3,7 @@
 
 namespace carousel::simt {
 
-std::unique_ptr<Device> MakeCudaDevice(int, std::string* error) {
+std::unique_ptr<Device> MakeCudaDevice(int, std::string* error, GpuKernels) {
 #ifdef CAROUSEL_WITH_CUDA
   *error =
       "device 'simt' is not available: this program is built with CUDA, whose runtime the emulation would "

@@ -170,7 +170,12 @@ void RunWgmma(void** args, unsigned) {
   float a[16][16];
   V8 b[16], c[16];
   if (o.a_in_registers) {
-    for (int l = 0; l < 32; ++l) LoadA<Mma::kBf16>(a, l, op(l).a);
+    for (int l = 0; l < 32; ++l) {
+      if (std::memcmp(op(l).a_from, op(l).a, sizeof op(l).a) != 0) {
+        Fail("the registers of a were written before the wgmma at %s was waited for", LocName(o.loc).c_str());
+      }
+      LoadA<Mma::kBf16>(a, l, op(l).a);
+    }
   } else {
     for (int i = 0; i < 16; ++i) {
       for (int k = 0; k < 16; ++k) a[i][k] = OperandElement(shared, a_operand, first_row + i, k);
@@ -232,7 +237,8 @@ void Wgmma(float* d, WgmmaShape shape, const uint32_t* a_registers, uint64_t a_d
   if (t.block->num_threads < 128 * (t.warp / 4 + 1)) {
     Fail("wgmma at %s needs a whole warpgroup of 128 threads", LocName(loc).c_str());
   }
-  WgmmaOp op{d, shape, a_registers != nullptr, {}, a_desc, b_desc, accumulate, t.wgmma_group, loc};
+  WgmmaOp op{d,      shape,      a_registers != nullptr, {}, a_registers, a_desc,
+             b_desc, accumulate, t.wgmma_group,          loc};
   if (a_registers) std::copy(a_registers, a_registers + 4, op.a);
   t.wgmmas.push_back(op);
   RunCollective(~0u, "wgmma", loc, &t, [](void** args, unsigned) {
@@ -263,6 +269,14 @@ void WgmmaWait(int pending_groups, const Loc& loc) {
   while (!t.wgmmas.empty() && t.wgmmas.front().group < keep) {
     RunCollective(~0u, "wgmma.wait_group", t.wgmmas.front().loc, &t, RunWgmma);
     t.wgmmas.erase(t.wgmmas.begin());
+  }
+}
+void CheckNoProducts(const float* d, const Loc& loc) {
+  const check::InEmulation inside;
+  for (const WgmmaOp& op : Current()->wgmmas) {
+    if (op.d != d) continue;
+    Fail("the use of registers at %s: the wgmma at %s into them has not been waited for",
+         LocName(loc).c_str(), LocName(op.loc).c_str());
   }
 }
 void CheckNoPendingWgmma(const char* p, unsigned bytes, const Loc& loc) {

@@ -1,0 +1,131 @@
+// A block of the sm_90a scan: which part of the work is its own, where things lie, and the copies that feed
+// it. The arithmetic: mlstm_scan_sm90_kernel.h.
+#pragma once
+#include "kernels/cuda/mlstm_scan_sm90_config.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
+
+// What TMA reads and writes: (columns, tokens, batch entries), boxes of 64 columns and 64 or, out, 32 tokens.
+struct Sm90Maps {
+  gpu::TensorMap read, upd, row, out;
+};
+
+#if CAROUSEL_DEVICE_HAS_WGMMA
+// Members are registers of a thread.
+template <class C>
+class Sm90Block {
+ protected:
+  static constexpr int L = C::L;
+
+  __device__ __forceinline__ Sm90Block(const Sm90Maps& the_maps, const MlstmFastScanArgs& a)
+      : maps(the_maps),
+        args(a),
+        smem(gpu::dyn_shared<unsigned char>()),
+        // the same for all lanes of a warp, which wgmma asks of the addresses made from it
+        warp(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
+        thread(static_cast<int>(threadIdx.x) % 128),
+        lane(thread % 32) {
+    const int64_t begin = blockIdx.y * a.chunks_per_segment;
+    const int64_t end = begin + a.chunks_per_segment < a.NC ? begin + a.chunks_per_segment : a.NC;
+    first_chunk = static_cast<int>(begin);
+    num_chunks = static_cast<int>(end - begin);
+    num_steps = (num_chunks + 1) / 2;
+    slice = static_cast<int>(blockIdx.x % C::kSlices);
+    pair = static_cast<int>(blockIdx.x / C::kSlices);
+    head = pair % static_cast<int>(a.NH);
+    entry = pair / static_cast<int>(a.NH);
+  }
+
+  // ---- places
+  __device__ __forceinline__ uint64_t* Full(int s) const {
+    return reinterpret_cast<uint64_t*>(smem + C::kBarriersAt) + s;
+  }
+  __device__ __forceinline__ uint64_t* Empty(int s) const { return Full(C::kStages + s); }
+  __device__ __forceinline__ uint64_t* WeightsReady(int i) const { return Full(2 * C::kStages + i); }
+  __device__ __forceinline__ unsigned char* StageOf(int step) const {
+    return smem + step % C::kStages * C::kStageBytes;
+  }
+  __device__ __forceinline__ unsigned char* WeightsOf(int step) const {
+    return smem + C::kWeightsAt + step % 2 * C::kBox;
+  }
+  __device__ __forceinline__ float* InverseOf(int step) const {
+    return reinterpret_cast<float*>(smem + C::kInverseAt) + step % 2 * L;
+  }
+  // The step's chunk (of 32 tokens); the next one is its second half, unless the segment ends between them.
+  __device__ __forceinline__ int ChunkOf(int step) const {
+    return first_chunk + 2 * (C::kReverse ? num_steps - 1 - step : step);
+  }
+  __device__ __forceinline__ bool HasSecond(int step) const {
+    return ChunkOf(step) + 1 < first_chunk + num_chunks;
+  }
+  __device__ __forceinline__ static const MlstmFastRecord& RecordOf(const unsigned char* stage, int half) {
+    return reinterpret_cast<const MlstmFastRecord*>(stage + C::kRecordAt)[half];
+  }
+  // 128-byte lines in groups of 8; k-th product of 16.
+  __device__ __forceinline__ static uint64_t KMajor(const unsigned char* box, int k) {
+    return gpu::make_smem_desc(gpu::smem_addr(box) + static_cast<unsigned>(k) * 32, 16, 8 * C::kLine, 1);
+  }
+  __device__ __forceinline__ static uint64_t MnMajor(const unsigned char* box, int k, unsigned next_box) {
+    return gpu::make_smem_desc(gpu::smem_addr(box) + static_cast<unsigned>(k) * 16 * C::kLine, next_box,
+                               8 * C::kLine, 1);
+  }
+  // Byte of 16-byte piece `piece` of line `line` of a box.
+  __device__ __forceinline__ static int Swizzled(int line, int piece) {
+    return line * C::kLine + ((piece ^ (line & 7)) << 4);
+  }
+
+  // How a step's halves are joined: factors of the records' rho and kappa, and of the state. Without a second
+  // half nothing reaches it, and nothing comes of it.
+  struct Joint {
+    float rho_second, kappa_first, kappa_second, gamma;
+  };
+  __device__ __forceinline__ Joint JointOf(int step) const {
+    const float* const gamma = args.gamma + pair * args.NC + ChunkOf(step);
+    const bool second = HasSecond(step);
+    const float first = gamma[0], next = second ? gamma[1] : 1.0f;
+    return {second ? first : 0.0f, next, second ? 1.0f : 0.0f, first * next};
+  }
+
+  // ---- copies, started by one thread
+  __device__ __forceinline__ void LoadBox(unsigned char* to, const gpu::TensorMap& map, int column, int token,
+                                          uint64_t* full) const {
+    if constexpr (C::kSlices > 1) {
+      gpu::tma_load_4d_multicast(to, map, column, token, entry, 0, full,
+                                 static_cast<uint16_t>((1u << C::kSlices) - 1));
+    } else {
+      gpu::tma_load_4d(to, map, column, token, entry, 0, full);
+    }
+  }
+  __device__ __forceinline__ void Load(int step) const {
+    unsigned char* const stage = StageOf(step);
+    uint64_t* const full = Full(step % C::kStages);
+    const int chunk = ChunkOf(step), token = chunk * kMlstmChunk;
+    gpu::mbar_arrive_expect_tx(full, C::kStageCopies);
+    // Of read and upd, for the whole cluster, this block's part.
+#pragma unroll 1
+    for (int i = 0; i < C::kMyBoxes; ++i) {
+      const int box = slice * C::kMyBoxes + i, column = head * C::kColumns + box * 64;
+      LoadBox(stage + box * C::kBox, maps.read, column, token, full);
+      LoadBox(stage + C::kUpdAt + box * C::kUpdBox, maps.upd, column, token, full);
+    }
+    const int row = (head * C::kSlices + slice) * C::kRows;
+#pragma unroll 1
+    for (int g = 0; g < C::kStateGroups; ++g) {
+      gpu::tma_load_4d(stage + C::kRowAt + g * C::kBox, maps.row, row + g * 64, token, entry, 0, full);
+    }
+    // A missing second half gets the first one's record: finite numbers.
+    const MlstmFastRecord* const records = args.records + pair * args.NC + chunk;
+    gpu::bulk_g2s(stage + C::kRecordAt, records, C::kRecordBytes, full);
+    gpu::bulk_g2s(stage + C::kRecordAt + C::kRecordBytes, records + (HasSecond(step) ? 1 : 0),
+                  C::kRecordBytes, full);
+  }
+
+  const Sm90Maps& maps;
+  const MlstmFastScanArgs& args;
+  unsigned char* const smem;
+  const int warp, thread, lane;  // warp in the block, thread in its warpgroup
+  int first_chunk, num_chunks, num_steps, slice, pair, head, entry;
+};
+#endif
+
+}  // namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90

@@ -1,0 +1,60 @@
+// Which Sm90Config a role and head width takes, and launching it. Each role is compiled in a file of its own.
+#pragma once
+#include "kernels/cuda/mlstm_scan_sm90.h"
+#include "kernels/cuda/mlstm_scan_sm90_kernel.h"
+#include "kernels/cuda/op_check.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
+
+// fn.operator()<Sm90Config>() for the widths that have one; otherwise `otherwise`.
+template <MlstmRole kRole, class R, class Fn>
+R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
+  if (DHQK == 64 && DHV == 64) return fn.template operator()<Sm90Config<kRole, 64, 64>>();
+  if (DHQK == 64 && DHV == 128) return fn.template operator()<Sm90Config<kRole, 64, 128>>();
+  if (DHQK == 128 && DHV == 128) return fn.template operator()<Sm90Config<kRole, 128, 128>>();
+  if (DHQK == 128 && DHV == 256) return fn.template operator()<Sm90Config<kRole, 128, 256>>();
+  if (DHQK == 192 && DHV == 384) return fn.template operator()<Sm90Config<kRole, 192, 384>>();
+  if (DHQK == 256 && DHV == 256) return fn.template operator()<Sm90Config<kRole, 256, 256>>();
+  if (DHQK == 256 && DHV == 512) return fn.template operator()<Sm90Config<kRole, 256, 512>>();
+  return otherwise;
+}
+
+// Tokens of a batch entry in boxes of 64 columns and `box_tokens` tokens.
+template <class T>
+gpu::TensorMap MapOf(const MlstmRows<T>& rows, int64_t columns, const MlstmFastScanArgs& args,
+                     uint32_t box_tokens) {
+  const auto token_bytes = static_cast<uint64_t>(rows.row_stride) * sizeof(bfloat16),
+             entry_bytes = token_bytes * static_cast<uint64_t>(args.num_tokens);
+  const uint64_t dim[4] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(args.num_tokens),
+                           static_cast<uint64_t>(args.B), 1};
+  const uint64_t stride_bytes[3] = {token_bytes, entry_bytes, entry_bytes * dim[2]};
+  const uint32_t box[4] = {64, box_tokens, 1, 1};
+  return gpu::make_tensor_map_4d(rows.data, dim, stride_bytes, box);
+}
+
+// False: no scan for these widths.
+template <MlstmRole kRole>
+bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* name) {
+  return ForWidths<kRole>(args.DHQK, args.DHV, false, [&]<class C>() {
+    constexpr bool kIsH = kRole == MlstmRole::kH;
+    const int64_t columns = args.NH * args.DHQK, rows = args.NH * args.DHV;
+    const Sm90Maps maps = {.read = MapOf(kIsH ? args.q : args.k, columns, args, C::L),
+                           .upd = MapOf(kIsH ? args.k : args.q, columns, args, C::L),
+                           .row = MapOf(kIsH ? args.v : args.dh, rows, args, C::L),
+                           .out = MapOf(args.out, rows, args, kMlstmChunk)};
+    context.Launch(MlstmSm90Kernel<C>,
+                   {.grid = dim3(GridExtent(C::kSlices * args.B * args.NH), GridExtent(args.num_segments)),
+                    .block = dim3(C::kThreads),
+                    .smem = C::kSharedBytes,
+                    .cluster = dim3(C::kSlices),
+                    .name = name},
+                   maps, args);
+    return true;
+  });
+}
+
+// One file each.
+bool LaunchH(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDV(Context& context, const MlstmFastScanArgs& args);
+
+}  // namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90

@@ -1,0 +1,204 @@
+// The score group of a block of the sm_90a scan (mlstm_scan_sm90_kernel.h): weights, the normaliser, and the
+// start of the copies.
+#pragma once
+#include "kernels/cuda/mlstm_scan_sm90_block.h"
+
+namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
+
+#if CAROUSEL_DEVICE_HAS_WGMMA
+template <class C>
+class Sm90Scores : protected Sm90Block<C> {
+ public:
+  __device__ __forceinline__ Sm90Scores(const Sm90Maps& the_maps, const MlstmFastScanArgs& a)
+      : Block(the_maps, a) {}
+
+  __device__ __forceinline__ void Scores() {
+    float n[2] = {};  // kNormalizer: columns 2 thread and 2 thread + 1, of the threads that have some
+    if (thread == 0) {
+      for (int step = 0; step < C::kStages && step < num_steps; ++step) Load(step);
+    }
+    if constexpr (C::kNormalizer) {
+      InitN(n);
+      gpu::fence_proxy_async();  // the rows of n: ordinary writes -> wgmma
+      ScoreBarrier();            // and of all threads
+    }
+#pragma unroll 1
+    for (int step = 0; step < num_steps; ++step) {
+      const unsigned char* const stage = StageOf(step);
+      const Joint joint = JointOf(step);
+      gpu::mbar_wait_cluster(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
+      float s[C::kUpdRows / 2];
+      gpu::wgmma_fence();
+#pragma unroll
+      for (int box = 0; box < C::kBoxes; ++box) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          gpu::wgmma_bf16<C::kUpdRows>(s, KMajor(stage + box * C::kBox, k),
+                                       KMajor(stage + C::kUpdAt + box * C::kUpdBox, k), box + k > 0);
+        }
+      }
+      gpu::wgmma_commit();
+      if constexpr (C::kNormalizer) UpdateN(n, step, joint);
+      gpu::wgmma_wait<0>();
+      gpu::wgmma_registers(s);
+      Weigh(s, step, joint);
+      gpu::fence_proxy_async();  // weights and rows of n: ordinary writes -> wgmma
+      ScoreBarrier();            // all threads' weights -> the arrival; rows of n -> the next scores
+      if (thread == 0) gpu::mbar_arrive(WeightsReady(step % 2));
+      if (step == 0) continue;
+      // The stage of the step before -> its next copies; its weights -> those of the next step
+      gpu::mbar_wait_cluster(Empty((step - 1) % C::kStages),
+                             static_cast<unsigned>((step - 1) / C::kStages) & 1);
+      if (thread == 0 && step - 1 + C::kStages < num_steps) Load(step - 1 + C::kStages);
+    }
+    if constexpr (C::kNormalizer) {
+      const bool is_last = blockIdx.y == gridDim.y - 1;
+      if (args.final.C != nullptr && is_last && slice == 0 && OwnsN()) {
+        float* const to = args.final.n + pair * args.DHQK + 2 * thread;
+        to[0] = n[0];
+        to[1] = n[1];
+      }
+    }
+  }
+
+ protected:
+  using Block = Sm90Block<C>;
+  using typename Block::Joint;
+  static constexpr int L = C::L;
+  using Block::args, Block::entry, Block::head, Block::lane, Block::num_steps, Block::pair, Block::slice,
+      Block::thread, Block::warp;
+  using Block::ChunkOf, Block::Empty, Block::Full, Block::HasSecond, Block::InverseOf, Block::JointOf,
+      Block::KMajor, Block::Load, Block::RecordOf, Block::StageOf, Block::Swizzled, Block::WeightsOf,
+      Block::WeightsReady;
+
+ private:
+  __device__ __forceinline__ static void ScoreBarrier() { gpu::bar_sync(1, 128); }
+
+  // Of the step's tile, 16 rows of read per warp: weights to shared memory; kH: N.
+  __device__ __forceinline__ void Weigh(float (&s)[C::kUpdRows / 2], int step, const Joint& joint) const {
+    constexpr bool kReverse = C::kReverse;
+    const unsigned char* const stage = StageOf(step);
+    unsigned char* const weights = WeightsOf(step);
+    const int row = warp % 4 * 16 + lane / 4, quad = lane % 4;  // and row + 8
+    const int half = warp % 4 / 2;                              // of the rows
+    const MlstmFastRecord& mine = RecordOf(stage, half);
+    const int r[2] = {row % 32, row % 32 + 8};
+    const float* const row_exponent = kReverse ? mine.beta : mine.alpha;
+    const float* const row_factor = kReverse ? mine.kappa : mine.rho;
+    const float exponent[2] = {row_exponent[r[0]], row_exponent[r[1]]};
+    const float factor[2] = {row_factor[r[0]], row_factor[r[1]]};
+    const int row_begin[2] = {mine.begin[r[0]], mine.begin[r[1]]};
+    const bool second = HasSecond(step);
+    float sum[2] = {};
+#pragma unroll
+    for (int tile = 0; tile < 8; ++tile) {
+      const int half_of_u = tile / 4, u = tile % 4 * 8 + quad * 2;
+      const MlstmFastRecord& other = RecordOf(stage, half_of_u);
+      float w[2][2] = {};
+      const bool there = second || (half == 0 && half_of_u == 0);
+      if (there && half == half_of_u) {
+        const float2 e = *reinterpret_cast<const float2*>((kReverse ? other.alpha : other.beta) + u);
+        const int2 begin = *reinterpret_cast<const int2*>(other.begin + u);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const int v = u + j;
+            const bool seen =
+                kReverse ? v >= r[i] && (j == 0 ? begin.x : begin.y) <= r[i] : v <= r[i] && row_begin[i] <= v;
+            const float weight = gpu::exp2_fast(exponent[i] + (j == 0 ? e.x : e.y));
+            w[i][j] = seen ? s[4 * tile + 2 * i + j] * weight : 0.0f;
+          }
+        }
+      } else if (there && (kReverse ? half < half_of_u : half > half_of_u)) {
+        const float2 f = *reinterpret_cast<const float2*>((kReverse ? other.rho : other.kappa) + u);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          w[i][0] = s[4 * tile + 2 * i] * (factor[i] * f.x);
+          w[i][1] = s[4 * tile + 2 * i + 1] * (factor[i] * f.y);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        *reinterpret_cast<uint32_t*>(weights + Swizzled(row + 8 * i, tile) + quad * 4) =
+            gpu::pack_bf16(w[i][0], w[i][1]);
+        // The normaliser takes the weights before they are rounded: it may be a small difference of large
+        // ones.
+        sum[i] += w[i][0] + w[i][1];
+      }
+    }
+    if constexpr (C::kNormalizer) {
+      const int token = ChunkOf(step) * kMlstmChunk + row;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float x = half == 0 ? factor[i] : factor[i] * joint.rho_second;
+        float a = sum[i] + x * (s[32 + 2 * i] + s[33 + 2 * i]);
+        a += __shfl_xor_sync(~0u, a, 1);
+        a += __shfl_xor_sync(~0u, a, 2);
+        const float N = args.normalize ? fmaxf(fabsf(a), mine.floor[r[i]]) : 1.0f;
+        if (quad != 0) continue;
+        InverseOf(step)[row + 8 * i] = args.normalize ? gpu::rcp_fast(N + args.eps) : 1.0f;
+        const int t = token + 8 * i;
+        if (slice == 0 && t < args.num_tokens && (half == 0 || second)) {
+          args.denominator.data[(entry * args.num_tokens + t) * args.denominator.row_stride + head] = N;
+        }
+      }
+    }
+  }
+
+  // ---- n, the normaliser's state: f32, and for the scores as rows 64, 65 and 66 of upd
+  __device__ __forceinline__ bool OwnsN() const { return 2 * thread < C::kColumns; }
+  __device__ __forceinline__ unsigned char* RowOfN(int step, int i) const {
+    return StageOf(step) + C::kUpdAt + thread / 32 * C::kUpdBox + Swizzled(64 + i, thread % 32 / 4) +
+           thread % 4 * 4;
+  }
+  __device__ __forceinline__ void InitN(float (&n)[2]) const {
+    if (!OwnsN()) return;
+    if (args.initial.C != nullptr) {
+      const int64_t at = blockIdx.y * args.B * args.NH + pair;
+      const float* const from = args.initial.n + at * args.DHQK + 2 * thread;
+      n[0] = from[0];
+      n[1] = from[1];
+    }
+    for (int s = 0; s < C::kStages; ++s) {
+#pragma unroll
+      for (int i = 3; i < 8; ++i) *reinterpret_cast<uint32_t*>(RowOfN(s, i)) = 0;
+    }
+    StoreN(n, 0);
+  }
+  __device__ __forceinline__ void StoreN(const float (&n)[2], int step) const {
+    float rest[2] = {n[0], n[1]};
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const uint32_t terms = gpu::pack_bf16(rest[0], rest[1]);
+      const float2 x = gpu::unpack_bf16(terms);
+      rest[0] -= x.x;
+      rest[1] -= x.y;
+      *reinterpret_cast<uint32_t*>(RowOfN(step, i)) = terms;
+    }
+  }
+  // n after the step, for the next one's scores.
+  __device__ __forceinline__ void UpdateN(float (&n)[2], int step, const Joint& joint) const {
+    if (!OwnsN()) return;
+    const unsigned char* const stage = StageOf(step);
+    const unsigned char* const upd = stage + C::kUpdAt + thread / 32 * C::kUpdBox + thread % 4 * 4;
+    n[0] *= joint.gamma;
+    n[1] *= joint.gamma;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float factor = half == 0 ? joint.kappa_first : joint.kappa_second;
+#pragma unroll 4
+      for (int u = 0; u < kMlstmChunk; ++u) {
+        const float kappa = RecordOf(stage, half).kappa[u] * factor;
+        const float2 x = gpu::unpack_bf16(
+            *reinterpret_cast<const uint32_t*>(upd + Swizzled(half * kMlstmChunk + u, thread % 32 / 4)));
+        n[0] += kappa * x.x;
+        n[1] += kappa * x.y;
+      }
+    }
+    StoreN(n, step + 1);
+  }
+};
+#endif
+
+}  // namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90
