@@ -151,7 +151,11 @@ absl::Status RunHealth::AfterStep(int64_t step, bool healthy) {
     }
   }
   const absl::Status trouble = marks_->TakeTrouble();
+  if (marks_->num_waiting() == 0) told_ = absl::OkStatus();
   marks_->Hand(*worker_);  // also what failed
+  // A disk that is full is so at every step.
+  if (trouble == told_) return absl::OkStatus();
+  if (!trouble.ok()) told_ = trouble;
   return trouble;
 }
 

@@ -45,7 +45,7 @@ class RunHealth {
 
   // A step was made; `step` steps are done now. Marks what has become good. An unhealthy step is on the disk
   // before any checkpoint that is saved later, so that a restart does not forget it. An error: what went
-  // wrong with a mark since the last call.
+  // wrong with a mark since the last call; the same only once while marks wait.
   absl::Status AfterStep(int64_t step, bool healthy);
   void Committed(int64_t step) { unmarked_.insert(step); }
   // RecordValidationLoss (retention.h).
@@ -64,6 +64,7 @@ class RunHealth {
   std::shared_ptr<Marks> marks_;
   int64_t good_after_steps_ = 0;
   int64_t last_unhealthy_ = 0;
-  std::set<int64_t> unmarked_;  // steps of committed checkpoints that are not marked yet
+  absl::Status told_;  // the trouble that AfterStep returned last, while marks wait
+  std::set<int64_t> unmarked_;                     // steps of committed checkpoints that are not marked yet
 };
 }  // namespace carousel

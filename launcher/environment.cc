@@ -231,8 +231,8 @@ CoreShare ShareCores(const std::vector<std::vector<int>>& cores_of_rank, int64_t
   }
   double share = 0;
   for (const int cpu : own) share += 1.0 / static_cast<double>(num_users[cpu]);
-  CoreShare result = {.cores = own, .threads = static_cast<int64_t>(share + 1e-6)};
-  if (quota > 0) result.threads = std::min(result.threads, quota / local_size);
+  if (quota > 0) share = std::min(share, static_cast<double>(quota) / static_cast<double>(local_size));
+  CoreShare result = {.cores = own, .threads = static_cast<int64_t>(share + 1e-6), .own_cores = share};
   result.threads = std::max<int64_t>(result.threads, 1);
 
   const bool all_alike = std::all_of(cores_of_rank.begin(), cores_of_rank.end(),
@@ -333,6 +333,7 @@ void Environment::ShareMachine(Communicator& local) {
   const CoreShare share = ShareCores(cores_of_rank, local_rank_, CpuQuota());
   if (launch_.bound_by_default) topology.RunOn(share.cores);
   default_threads_ = share.threads;
+  own_cores_ = share.own_cores;
 }
 
 std::string Environment::Describe() const {

@@ -47,6 +47,7 @@ absl::Status CheckLaunch(const LaunchInfo& launch, int64_t actual_size, bool has
 struct CoreShare {
   std::vector<int> cores;  // logical CPU numbers to run on
   int64_t threads = 1;     // the default number of threads, at least 1
+  double own_cores = 0;    // how many cores it has if all compute at once, parts included; 0: not known
 };
 // cores_of_rank[i]: the cores that local rank i may use (one logical CPU per physical core), of all ranks of
 // one machine. A core that several ranks may use counts for each of them in part; quota (0: none) is the
@@ -83,6 +84,8 @@ class Environment {
   // least 1. Honours cgroup limits, taskset and an explicit --bind-to; the default binding of Open MPI (every
   // rank on one core) is undone first.
   int64_t default_threads() const { return default_threads_; }
+  // CoreShare::own_cores: with more threads than these, ranks take turns on the cores.
+  double own_cores() const { return own_cores_; }
   // For the log: "rank 0 of 2 on node7 (2 here), 4 cores for each, started by mpirun (Open MPI), Open MPI
   // v4.1.4".
   std::string Describe() const;
@@ -113,6 +116,7 @@ class Environment {
   int local_rank_ = 0, local_size_ = 1;
   std::string host_;
   int64_t default_threads_ = 1;
+  double own_cores_ = 0;
   bool finished_ = false;
 };
 }  // namespace carousel

@@ -219,6 +219,7 @@ TEST(CommunicationVolume, ThePlanPrintsThem) {
   for (const Case& c : Cases()) {
     RunSpec run = RunOf(c);
     run.steps = 10;
+    run.log_every_steps = 7;
     run.parallel.pipe = c.sizes.pipe;
     run.parallel.shard = c.sizes.shard;
     run.parallel.sequence = c.sizes.sequence;
@@ -246,6 +247,8 @@ TEST(CommunicationVolume, ThePlanPrintsThem) {
     has_row("total", total);
     has_row("axes within a node", within_node);
     has_row("axes across nodes", total - within_node);
+    has_row("who is slow", (c.sizes.world() - 1) * 8);
+    EXPECT_NE(text.find("in 1 call every 7 steps"), std::string::npos);
   }
 }
 

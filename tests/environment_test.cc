@@ -161,6 +161,7 @@ TEST(ShareCores, MoreRanksThanCoresFloatWithOneThreadEach) {
     const CoreShare share = ShareCores({two, two, two, two}, rank, 0);
     EXPECT_EQ(share.threads, 1);
     EXPECT_EQ(share.cores, two);
+    EXPECT_DOUBLE_EQ(share.own_cores, 0.5);
   }
 }
 
@@ -168,8 +169,11 @@ TEST(ShareCores, AnExplicitBindingIsKept) {
   const CoreShare share = ShareCores({{0, 1, 2}, {3, 4, 5, 6, 7}}, 1, 0);
   EXPECT_EQ(share.threads, 5);
   EXPECT_EQ(share.cores, (std::vector<int>{3, 4, 5, 6, 7}));
+  EXPECT_DOUBLE_EQ(share.own_cores, 5);
   EXPECT_EQ(ShareCores({{0}, {0}}, 0, 0).threads, 1);
+  EXPECT_DOUBLE_EQ(ShareCores({{0}, {0, 1}}, 1, 0).own_cores, 1.5);
   EXPECT_EQ(ShareCores({{}}, 0, 0).threads, 1);  // a machine that does not say
+  EXPECT_EQ(ShareCores({{}}, 0, 0).own_cores, 0);
 }
 
 TEST(ShareCores, AContainersQuotaIsForAllItsRanks) {
@@ -180,6 +184,7 @@ TEST(ShareCores, AContainersQuotaIsForAllItsRanks) {
   EXPECT_EQ(share.threads, 2);
   EXPECT_EQ(share.cores, many);  // the quota limits time, not places
   EXPECT_EQ(ShareCores({many, many}, 0, 1).threads, 1);
+  EXPECT_DOUBLE_EQ(ShareCores({many, many}, 0, 1).own_cores, 0.5);
   EXPECT_EQ(ShareCores({many, many}, 0, 200).threads, 32);
 }
 

@@ -17,239 +17,22 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "launcher/report/appended_file.h"
 #include "launcher/report/html_report_sink.h"
 #include "launcher/report/metrics_file.h"
 #include "launcher/report/svg_chart.h"
+#include "tests/report_testing.h"
 #include "tests/temp_dir.h"
 
 namespace carousel {
 namespace {
 
-std::string Read(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-void Write(const std::string& path, const std::string& text) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
-}
-int Count(const std::string& text, const std::string& what) {
-  int count = 0;
-  for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++count;
-  return count;
-}
-std::string StepLine(int64_t step, double loss, const std::string& more = "") {
-  return absl::StrCat(
-      "{\"step\":", step, ",\"tokens\":", 512 * step, ",\"loss\":", loss,
-      ",\"grad_norm\":1.5,\"lr\":0.001,\"seconds\":0.25,\"wall_seconds\":", 0.25 * static_cast<double>(step),
-      ",\"data_wait_seconds\":0.5", more, ",\"data_digest\":\"00\",\"skipped\":false}");
-}
-std::string Render(const RunHistory& history, ReportInput input = {.run_dir = "runs/x"}) {
-  input.history = &history;
-  return RenderReport(input);
-}
-
-// The page without its own script and style: every tag must be one that the report draws itself, and no
-// attribute a handler. What comes from outside may only stand between tags or in quotes.
-void ExpectOnlyOwnHtml(std::string page) {
-  EXPECT_EQ(Count(page, "<script>"), 1);
-  page = std::regex_replace(page, std::regex("<style>[^]*?</style>|<script>[^]*?</script>"), "");
-  const std::regex tag("<(/?)([^ >]*)((?: [a-zA-Z-]+(?:=\"[^\"<>]*\")?)*)/?>");
-  const std::set<std::string> known = {
-      "!DOCTYPE", "html",       "head",    "meta", "link", "title",  "body",  "main",  "header",
-      "h1",       "h2",         "small",   "span", "div",  "b",      "em",    "i",     "p",
-      "figure",   "figcaption", "svg",     "path", "text", "circle", "table", "tr",    "th",
-      "td",       "details",    "summary", "code", "pre",  "s",      "br",    "footer"};
-  std::string rest;
-  size_t at = 0;
-  for (std::sregex_iterator match(page.begin(), page.end(), tag), end; match != end; ++match) {
-    EXPECT_TRUE(known.count((*match)[2])) << match->str();
-    EXPECT_FALSE(std::regex_search(match->str(3), std::regex(" on[a-z]+=", std::regex::icase)))
-        << match->str();
-    rest += page.substr(at, static_cast<size_t>(match->position()) - at);
-    at = static_cast<size_t>(match->position() + match->length());
-  }
-  rest += page.substr(at);
-  EXPECT_EQ(rest.find('<'), std::string::npos)
-      << rest.substr(rest.find('<') > 80 ? rest.find('<') - 80 : 0, 300);
-}
-
-// ---- curves
-
-TEST(Curve, KeepsExtremesAndMeansOfAnyNumberOfValuesInBoundedMemory) {
-  Curve curve(8);
-  double sum = 0;
-  for (int64_t step = 1; step <= 100'000; ++step) {
-    const double value = step == 77'777 ? 1e6 : step == 5 ? -3 : 1;
-    sum += value;
-    curve.Add(step, value);
-  }
-  EXPECT_LE(curve.buckets().size(), 8u);
-  EXPECT_GE(curve.buckets().size(), 4u);
-  double found = 0, least = 0, largest = 0;
-  int64_t count = 0, next = 1;
-  for (const Curve::Bucket& b : curve.buckets()) {
-    EXPECT_EQ(b.first_step, next);
-    next = b.last_step + 1;
-    found += b.sum;
-    count += b.num_values;
-    least = std::min(least, b.min);
-    largest = std::max(largest, b.max);
-  }
-  EXPECT_EQ(next, 100'001);
-  EXPECT_EQ(count, 100'000);
-  EXPECT_EQ(found, sum);
-  EXPECT_EQ(least, -3);
-  EXPECT_EQ(largest, 1e6);
-}
-
-TEST(Curve, CountsWhatIsNotFiniteApart) {
-  Curve curve(4);
-  for (const double value : {1.0, std::nan(""), HUGE_VAL, 3.0, 5.0}) curve.Add(1, value);
-  int64_t finite = 0, other = 0;
-  for (const Curve::Bucket& b : curve.buckets()) finite += b.num_values, other += b.num_non_finite;
-  EXPECT_EQ(finite, 3);
-  EXPECT_EQ(other, 2);
-}
-
-TEST(ThinnedList, KeepsTheFirstTheNewestAndSomeBetween) {
-  ThinnedList<int64_t> list(10);
-  for (int64_t i = 0; i < 12'345; ++i) {
-    list.Add(i);
-    ASSERT_LE(list.items().size(), 11u);
-    EXPECT_EQ(list.items().back(), i);
-    EXPECT_EQ(list.items().front(), 0);
-  }
-  EXPECT_EQ(list.num_added(), 12'345);
-  EXPECT_GE(list.items().size(), 5u);
-  for (size_t i = 1; i < list.items().size(); ++i) EXPECT_LT(list.items()[i - 1], list.items()[i]);
-}
-
-// ---- reading
-
-TEST(RunHistory, ReadsWhatMetricsFileWrites) {
-  const TempDir dir;
-  const std::string path = dir.path() + "/metrics.jsonl";
-  {
-    auto file = *MetricsFile::Open(path, 0);
-    StepMetrics m = {
-        .step = 1, .tokens = 10, .loss = 3.25, .grad_norm = 0.5, .lr = 1e-4, .seconds = 2, .wall_seconds = 2};
-    ASSERT_TRUE(file->Append(m).ok());
-    m = {
-        .step = 2, .tokens = 20, .loss = std::nan(""), .seconds = 2, .data_wait_seconds = 1, .skipped = true};
-    m.communication_seconds = 0.5;
-    m.checkpoint_seconds = 0.25;
-    m.logged = true;
-    m.memory_bytes = 123456;
-    m.flops_per_second = 1e12;
-    m.mfu = 0.4;
-    m.ranks.emplace();
-    m.ranks->num_steps = 2;
-    m.ranks->num_ranks = 4;
-    m.ranks->min_seconds = 1;
-    m.ranks->median_seconds = 2;
-    m.ranks->max_seconds = 3;
-    m.ranks->worst.push_back({.rank = 3, .host = "n3", .seconds = 3, .percent_over = 50});
-    m.ranks->chronic = m.ranks->worst;
-    ASSERT_TRUE(file->Append(m).ok());
-    ASSERT_TRUE(
-        file->AppendEvaluation({.step = 2, .loss = 2.5, .accuracy = 0.5, .source_entropy = 1.25}).ok());
-    ASSERT_TRUE(file->AppendSample(2, "text").ok());
-    ASSERT_TRUE(file->AppendCheckpoint({.step = 2, .outcome = "saved", .seconds = 1}).ok());
-    ASSERT_TRUE(file->AppendCheckpoint({.step = 3, .outcome = "failed", .message = "full"}).ok());
-    ASSERT_TRUE(file->AppendHealth({.step = 2, .kind = "spike", .message = "big"}).ok());
-    GateStats gates;
-    gates.step = 2;
-    gates.layers.push_back({.block = 0,
-                            .slstm = true,
-                            .input_gate = {.count = 1, .min = -2, .mean = -1, .max = 0, .beyond = 0.5},
-                            .forget_gate = {}});
-    ASSERT_TRUE(file->AppendGates(gates).ok());
-  }
-  MetricsTail tail(path);
-  ASSERT_TRUE(tail.Read().ok());
-  const RunHistory& h = tail.history();
-  EXPECT_EQ(h.num_lines, 8);
-  EXPECT_EQ(h.num_not_understood, 0);
-  EXPECT_EQ(h.last_step, 2);
-  EXPECT_EQ(h.tokens, 20);
-  EXPECT_EQ(h.loss.buckets()[0].sum, 3.25);
-  EXPECT_EQ(h.loss.buckets()[1].num_non_finite, 1);
-  EXPECT_EQ(h.step_tokens.buckets()[1].sum, 10);
-  EXPECT_EQ(h.data_wait.buckets()[1].sum, 1);
-  EXPECT_EQ(h.communication.buckets()[1].sum, 0.5);
-  EXPECT_EQ(h.checkpoint_stall.buckets()[1].sum, 0.25);
-  EXPECT_EQ(h.skipped.items(), std::vector<int64_t>{2});
-  EXPECT_EQ(h.memory.buckets()[0].sum, 123456);
-  EXPECT_EQ(h.mfu.buckets()[0].sum, 0.4);
-  EXPECT_EQ(h.ranks.num_ranks, 4);
-  ASSERT_EQ(h.ranks.worst.size(), 1u);
-  EXPECT_EQ(h.ranks.worst[0].host, "n3");
-  EXPECT_EQ(h.chronic.at(3).percent_over, 50);
-  EXPECT_EQ(h.last_validation, 2.5);
-  EXPECT_EQ(h.source_entropy, 1.25);
-  EXPECT_EQ(h.samples.items()[0].text, "text");
-  EXPECT_EQ(h.checkpoint_outcomes.at("saved"), 1);
-  EXPECT_EQ(h.failures[0].message, "full");
-  EXPECT_EQ(h.spikes.items(), std::vector<int64_t>{2});
-  ASSERT_EQ(h.gates.size(), 1u);
-  EXPECT_TRUE(h.gates[0].slstm);
-  EXPECT_EQ(h.gates[0].input.mean.buckets()[0].sum, -1);
-}
-
-TEST(RunHistory, LinesThatAreNotOursAreCountedAndLeftOut) {
-  RunHistory h;
-  for (const char* line : {"", "x", "[1]", "{\"step\":", "{\"step\":\"x\"}", "{\"step\":-1}",
-                           "{\"step\":1.5}", "{\"step\":1e300}", "{\"step\":3,}", "\xff\xfe"}) {
-    h.AddLine(line);
-  }
-  EXPECT_EQ(h.num_not_understood, 10);
-  for (const char* line :
-       {"{\"evaluation\":7}", "{\"sample\":{\"step\":\"x\",\"text\":4}}", "{\"checkpoint\":{}}",
-        "{\"gates\":{\"step\":1,\"blocks\":[1,null,{\"input\":3}]}}", "{\"health\":{\"kind\":[]}}",
-        "{\"step\":1,\"ranks\":{\"worst\":[1,{\"rank\":\"x\"}],\"chronic\":{}}}", "{\"note\":1}"}) {
-    h.AddLine(line);
-  }
-  EXPECT_EQ(h.last_step, 1);
-  ExpectOnlyOwnHtml(Render(h));
-}
-
-TEST(RunHistory, TheFastReaderAgreesWithTheGeneralOne) {
-  RunHistory fast, general;
-  for (int64_t step = 1; step <= 500; ++step) {
-    const std::string line = StepLine(step, 1.0 / static_cast<double>(step),
-                                      step % 7 == 0 ? ",\"memory_bytes\":77,\"mfu\":null" : "");
-    fast.AddLine(line);
-    general.AddLine(" " + line);  // the space sends it to the general one
-  }
-  EXPECT_EQ(Render(fast), Render(general));
-  EXPECT_EQ(fast.last_step, 500);
-}
-
-TEST(MetricsTail, TakesInWhatIsAppendedAndStartsAnewWhenTheFileWasReplaced) {
-  const TempDir dir;
-  const std::string path = dir.path() + "/metrics.jsonl";
-  MetricsTail tail(path);
-  ASSERT_TRUE(tail.Read().ok());
-  EXPECT_EQ(tail.history().num_lines, 0);
-  Write(path, StepLine(1, 3) + "\n" + StepLine(2, 2).substr(0, 30));  // a write in progress
-  ASSERT_TRUE(tail.Read().ok());
-  EXPECT_EQ(tail.history().last_step, 1);
-  std::ofstream(path, std::ios::app) << StepLine(2, 2).substr(30) << "\n" << StepLine(3, 1) << "\n";
-  ASSERT_TRUE(tail.Read().ok());
-  EXPECT_EQ(tail.history().last_step, 3);
-  EXPECT_EQ(tail.history().num_lines, 3);
-  Write(path + ".new",
-        StepLine(1, 3) + "\n" + StepLine(2, 9) + "\n" + StepLine(3, 9) + "\n" + StepLine(4, 9) + "\n");
-  std::filesystem::rename(path + ".new", path);
-  ASSERT_TRUE(tail.Read().ok());
-  EXPECT_EQ(tail.history().num_lines, 4);
-  EXPECT_EQ(tail.history().last_loss, 9);
-  Write(path, "");
-  ASSERT_TRUE(tail.Read().ok());
-  EXPECT_EQ(tail.history().num_lines, 0);
-}
+using testing::Count;
+using testing::ExpectOnlyOwnHtml;
+using testing::Read;
+using testing::Render;
+using testing::StepLine;
+using testing::Write;
 
 // ---- the page
 
@@ -309,6 +92,94 @@ TEST(HtmlReport, NothingFromOutsideBecomesHtml) {
   EXPECT_EQ(page.find("alert(1)</script>"), std::string::npos);
   EXPECT_GT(Count(page, "&lt;script&gt;alert(1)&lt;/script&gt;"), 10);
   EXPECT_EQ(page.find('\x01'), std::string::npos);
+  ExpectOnlyOwnHtml(page);
+}
+
+TEST(HtmlReport, NumbersOfAnySizeAreDrawnAsNumbers) {
+  RunHistory h;
+  const std::vector<std::string> values = {
+      "1e308", "-1e308", "1e199", "5e-324", "null", "-1e199", "0", "1e15", "1.0000000000000002"};
+  for (int64_t step = 1; step <= 300; ++step) {
+    const std::string& v = values[static_cast<size_t>(step) % values.size()];
+    h.AddLine(absl::StrCat("{\"step\":", step, ",\"tokens\":", v, ",\"loss\":", v,
+                           ",\"grad_norm\":", step % 2 == 0 ? "5e-324" : "1e199", ",\"lr\":", v,
+                           ",\"seconds\":", v, ",\"wall_seconds\":", v, ",\"data_wait_seconds\":", v,
+                           ",\"communication_seconds\":", v, ",\"memory_bytes\":", v,
+                           ",\"flops_per_second\":", v, ",\"ranks\":{\"num_ranks\":2,\"min_seconds\":", v,
+                           ",\"max_seconds\":", v, ",\"worst\":[{\"rank\":", v, ",\"percent_over\":", v,
+                           "}],\"chronic\":[{\"rank\":", v, ",\"percent_over\":", v, "}]}}"));
+    h.AddLine(absl::StrCat("{\"evaluation\":{\"step\":", v, ",\"loss\":", v,
+                           ",\"accuracy_by_length\":[{\"length_to\":", v, ",\"accuracy\":", v, "}]}}"));
+    h.AddLine(absl::StrCat("{\"checkpoint\":{\"step\":", v, ",\"outcome\":\"saved\",\"bytes\":", v, "}}"));
+    h.AddLine(absl::StrCat("{\"health\":{\"step\":", v, ",\"kind\":\"rollback\"}}"));
+    h.AddLine(absl::StrCat("{\"gates\":{\"step\":", v, ",\"blocks\":[{\"block\":", v, ",\"input\":{\"mean\":",
+                           v, ",\"beyond\":", v, "}}],\"logits\":{\"max\":", v, "}}}"));
+  }
+  EXPECT_EQ(h.num_not_understood, 0);
+  const std::string page = Render(h);
+  ExpectOnlyOwnHtml(page);
+  // In a drawing every coordinate is a number.
+  const std::regex attribute(" (d|x|y|cx|cy|data-x|data-y|viewBox)=\"([^\"]*)\"");
+  int drawn = 0;
+  for (std::sregex_iterator match(page.begin(), page.end(), attribute), end; match != end; ++match) {
+    ++drawn;
+    EXPECT_FALSE(std::regex_search(match->str(2), std::regex("nan|inf"))) << match->str(0).substr(0, 200);
+  }
+  EXPECT_GT(drawn, 50);
+}
+
+TEST(HtmlReport, StepsWithoutAFiniteLossAreOnTheAxisAndBreakTheLine) {
+  RunHistory h;
+  for (int64_t step = 1; step <= 40; ++step) {
+    const bool finite = step <= 10 || step == 15 || (step >= 21 && step <= 30);
+    std::string line = StepLine(step, 2);
+    if (!finite) line.replace(line.find("\"loss\":2"), 8, "\"loss\":null");
+    h.AddLine(line);
+  }
+  h.AddLine("{\"health\":{\"step\":20,\"kind\":\"rollback\",\"message\":\"\"}}");
+  const std::string page = Render(h);
+  const size_t loss = page.find("aria-label=\"Loss\"");
+  ASSERT_NE(loss, std::string::npos);
+  const std::string svg = page.substr(loss, page.find("</svg>", loss) - loss);
+  EXPECT_NE(svg.find("data-x=\"1 40 "), std::string::npos) << svg.substr(0, 300);
+  const size_t line = svg.find("<path class=\"line c1\"");
+  ASSERT_NE(line, std::string::npos);
+  EXPECT_EQ(Count(svg.substr(line, svg.find("/>", line) - line), "M"), 3);  // three pieces
+  EXPECT_NE(svg.find("rolled back to step 20"), std::string::npos);
+  EXPECT_NE(page.find("</i>rolled back"), std::string::npos);  // in the legend
+  EXPECT_NE(page.find("newest not finite"), std::string::npos);
+}
+
+TEST(HtmlReport, TicksOfANarrowRangeDifferFromEachOther) {
+  RunHistory h;
+  for (int64_t step = 1'234'500; step <= 1'234'600; ++step) {
+    std::string line = StepLine(step, 5.76831 + 1e-6 * static_cast<double>(step % 100));
+    h.AddLine(line);
+  }
+  const std::string page = Render(h);
+  for (const char* title : {"Loss", "Gradient norm"}) {
+    const size_t begin = page.find(absl::StrCat("aria-label=\"", title, "\""));
+    const std::string svg = page.substr(begin, page.find("</svg>", begin) - begin);
+    for (const char* axis : {"ty", "tx"}) {
+      std::set<std::string> labels;
+      int count = 0;
+      const std::regex text(absl::StrCat("<text class=\"", axis, "\"[^>]*>([^<]*)<"));
+      for (std::sregex_iterator match(svg.begin(), svg.end(), text), end; match != end; ++match, ++count) {
+        labels.insert(match->str(1));
+      }
+      EXPECT_GE(count, 2) << title << " " << axis;
+      EXPECT_EQ(static_cast<int>(labels.size()), count) << title << " " << axis;
+    }
+  }
+}
+
+TEST(HtmlReport, SaysWhereRanksShareCores) {
+  RunHistory h;
+  h.AddLine(StepLine(1, 2, ",\"ranks\":{\"num_ranks\":4,\"num_steps\":1,\"crowded_hosts\":[\"<n>\",5]}"));
+  ASSERT_EQ(h.ranks.crowded_hosts, std::vector<std::string>{"<n>"});
+  const std::string page = Render(h);
+  EXPECT_NE(page.find("Ranks share cores on &lt;n&gt;"), std::string::npos);
+  EXPECT_EQ(page.find("No rank has been too slow"), std::string::npos);
   ExpectOnlyOwnHtml(page);
 }
 
@@ -447,6 +318,22 @@ TEST(RunStarts, AreReadBackAndSurviveWhatIsNotTheirs) {
   EXPECT_EQ(attempts[0].attempt, 10);
   EXPECT_EQ(attempts[0].exit_code, 71);
   EXPECT_EQ(attempts[0].rank, 3);
+}
+
+TEST(RemoveOldTemporaries, TakesOnlyThoseOfThisFileThatNobodyWritesAnyMore) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/report.html";
+  const auto old = std::filesystem::file_time_type::clock::now() - std::chrono::minutes(11);
+  for (const char* name : {".tmp.12", ".tmp.13", ".tmp.x1", ".tmp.", "2.tmp.5", ""}) {
+    Write(path + name, "x");
+    if (std::string(name) != ".tmp.13") std::filesystem::last_write_time(path + name, old);
+  }
+  RemoveOldTemporaries(path);
+  EXPECT_FALSE(std::filesystem::exists(path + ".tmp.12"));
+  for (const char* name : {".tmp.13", ".tmp.x1", ".tmp.", "2.tmp.5", ""}) {
+    EXPECT_TRUE(std::filesystem::exists(path + name)) << name;
+  }
+  RemoveOldTemporaries("no/such/directory/report.html");
 }
 
 TEST(EscapedHtml, LeavesNothingThatMeansSomething) {

@@ -153,10 +153,14 @@ TEST_F(RunHealthTest, WhatTheDiskRefusesIsReportedAndTriedAgainAfterEveryStep) {
     wait();
     for (int64_t step = 11; step < 14; ++step) {
       const absl::Status told = health->AfterStep(step, true);
+      wait();
+      if (step > 11) {  // the same once more: not told again
+        EXPECT_TRUE(told.ok()) << told;
+        continue;
+      }
       EXPECT_EQ(told.code(), absl::StatusCode::kResourceExhausted) << told;
       EXPECT_NE(std::string(told.message()).find(throws ? "bad_alloc" : "No space"), std::string::npos)
           << told;
-      wait();
     }
     const absl::Status finished = health->Finish(kLong);
     EXPECT_NE(std::string(finished.message()).find("1 marks of checkpoints were not written"),

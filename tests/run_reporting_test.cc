@@ -245,6 +245,30 @@ TEST(StragglerWatch, NamesARankOnceWhenItHasBeenSlowForLong) {
   });
 }
 
+TEST(StragglerWatch, WhereRanksShareCoresNobodyIsNamedAndThatIsSaidOnce) {
+  RunLocalRanks(6, [&](Communicator& world) {
+    // Ranks 0 and 1 take turns on one core; 2 and 3, and 4 and 5 have cores of their own.
+    const int64_t host = world.rank() / 2;
+    StragglerWatch watch(world, {.host = "a host " + std::to_string(host), .crowded = world.rank() == 0}, 8,
+                         50);
+    EXPECT_TRUE(watch.places()[0].crowded);
+    EXPECT_FALSE(watch.places()[1].crowded);
+    EXPECT_EQ(watch.places()[5].host, "a host 2");
+    int named = 0, told = 0;
+    for (int interval = 0; interval < 5; ++interval) {
+      for (int step = 0; step < 25; ++step) watch.AddStep(world.rank() == 1 || world.rank() == 4 ? 1.5 : 1.0);
+      const std::optional<RankTimings> timings = watch.Compare();
+      ASSERT_TRUE(timings.has_value());
+      EXPECT_EQ(timings->crowded_hosts, std::vector<std::string>{"a host 0"});
+      for (const RankTimings::Rank& rank : timings->chronic) EXPECT_EQ(rank.rank, 4);
+      for (const RankTimings::Rank& rank : watch.newly_chronic()) named += rank.rank == 4;
+      told += watch.newly_crowded() == "a host 0";
+    }
+    EXPECT_EQ(named, 1);
+    EXPECT_EQ(told, 1);
+  });
+}
+
 TEST(StragglerWatch, MakesOneCallPerIntervalAndNoneAlone) {
   RunLocalRanks(2, [&](Communicator& world) {
     StragglerWatch watch(world, {.host = "h"}, 8, 50);
@@ -317,6 +341,10 @@ TEST(Profile, SaysWhatIsWrong) {
   EXPECT_FALSE(CheckProfile({.first_step = 5, .last_step = 11}, 10, 1).ok());
   EXPECT_FALSE(CheckProfile({.first_step = 5, .last_step = 6, .ranks = {2}}, 10, 2).ok());
   EXPECT_TRUE(CheckProfile({.first_step = 5, .last_step = 10, .ranks = {1}}, 10, 2).ok());
+  EXPECT_TRUE(CheckProfileIsAhead({.first_step = 5, .last_step = 7}, 4).ok());
+  EXPECT_NE(std::string(CheckProfileIsAhead({.first_step = 5, .last_step = 7}, 5).message())
+                .find("--profile steps:7-9"),
+            std::string::npos);
 }
 
 TEST(Profile, CountsTheOpsOfItsStepsAlone) {
@@ -360,6 +388,32 @@ TEST(Profile, CountsTheOpsOfItsStepsAlone) {
   EXPECT_EQ(events, (std::map<std::string, int>{{"Add", 2}, {"Matmul", 2}, {"block \"0\"", 2}}));
   EXPECT_GT(range_end, 0);
   EXPECT_NE(Read(dir.path() + "/profile/steps-2-3.rank-0.txt").find("a step"), std::string::npos);
+}
+
+TEST(Profile, AStepFromWhichTheRunWentBackIsNotPartOfIt) {
+  const TempDir dir;
+  const std::unique_ptr<Device> device = testing::CpuDevice();
+  RunProfiler profiler({.first_step = 3, .last_step = 4}, *device, dir.path(), 0, "host");
+  std::vector<float> y(4);
+  const Tensor tensor(y.data(), DType::kF32, {4});
+  std::string text;
+  const auto end = [&](int64_t step) {
+    const absl::StatusOr<std::string> told = profiler.AfterStep(step, Mesh{});
+    ASSERT_TRUE(told.ok()) << told.status();
+    EXPECT_EQ(told->empty(), step != 4);
+    text += *told;
+  };
+  profiler.BeforeStep(3);  // the run goes back from it to step 2
+  profiler.BeforeStep(2);
+  profiler.device().ops().Fill({.y = tensor, .value = 1});
+  end(2);
+  for (const int64_t step : {3, 4}) {
+    profiler.BeforeStep(step);
+    profiler.device().ops().Add({.y = tensor, .a = tensor, .b = tensor});
+    end(step);
+  }
+  EXPECT_TRUE(std::regex_search(text, std::regex("\nAdd +1\\.0 "))) << text;
+  EXPECT_EQ(text.find("\nFill "), std::string::npos) << text;
 }
 
 TEST(Profile, TheTableSumsToTheStep) {

@@ -103,60 +103,78 @@ else
   skipped="$skipped; TensorBoard's reader: $python does not import tensorboard"
 fi
 
-browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
-if [ -n "$browser" ]; then
-  shot() { # NAME SCHEME
-    timeout 120 "$browser" --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir="$work/profile" \
-      --enable-logging=stderr --log-level=0 --hide-scrollbars --window-size=1280,1000 --screenshot="$work/$1.png" \
-      "file://$work/run/report.html" >browser.log 2>&1 || return 1
-    [ -s "$1.png" ]
+# pictures NAME SCHEME HTML: what Chromium draws of the page in this colour scheme (1: light, 0: dark), NAME.png, and for every
+# chart of it, NAME.curves: "CHART:NAME OF THE CURVE WIDTH", the part of its drawing's columns that have pixels of the curve's
+# colour. A page with the picture in a canvas counts them, beside a copy of the report that says where its curves are.
+browse() { # LOG OPTION... PAGE
+  timeout 120 "$browser" --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir="$work/profile" \
+    --enable-logging=stderr --log-level=0 --hide-scrollbars --force-device-scale-factor=1 --window-size=1280,1800 "${@:2}" 2>"$1"
+}
+pictures() {
+  browse "$1.log" --blink-settings=preferredColorScheme="$2" --screenshot="$work/$1.png" "file://$work/$3" >/dev/null || return 1
+  [ -s "$1.png" ] || return 1
+  { # The copy may run one more script.
+    sed 's/<meta http-equiv="Content-Security-Policy"[^>]*>//' "$3"
+    printf '<img id="shot" hidden src="data:image/png;base64,%s"><script>' "$(base64 -w0 "$1.png")"
+    cat <<'SCRIPT'
+addEventListener('load', () => {
+  const shot = document.getElementById('shot'), canvas = document.createElement('canvas'), lines = [];
+  const width = canvas.width = shot.naturalWidth, height = canvas.height = shot.naturalHeight;
+  const context = canvas.getContext('2d', {willReadFrequently: true});
+  context.drawImage(shot, 0, 0);
+  for (const svg of document.querySelectorAll('svg.chart')) {
+    const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
+    if (box.bottom > height) continue;
+    const [left, right] = svg.dataset.x.split(' ').slice(2).map(x => Math.round(box.left + scale * x));
+    const [low, high] = svg.dataset.y.split(' ').slice(2).map(y => Math.round(box.top + scale * y));
+    const pixels = context.getImageData(left, high - 2, right - left, low - high + 4).data;
+    for (const path of svg.querySelectorAll('path.line')) {
+      const color = getComputedStyle(path).stroke.match(/\d+/g).map(Number), columns = new Set();
+      for (let i = 0; i < pixels.length; i += 4)
+        if ([0, 1, 2].every(c => Math.abs(pixels[i + c] - color[c]) < 24)) columns.add(i / 4 % (right - left));
+      lines.push('CURVE ' + svg.getAttribute('aria-label') + ':' + path.dataset.name + ' ' +
+                 Math.round(100 * columns.size / (right - left)));
+    }
   }
-  if shot page; then
-    if grep -E ':CONSOLE|Refused to|Uncaught' browser.log >console; then fail "the report's console: $(head -3 console)"; fi
-    if command -v python3 >/dev/null; then
-      python3 - page.png <<'PYTHON' || fail "the report's picture"
-import struct, sys, zlib
-data = open(sys.argv[1], "rb").read()
-at, idat = 8, b""
-while at < len(data):
-    size, kind = struct.unpack(">I4s", data[at:at + 8])
-    body = data[at + 8:at + 8 + size]
-    if kind == b"IHDR": width, height, depth, color = struct.unpack(">IIBB", body[:10])
-    if kind == b"IDAT": idat += body
-    at += 12 + size
-assert depth == 8 and color in (2, 6)
-channels = 3 if color == 2 else 4
-raw, stride, before, curves = zlib.decompress(idat), width * channels, bytearray(width * channels), {}
-wanted = {"training": (0x2f, 0x6f, 0xde), "validation": (0xd9, 0x73, 0x0d), "norm": (0x8b, 0x4f, 0xd9)}
-columns = {name: set() for name in wanted}
-for y in range(height):
-    kind, row = raw[y * (stride + 1)], bytearray(raw[y * (stride + 1) + 1:(y + 1) * (stride + 1)])
-    for i in range(stride):
-        left = row[i - channels] if i >= channels else 0
-        up, corner = before[i], before[i - channels] if i >= channels else 0
-        if kind == 1: row[i] = (row[i] + left) & 255
-        elif kind == 2: row[i] = (row[i] + up) & 255
-        elif kind == 3: row[i] = (row[i] + (left + up) // 2) & 255
-        elif kind == 4:
-            p = left + up - corner
-            a, b, c = abs(p - left), abs(p - up), abs(p - corner)
-            row[i] = (row[i] + (left if a <= b and a <= c else up if b <= c else corner)) & 255
-    before = row
-    for name, rgb in wanted.items():
-        for x in range(width):
-            o = x * channels
-            if all(abs(row[o + k] - rgb[k]) < 24 for k in range(3)): columns[name].add(x)
-# The curves go from left to right.
-for name, found in columns.items():
-    assert len(found) > width * (0.6 if name == "training" else 0.2), (name, len(found), width)
-PYTHON
-    else
-      skipped="$skipped; the report's picture: no python3"
-    fi
-  else
-    skipped="$skipped; the report in $browser: it made no picture here ($(tail -1 browser.log))"
-  fi
-else
+  document.body.textContent = 'PICTURE ' + width + ' ' + height + '\n' + lines.join('\n') + '\n';
+});
+SCRIPT
+    echo '</script>'
+  } >"$1.count.html"
+  browse "$1.count.log" --blink-settings=preferredColorScheme="$2" --virtual-time-budget=20000 --dump-dom \
+    "file://$work/$1.count.html" >"$1.dom" || return 1
+  grep -aE '^(CURVE|.*PICTURE) ' "$1.dom" >"$1.curves"
+}
+quiet() { # LOG: nothing on the page's console, nothing refused
+  if grep -aE ':CONSOLE|Refused to|Uncaught' "$1" >console; then fail "the report's console: $(sed -n 1,3p console)"; fi
+}
+curve() { # NAME "CHART:CURVE" PERCENT: it is seen in at least so many columns of its chart
+  local seen
+  seen=$(sed -n "s|^CURVE $2 \\([0-9]*\\)\$|\\1|p" "$1.curves")
+  [ "${seen:-0}" -ge "$3" ] || fail "$1: \"$2\" is seen in ${seen:-no} % of its columns: $(cat "$1.curves")"
+}
+
+browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
+if [ -z "$browser" ]; then
   skipped="$skipped; the report in a browser: no chromium"
+elif ! pictures light 1 run/report.html || ! pictures dark 0 run/report.html; then
+  skipped="$skipped; the report in $browser: it made no picture here ($(cat light.log dark.log 2>/dev/null | tail -1))"
+else
+  for name in light dark; do
+    quiet $name.log
+    has $name.curves 'PICTURE 1280 1800'
+    curve $name Loss:training 70
+    curve $name Loss:validation 70
+    curve $name 'Gradient norm:norm' 95
+    curve $name 'Learning rate:rate' 95
+    curve $name Throughput:tokens/s 95
+    curve $name 'Memory of rank 0:MiB' 95
+  done
+  cmp -s light.png dark.png && fail "the dark picture is the light one"
+  # The counting itself: it finds no curve where none is drawn.
+  { cat run/report.html; echo '<style>path.line, path.faint, path.band, circle { opacity: 0 !important }</style>'; } >blind.html
+  pictures blind 1 blind.html || fail "no picture without curves"
+  [ "$(grep -c '^CURVE [^:]*:[^:]* 0$' blind.curves)" -eq "$(grep -c '^CURVE ' light.curves)" ] ||
+    fail "curves in a picture that has none: $(cat blind.curves)"
 fi
 echo "seeing_run_test: ok${skipped:+, left out${skipped}}"

@@ -186,7 +186,7 @@ RunStart StartAt(int64_t step) {
           .device = "cpu",
           .build = "build",
           .command = "carousel train",
-          .config = "model {\n  num_blocks: 4\n  use_bias: true\n}\nrun_dir: \"a/b\"\n"};
+          .config = "model {\n  num_blocks: 4\n  use_bias: true\n}\nrun_dir: \"a/b\\377\"\n"};
 }
 
 TEST(TensorboardSink, WritesWhatARunReports) {
@@ -259,7 +259,7 @@ TEST(TensorboardSink, WritesWhatARunReports) {
   std::memcpy(&blocks, &bits, 8);
   EXPECT_EQ(blocks, 4.0);
   EXPECT_EQ(NumberOf(hparams["model.use_bias"], 4), 1u);
-  EXPECT_EQ(BytesOf(hparams["run_dir"], 3), "a/b");
+  EXPECT_EQ(BytesOf(hparams["run_dir"], 3), "a/b\xef\xbf\xbd");  // not UTF-8, which readers insist on
   EXPECT_EQ(NumberOf(Parse(BytesOf(Parse(plugins["_hparams_/session_end_info"]), 4)), 1), 1u);  // SUCCESS
 }
 

@@ -83,7 +83,8 @@ parameters on 64 ranks takes a moment on a laptop. Data files need not exist.
   training     steps, tokens and floating-point operations (matrix products, convolutions and the cells)
   checkpoint   master weights and both Adam moments; a new one is written before the oldest is removed
   sent         what each rank sends in one step, by axis of the mesh and kind of call: a step is walked through
-               with communicators that count. Then the sums of the axes whose ranks fit in a node and of the others
+               with communicators that count. Then the sums of the axes whose ranks fit in a node and of the others,
+               and what comparing the ranks' speed sends now and then (log.every_steps)
   time         a prediction with the assumptions printed under it (launcher/plan/cost_model.h), to compare meshes
 
 Examples:

@@ -79,7 +79,7 @@ void AddMesh(const RunPlan& plan, Table* table) {
   row("tensor", mesh.tensor, "different heads, features and vocabulary");
 }
 
-void AddTraffic(const RunPlan& plan, Table* table) {
+void AddTraffic(const RunSpec& run, const RunPlan& plan, Table* table) {
   const StepWalk& rank = plan.stages[plan.slowest_stage];
   table->Title(plan.mesh.pipe == 1
                    ? "sent per rank and step, bytes"
@@ -96,6 +96,11 @@ void AddTraffic(const RunPlan& plan, Table* table) {
   const std::string of_ranks = absl::StrFormat(", of %d ranks", plan.assumptions.ranks_per_node);
   table->Row("axes within a node", WithCommas(within_node), Binary(within_node) + of_ranks);
   table->Row("axes across nodes", WithCommas(between_nodes), Binary(between_nodes));
+  // Not of every step: how long each rank took, report/rank_timings.h.
+  const int64_t timings = 8 * (plan.world - 1);
+  table->Row("who is slow", WithCommas(timings),
+             absl::StrFormat("%s in 1 call every %d steps, not in the sums above", Binary(timings),
+                             run.log_every_steps));
 }
 
 void AddTime(const RunSpec& run, const RunPlan& plan, Table* table) {
@@ -189,7 +194,7 @@ std::string FormatPlan(const RunSpec& run, const RunPlan& plan) {
   table.Row(absl::StrFormat("on disk, at most %d of them", on_disk), "",
             Binary(static_cast<double>(plan.checkpoint_bytes) * static_cast<double>(on_disk)));
 
-  AddTraffic(plan, &table);
+  AddTraffic(run, plan, &table);
   if (plan.world > 1) AddTime(run, plan, &table);
   return table.text();
 }

@@ -31,4 +31,7 @@ class AppendedFile {
 // Puts `text` in the place of the file in one step (a temporary file beside it is renamed), for readers that
 // come at any time. Not synced: after a power failure it may be the old text or empty.
 absl::Status ReplaceFileQuickly(const std::string& path, std::string_view text);
+// Removes temporary files that processes which were killed while they did that have left, ten minutes ago or
+// more.
+void RemoveOldTemporaries(const std::string& path);
 }  // namespace carousel

@@ -17,7 +17,7 @@ class Curve {
   struct Bucket {
     int64_t first_step = 0, last_step = 0;
     int64_t num_values = 0;      // finite ones
-    int64_t num_non_finite = 0;  // left out of the rest
+    int64_t num_non_finite = 0;  // and those of 1e200 and more: left out of the rest
     double min = 0, max = 0, sum = 0;
     double mean() const { return sum / static_cast<double>(num_values); }
   };

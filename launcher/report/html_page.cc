@@ -29,15 +29,16 @@ border:1px solid currentColor}
 .pill.ok{color:var(--ok)}.pill.warn{color:var(--warn)}.pill.bad{color:var(--bad)}.pill.run{color:var(--c1)}
 .bar{height:6px;border-radius:3px;background:var(--line);margin:14px 0 16px;overflow:hidden}
 .bar i{display:block;height:100%;background:var(--c1)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:10px}
 .tile,figure,.card{background:var(--card);border:1px solid var(--line);border-radius:10px}
-.tile{padding:10px 14px}
+.tile{padding:10px 12px;overflow:hidden}
 .tile span{display:block;color:var(--dim);font-size:12px}
 .tile b{font-size:20px;font-weight:650;white-space:nowrap}
 .tile em{font-style:normal;color:var(--dim);font-size:12px;display:block;white-space:nowrap;overflow:hidden;
 text-overflow:ellipsis}
 .grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:12px}
 .wide{grid-column:1/-1}
+.own{align-items:start}
 @media (max-width:860px){.grid{grid-template-columns:minmax(0,1fr)}}
 figure{margin:0;padding:12px 14px 8px;position:relative;min-width:0}
 figcaption{display:flex;flex-wrap:wrap;gap:2px 8px;align-items:baseline;margin-bottom:4px}
@@ -64,6 +65,8 @@ path.mark.ok{stroke:var(--ok);stroke-width:2}
 path.mark.bad{stroke:var(--bad);opacity:.75}
 path.mark.warn{stroke:var(--warn);opacity:.75}
 path.mark.start{stroke:var(--dim);stroke-dasharray:2 3}
+path.mark.back{stroke:var(--bad);stroke-dasharray:6 3}
+.key.ok{color:var(--ok)}.key.bad,.key.back{color:var(--bad)}.key.warn{color:var(--warn)}.key.start{color:var(--dim)}
 path.cut{fill:var(--warn)}
 .c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}
 .c6{color:var(--c6)}
@@ -101,12 +104,18 @@ footer{color:var(--dim);margin-top:34px;font-size:12px}
 // Reads the curves back from their paths: the numbers stand in the file once.
 constexpr char kScript[] = R"js(
 'use strict';
+const pill=document.querySelector('.pill[data-drawn]');
+const look=()=>{const late=Date.now()/1000-pill.dataset.drawn;
+if(late<Math.max(120,4*pill.dataset.between))return;
+pill.className='pill warn';pill.textContent='running when this was drawn, '+(late<7200?Math.round(late/60)+' minutes':
+Math.round(late/3600)+' hours')+' ago'};
+if(pill){look();setInterval(look,10000)}
 const short=v=>{const a=Math.abs(v);return a===0?'0':a<1e-3||a>=1e6?v.toExponential(3):a>=1000?
 Math.round(v).toLocaleString('en-US'):v.toPrecision(4)};
 for(const svg of document.querySelectorAll('svg.chart')){
 const [x0,x1,a0,a1]=svg.dataset.x.split(' ').map(Number),[y0,y1,b0,b1]=svg.dataset.y.split(' ').map(Number);
 const lines=[...svg.querySelectorAll('path.line')].map(p=>({name:p.dataset.name||'',
-points:p.getAttribute('d').slice(1).split('L').map(s=>s.split(' ').map(Number))}));
+points:p.getAttribute('d').slice(1).split(/[ML]/).map(s=>s.split(' ').map(Number))}));
 const toX=a=>x0+(x1-x0)*(a-a0)/(a1-a0);
 const toY=b=>{const part=(b-b0)/(b1-b0);return svg.dataset.log?y0*Math.pow(y1/y0,part):y0+(y1-y0)*part};
 const figure=svg.parentNode,tip=document.createElement('div');

@@ -22,6 +22,18 @@ std::string Tile(const std::string& label, const std::string& value, const std::
                       "</b><em>", note.empty() ? "&nbsp;" : EscapedHtml(note), "</em></div>\n");
 }
 
+// What fits on one line; the whole stands elsewhere.
+constexpr size_t kMaxPillBytes = 60;
+std::string Shortened(const std::string& text) {
+  const size_t end = text.find_first_of(":;,", 0);
+  return end < kMaxPillBytes ? text.substr(0, end) : "ended";
+}
+
+std::string LossText(double loss) {
+  if (!std::isfinite(loss)) return "not finite";
+  return std::abs(loss) < 1e6 ? absl::StrFormat("%.4f", loss) : ShortNumber(loss);
+}
+
 std::string BytesText(double bytes) {
   return bytes < 9999.5 * (1 << 20) ? absl::StrFormat("%.0f MiB", bytes / (1 << 20))
                                     : absl::StrFormat("%.1f GiB", bytes / (1 << 30));
@@ -65,9 +77,16 @@ std::string Header(const ReportInput& in, const Overview& o) {
   std::string name = in.run_dir;
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   const std::string base = name.substr(name.rfind('/') == std::string::npos ? 0 : name.rfind('/') + 1);
-  std::string html =
-      absl::StrCat("<header><h1>", EscapedHtml(base), "</h1><span class=\"pill ", o.status_class, "\">",
-                   EscapedHtml(o.status.substr(0, 80)), "</span></header>\n<div class=\"sub\">");
+  // The page's script says so when a page of a run that goes on has not been drawn again for long.
+  const std::string drawn = o.status_class == "run"
+                                ? absl::StrFormat(" data-drawn=\"%.0f\" data-between=\"%.0f\"",
+                                                  in.unix_seconds, std::min(in.seconds_between, 1e6))
+                                : "";
+  const bool is_long = o.status.size() > kMaxPillBytes;
+  std::string html = absl::StrCat(
+      "<header><h1>", EscapedHtml(base), "</h1><span class=\"pill ", o.status_class, "\"", drawn, ">",
+      EscapedHtml(is_long ? Shortened(o.status) : o.status), "</span></header>\n",
+      is_long ? absl::StrCat("<p>", EscapedHtml(o.status), "</p>\n") : "", "<div class=\"sub\">");
   if (start != nullptr) {
     absl::StrAppend(&html, ShortNumber(static_cast<double>(start->num_parameters)), " parameters &middot; ",
                     Thousands(start->num_ranks), start->num_ranks == 1 ? " rank" : " ranks", " on ",
@@ -84,24 +103,24 @@ std::string Header(const ReportInput& in, const Overview& o) {
   html +=
       Tile("step", Thousands(h.last_step),
            o.total_steps > 0 ? absl::StrFormat("of %s, %.1f %%", Thousands(o.total_steps), 100 * done) : "");
-  html += Tile("training loss", h.loss.empty() ? "-" : absl::StrFormat("%.4f", RecentMean(h.loss)),
-               h.loss.empty() ? "" : absl::StrFormat("newest step %.4f", h.last_loss));
+  html += Tile("training loss", h.loss.empty() ? "-" : LossText(RecentMean(h.loss)),
+               h.loss.empty() ? "" : absl::StrCat("newest ", LossText(h.last_loss)));
   if (!h.validation.empty()) {
     std::string note = absl::StrCat("at step ", Thousands(h.last_validation_step));
     if (std::isfinite(h.last_bits_per_byte))
-      note = absl::StrFormat("%.4f bits per byte", h.last_bits_per_byte);
-    if (!h.by_length.empty()) note = absl::StrFormat("accuracy %.2f %%", 100 * h.last_accuracy);
-    html += Tile("validation loss", absl::StrFormat("%.4f", h.last_validation), note);
+      note = absl::StrCat(LossText(h.last_bits_per_byte), " bits/byte");
+    if (!h.by_length.empty()) note = absl::StrCat("accuracy ", ShortNumber(100 * h.last_accuracy), " %");
+    html += Tile("validation loss", LossText(h.last_validation), note);
   }
   const double rate = RecentTokensPerSecond(h);
   html += Tile(
       "tokens per second", rate > 0 ? ShortNumber(rate) : "-",
-      h.recent_step_seconds > 0 ? absl::StrFormat("%s s per step", ShortNumber(h.recent_step_seconds)) : "");
+      h.recent_step_seconds > 0 ? absl::StrFormat("%s s/step", ShortNumber(h.recent_step_seconds)) : "");
   if (!h.mfu.empty() && h.mfu.buckets().back().num_values > 0) {
     html += Tile("model FLOP/s", absl::StrFormat("%.1f %%", 100 * h.mfu.buckets().back().mean()),
                  "of the devices' peak");
   } else if (!h.flops.empty() && h.flops.buckets().back().num_values > 0) {
-    html += Tile("model FLOP/s", ShortNumber(h.flops.buckets().back().mean()), "over the newest interval");
+    html += Tile("model FLOP/s", ShortNumber(h.flops.buckets().back().mean()), "newest interval");
   }
   html += Tile("tokens", ShortNumber(static_cast<double>(h.tokens)), absl::StrCat(Thousands(h.tokens)));
   html += Tile("time", FormatDuration(h.wall_seconds),
@@ -122,23 +141,33 @@ std::vector<ChartMark> MarksOf(const ReportInput& in) {
   for (const int64_t step : h.saved_steps.items()) {
     marks.push_back({.x = static_cast<double>(step),
                      .color = "ok",
-                     .label = absl::StrCat("checkpoint of step ", Thousands(step))});
+                     .label = absl::StrCat("checkpoint of step ", Thousands(step)),
+                     .kind = "checkpoint"});
   }
   for (size_t i = 1; i < in.starts.size(); ++i) {
     const RunStart& s = in.starts[i].start;
     marks.push_back({.x = static_cast<double>(s.step) + 0.5,
                      .color = "start",
-                     .label = absl::StrCat("start ", s.attempt, " went on from step ", Thousands(s.step))});
+                     .label = absl::StrCat("start ", s.attempt, " went on from step ", Thousands(s.step)),
+                     .kind = "started again"});
+  }
+  for (const int64_t step : h.rollbacks.items()) {
+    marks.push_back({.x = static_cast<double>(step) + 0.5,
+                     .color = "back",
+                     .label = absl::StrCat("rolled back to step ", Thousands(step)),
+                     .kind = "rolled back"});
   }
   for (const int64_t step : h.spikes.items()) {
     marks.push_back({.x = static_cast<double>(step),
                      .color = "warn",
-                     .label = absl::StrCat("spike at step ", Thousands(step))});
+                     .label = absl::StrCat("spike at step ", Thousands(step)),
+                     .kind = "spike"});
   }
   for (const int64_t step : h.skipped.items()) {
     marks.push_back({.x = static_cast<double>(step),
                      .color = "bad",
-                     .label = absl::StrCat("step ", Thousands(step), " skipped")});
+                     .label = absl::StrCat("step ", Thousands(step), " skipped"),
+                     .kind = "skipped step"});
   }
   return marks;
 }
@@ -155,6 +184,14 @@ std::string Curves(const ReportInput& in) {
   const RunHistory& h = *in.history;
   const RunStart start = in.starts.empty() ? RunStart{} : in.starts.back().start;
   std::string html = "<h2>Training</h2>\n<div class=\"grid\">\n";
+  // All have the same axis: of all steps, those without a finite value too.
+  const double first_x = h.loss.empty() ? 0 : static_cast<double>(h.loss.buckets().front().last_step);
+  const double last_x = h.loss.empty() ? 0 : static_cast<double>(h.loss.buckets().back().last_step);
+  const auto draw = [&](Chart chart) {
+    chart.first_x = first_x;
+    chart.last_x = last_x;
+    return RenderChart(chart);
+  };
 
   Chart loss = {
       .title = "Loss", .unit = "nats per token", .width = 1180, .height = 330, .marks = MarksOf(in)};
@@ -178,7 +215,7 @@ std::string Curves(const ReportInput& in) {
     const double uniform = std::log(static_cast<double>(start.vocab_size));
     loss.lines.push_back({.label = absl::StrFormat("guessing %.4f", uniform), .y = uniform});
   }
-  absl::StrAppend(&html, "<div class=\"wide\">", RenderChart(loss), "</div>\n");
+  absl::StrAppend(&html, "<div class=\"wide\">", draw(loss), "</div>\n");
 
   Chart norm = {.title = "Gradient norm", .unit = "before clipping", .log_y = true};
   norm.series.push_back(
@@ -187,40 +224,42 @@ std::string Curves(const ReportInput& in) {
     norm.lines.push_back({.label = absl::StrCat("clipped above ", ShortNumber(clip)), .y = clip});
   }
   for (const ChartMark& mark : loss.marks) {
-    if (mark.color != "ok") norm.marks.push_back(mark);
+    if (mark.color == "ok") continue;
+    norm.marks.push_back(mark);
+    norm.marks.back().kind.clear();  // the legend above says it
   }
-  html += RenderChart(norm);
+  html += draw(norm);
 
   Chart rate = {.title = "Learning rate", .from_zero = true};
   rate.series.push_back({.name = "rate", .color = "c3", .points = PointsOf(h.lr)});
-  html += RenderChart(rate);
+  html += draw(rate);
 
   Chart speed = {.title = "Throughput", .unit = "tokens per second", .from_zero = true};
   speed.series.push_back({.name = "tokens/s", .color = "c1", .points = ThroughputPoints(h), .smooth = true});
-  html += RenderChart(speed);
+  html += draw(speed);
 
-  html += RenderChart(TimeShares(h));
+  html += draw(TimeShares(h));
 
   Chart memory = {.title = "Memory of rank 0", .unit = "MiB resident", .from_zero = true};
   memory.series.push_back(
       {.name = "MiB", .color = "c6", .points = PointsOf(h.memory, 1.0 / (1 << 20)), .band = true});
-  html += RenderChart(memory);
+  html += draw(memory);
 
   if (h.accuracy.num_added() > 0 && !h.by_length.empty()) {
     Chart accuracy = {.title = "Accuracy", .unit = "of validation, %", .from_zero = true};
     accuracy.series.push_back(
         {.name = "%", .color = "c2", .points = PointsOf(h.accuracy, 100), .dots = true});
-    html += RenderChart(accuracy);
+    html += draw(accuracy);
   }
   if (!h.mfu.empty()) {
     Chart mfu = {.title = "Model FLOP/s", .unit = "% of the devices' peak", .from_zero = true};
     mfu.series.push_back({.name = "%", .color = "c5", .points = PointsOf(h.mfu, 100), .band = true});
-    html += RenderChart(mfu);
+    html += draw(mfu);
   } else {
     Chart flops = {.title = "Model FLOP/s", .unit = "TFLOP/s of all ranks", .from_zero = true};
     flops.series.push_back(
         {.name = "TFLOP/s", .color = "c5", .points = PointsOf(h.flops, 1e-12), .band = true});
-    html += RenderChart(flops);
+    html += draw(flops);
   }
   return html + "</div>\n";
 }
@@ -244,9 +283,10 @@ std::string RenderReport(const ReportInput& in) {
   }
   absl::StrAppend(&body,
                   ". Faint: every step, or from least to largest where many share a point; bold: a moving "
-                  "average. Triangles at a border: values beyond it.</footer>\n");
+                  "average. Triangles at a border: values beyond it. Where a line is broken, values were not "
+                  "finite.</footer>\n");
   const int64_t refresh = in.still_going && overview.status_class == "run"
-                              ? std::max<int64_t>(5, std::llround(in.seconds_between))
+                              ? std::llround(std::clamp(in.seconds_between, 5.0, 1e6))
                               : 0;
   const std::string step = in.history->last_step > 0 ? absl::StrCat(" step ", in.history->last_step) : "";
   return HtmlPage(absl::StrCat(in.run_dir, step), body, refresh);

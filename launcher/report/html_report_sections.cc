@@ -45,6 +45,9 @@ std::string Heading(const std::string& title, const std::string& note = "") {
 std::string Seconds(double seconds) {
   return std::isfinite(seconds) ? absl::StrCat(ShortNumber(seconds), " s") : "-";
 }
+std::string Over(double percent) {
+  return std::abs(percent) < 1e6 ? absl::StrFormat("%+.1f %%", percent) : "-";
+}
 }  // namespace
 
 std::string UtcTime(double unix_seconds) {
@@ -95,11 +98,17 @@ std::vector<ChartPoint> ThroughputPoints(const RunHistory& h) {
 
 Chart TimeShares(const RunHistory& h) {
   Chart chart = {.title = "Time not spent computing", .unit = "% of a step, on rank 0", .from_zero = true};
-  chart.series.push_back({.name = "data", .color = "c2", .points = SharePoints(h.data_wait, h.seconds)});
-  chart.series.push_back(
-      {.name = "communication", .color = "c1", .points = SharePoints(h.communication, h.seconds)});
-  chart.series.push_back(
-      {.name = "checkpoints", .color = "c3", .points = SharePoints(h.checkpoint_stall, h.seconds)});
+  const auto add = [&](const char* name, const char* color, const Curve& part) {
+    chart.series.push_back({.name = name, .color = color, .points = SharePoints(part, h.seconds)});
+  };
+  add("data", "c2", h.data_wait);
+  const auto any = [](const Curve& curve) {
+    return std::any_of(curve.buckets().begin(), curve.buckets().end(),
+                       [](const Curve::Bucket& b) { return b.max > 0; });
+  };
+  // A rank alone has none.
+  if (any(h.communication)) add("communication", "c1", h.communication);
+  if (any(h.checkpoint_stall)) add("checkpoints", "c3", h.checkpoint_stall);
   return chart;
 }
 
@@ -179,21 +188,26 @@ std::string RankSection(const ReportInput& in) {
           "</span><table>";
   html += Row({"host", "rank", "busy", "over the median"}, "th", " nnn");
   for (const RankTimings::Rank& rank : h.ranks.worst) {
-    html += Row({EscapedHtml(rank.host), absl::StrCat(rank.rank), Seconds(rank.seconds),
-                 absl::StrFormat("%+.1f %%", rank.percent_over)},
-                "td", " nnn");
+    html +=
+        Row({EscapedHtml(rank.host), absl::StrCat(rank.rank), Seconds(rank.seconds), Over(rank.percent_over)},
+            "td", " nnn");
   }
   html += "</table><p class=\"unit\">" + Thousands(h.ranks.num_ranks) + " ranks: fastest " +
           Seconds(h.ranks.min_seconds) + ", median " + Seconds(h.ranks.median_seconds) + ", slowest " +
           Seconds(h.ranks.max_seconds) + "</p>";
-  if (h.chronic.empty()) {
+  if (!h.ranks.crowded_hosts.empty()) {
+    absl::StrAppend(&html, "<p>Ranks share cores on ",
+                    EscapedHtml(absl::StrJoin(h.ranks.crowded_hosts, ", ")),
+                    ": there the times depend on who gets a core when, and nobody is named.</p>");
+  } else if (h.chronic.empty()) {
     html += "<p>No rank has been too slow for long.</p>";
-  } else {
+  }
+  if (!h.chronic.empty()) {
     html += "<b>Slow for long</b><table>" + Row({"host", "rank", "steps", "at most"}, "th", " nnn");
     for (const auto& [number, rank] : h.chronic) {
       html += Row({EscapedHtml(rank.host), absl::StrCat(number),
                    absl::StrCat(Thousands(rank.first_step), " to ", Thousands(rank.last_step)),
-                   absl::StrFormat("%+.1f %%", rank.percent_over)},
+                   Over(rank.percent_over)},
                   "td", " nnn");
     }
     html += "</table>";
@@ -203,7 +217,7 @@ std::string RankSection(const ReportInput& in) {
 
 std::string EventSection(const ReportInput& in) {
   const RunHistory& h = *in.history;
-  std::string html = Heading("Events") + "<div class=\"grid\">\n<div class=\"card\"><b>Checkpoints</b>";
+  std::string html = Heading("Events") + "<div class=\"grid own\">\n<div class=\"card\"><b>Checkpoints</b>";
   if (h.checkpoint_outcomes.empty()) {
     html += "<p class=\"none\">none yet</p>";
   } else {
@@ -220,9 +234,10 @@ std::string EventSection(const ReportInput& in) {
     std::stable_sort(shown.begin(), shown.end(),
                      [](const auto& a, const auto& b) { return a.step < b.step; });
     for (const CheckpointMetrics& c : shown) {
-      const bool bad = c.outcome == "failed" || c.outcome == "skipped";
+      const char* const pill = c.outcome == "failed" ? "bad" : c.outcome == "skipped" ? "warn" : nullptr;
       const std::string outcome =
-          absl::StrCat(bad ? "<span class=\"pill bad\">" : "", EscapedHtml(c.outcome), bad ? "</span>" : "",
+          absl::StrCat(pill != nullptr ? absl::StrCat("<span class=\"pill ", pill, "\">") : "",
+                       EscapedHtml(c.outcome), pill != nullptr ? "</span>" : "",
                        c.message.empty() ? "" : absl::StrCat("<br>", EscapedHtml(c.message)));
       html += Row(
           {Thousands(c.step), outcome, c.outcome == "saved" ? Seconds(c.seconds) : "-",
@@ -279,7 +294,7 @@ std::string LengthSection(const RunHistory& h) {
   for (const RunHistory::LengthAccuracy& b : h.by_length) {
     html +=
         Row({b.from == b.to ? Thousands(b.from) : absl::StrCat(Thousands(b.from), " to ", Thousands(b.to)),
-             Thousands(b.count), absl::StrFormat("%.2f %%", 100 * b.accuracy)},
+             Thousands(b.count), absl::StrCat(ShortNumber(100 * b.accuracy), " %")},
             "td", " nn");
   }
   return html + "</table></div>\n";

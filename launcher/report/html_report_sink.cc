@@ -57,6 +57,7 @@ absl::Status HtmlReportSink::Start(const RunStart& start) {
   attempt_ = start.attempt;
   const absl::Status recorded = RecordRunStart(run_dir_, start);
   if (page_) {
+    RemoveOldTemporaries(ReportPath(run_dir_));
     drawer_ = std::make_unique<Drawer>(run_dir_, seconds_between_);
     if (seconds_between_ > 0) {
       thread_ = std::thread([this] { Loop(); });

@@ -61,10 +61,12 @@ Json JsonOf(const std::vector<RankTimings::Rank>& ranks) {
   return list;
 }
 Json JsonOf(const RankTimings& t) {
-  return {{"num_steps", t.num_steps},     {"num_ranks", t.num_ranks},
-          {"min_seconds", t.min_seconds}, {"median_seconds", t.median_seconds},
-          {"max_seconds", t.max_seconds}, {"worst", JsonOf(t.worst)},
-          {"chronic", JsonOf(t.chronic)}};
+  Json json = {{"num_steps", t.num_steps},     {"num_ranks", t.num_ranks},
+               {"min_seconds", t.min_seconds}, {"median_seconds", t.median_seconds},
+               {"max_seconds", t.max_seconds}, {"worst", JsonOf(t.worst)},
+               {"chronic", JsonOf(t.chronic)}};
+  if (!t.crowded_hosts.empty()) json["crowded_hosts"] = t.crowded_hosts;
+  return json;
 }
 
 Json JsonOf(const ValueStats& s) {

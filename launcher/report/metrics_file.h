@@ -24,6 +24,7 @@
 // between collectives:
 //   "ranks":{"num_steps":10,"num_ranks":16,"min_seconds":0.40,"median_seconds":0.41,"max_seconds":0.47,
 //            "worst":[{"rank":3,"host":"node7","seconds":0.47,"percent_over":14.6}, ...],"chronic":[...]}
+// and "crowded_hosts" if ranks share cores on some: their times say nothing, no rank there is "chronic".
 // Everything from "seconds" to before "data_digest" depends on clocks or on how the ranks are arranged; the
 // rest does not.
 //

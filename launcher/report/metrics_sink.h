@@ -29,6 +29,7 @@ struct RankTimings {
   double min_seconds = 0, median_seconds = 0, max_seconds = 0;
   std::vector<Rank> worst = {};    // at most 3 hosts, each by its slowest rank, the slowest first
   std::vector<Rank> chronic = {};  // that have been too slow for long: rank_timings.h
+  std::vector<std::string> crowded_hosts = {};  // at most 3 where ranks share cores: nobody is named there
 };
 
 struct StepMetrics {

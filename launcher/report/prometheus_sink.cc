@@ -144,6 +144,7 @@ absl::Status PrometheusSink::Write() {
 absl::Status PrometheusSink::Start(const RunStart& start) {
   start_ = start;
   running_ = true;
+  RemoveOldTemporaries(path_);
   return Write();
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "core/base/check.h"
 
 namespace carousel {
@@ -60,11 +61,14 @@ RankTimings CompareRanks(const std::vector<double>& seconds, const std::vector<R
 
 StragglerWatch::StragglerWatch(Communicator& world, const RankPlace& here, double percent, int64_t steps)
     : world_(world), percent_(percent), steps_(steps) {
-  for (const std::string& place : AllGatherBytes(world, absl::StrCat(here.stage, " ", here.host))) {
-    const size_t space = place.find(' ');
+  for (const std::string& place :
+       AllGatherBytes(world, absl::StrCat(here.stage, here.crowded ? " crowded " : " apart ", here.host))) {
+    const std::vector<std::string> words = absl::StrSplit(place, absl::MaxSplits(' ', 2));
     RankPlace parsed;
-    CAROUSEL_CHECK(space != std::string::npos && absl::SimpleAtoi(place.substr(0, space), &parsed.stage));
-    parsed.host = place.substr(space + 1);
+    CAROUSEL_CHECK(words.size() == 3 && absl::SimpleAtoi(words[0], &parsed.stage));
+    parsed.crowded = words[1] == "crowded";
+    parsed.host = words[2];
+    if (parsed.crowded) crowded_hosts_.insert(parsed.host);
     places_.push_back(std::move(parsed));
   }
   steps_over_.assign(places_.size(), 0);
@@ -72,6 +76,7 @@ StragglerWatch::StragglerWatch(Communicator& world, const RankPlace& here, doubl
 
 std::optional<RankTimings> StragglerWatch::Compare() {
   newly_chronic_.clear();
+  newly_crowded_.clear();
   const int64_t num_steps = num_steps_;
   double mine = num_steps > 0 ? seconds_ / static_cast<double>(num_steps) : 0;
   seconds_ = 0;
@@ -87,10 +92,19 @@ std::optional<RankTimings> StragglerWatch::Compare() {
 
 void StragglerWatch::Judge(const std::vector<double>& seconds, RankTimings* timings) {
   newly_chronic_.clear();
+  newly_crowded_.clear();
+  timings->crowded_hosts.assign(crowded_hosts_.begin(), crowded_hosts_.end());
+  if (timings->crowded_hosts.size() > 3) timings->crowded_hosts.resize(3);
   const std::vector<double> over = PercentOver(seconds, places_);
   for (size_t r = 0; r < seconds.size(); ++r) {
     steps_over_[r] = over[r] > percent_ ? steps_over_[r] + timings->num_steps : 0;
     if (steps_over_[r] < steps_) continue;
+    if (crowded_hosts_.count(places_[r].host) > 0) {
+      if (newly_crowded_.empty() && told_hosts_.insert(places_[r].host).second) {
+        newly_crowded_ = places_[r].host;
+      }
+      continue;
+    }
     const RankTimings::Rank rank = {.rank = static_cast<int64_t>(r),
                                     .host = places_[r].host,
                                     .seconds = seconds[r],

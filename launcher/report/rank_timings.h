@@ -16,6 +16,9 @@ namespace carousel {
 struct RankPlace {
   std::string host;
   int64_t stage = 0;  // ranks of one stage of the pipe axis have the same work
+  // It computes with more threads than it has cores: it waits for its neighbours wherever the scheduler lets
+  // it wait, so that its times say nothing about the machine.
+  bool crowded = false;
 };
 
 // seconds[r]: of rank r per step. Each rank is compared with the median of its stage (of an even number the
@@ -25,7 +28,8 @@ RankTimings CompareRanks(const std::vector<double>& seconds, const std::vector<R
 
 class StragglerWatch {
  public:
-  // A rank more than `percent` over the median for `steps` steps in a row is chronic.
+  // A rank more than `percent` over the median for `steps` steps in a row is chronic; not on a host where
+  // ranks share cores.
   StragglerWatch(Communicator& world, const RankPlace& here, double percent, int64_t steps);  // collective
 
   // One step of this rank took so long between collectives.
@@ -38,6 +42,9 @@ class StragglerWatch {
   std::optional<RankTimings> Compare();
   // Chronic ranks of the last Compare that were not chronic before in the life of this process.
   const std::vector<RankTimings::Rank>& newly_chronic() const { return newly_chronic_; }
+  // The host with crowded ranks of which one would have been chronic now, the first time in the life of this
+  // process: not named, but worth a word. Empty: none.
+  const std::string& newly_crowded() const { return newly_crowded_; }
   int64_t steps() const { return steps_; }
   const std::vector<RankPlace>& places() const { return places_; }
 
@@ -53,6 +60,8 @@ class StragglerWatch {
   int64_t num_steps_ = 0;
   std::vector<int64_t> steps_over_;  // in a row, by rank
   std::set<int64_t> named_;
+  std::set<std::string> crowded_hosts_, told_hosts_;
+  std::string newly_crowded_;
   std::vector<RankTimings::Rank> newly_chronic_;
 };
 }  // namespace carousel

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "launcher/commands.h"
 #include "launcher/report/html_report.h"
@@ -16,7 +17,13 @@ struct ReportOptions {
 
 int RunReport(const ReportOptions& options) {
   const std::string out = options.out.empty() ? ReportPath(options.run_dir) : options.out;
-  if (const absl::Status status = WriteReport(options.run_dir, out); !status.ok()) return ReportError(status);
+  if (const absl::Status status = WriteReport(options.run_dir, out); !status.ok()) {
+    const bool names_out = status.message().find(out) != std::string::npos;
+    return ReportError(
+        names_out && !absl::IsNotFound(status)
+            ? absl::Status(status.code(), absl::StrCat(status.message(), "; --out FILE writes it elsewhere"))
+            : status);
+  }
   absl::PrintF("%s\n", out);
   return kExitOk;
 }
@@ -33,8 +40,7 @@ CLI::App* AddReportCommand(CLI::App& app, std::function<int()>* run) {
       ->type_name("FILE");
   report->footer(
       "Training keeps report.html up to date by itself (log.report). This command makes it again, for "
-      "example "
-      "with a\n"
+      "example with a\n"
       "newer carousel, or somewhere else. It reads metrics.jsonl, starts.jsonl, config.textproto and "
       "attempts/*/exit.json.\n\n"
       "Examples:\n"

@@ -11,6 +11,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -202,7 +203,15 @@ void RunHistory::AddLine(std::string_view line) {
              .median_seconds = NumberIn(*timings, "median_seconds"),
              .max_seconds = NumberIn(*timings, "max_seconds"),
              .worst = {},
-             .chronic = {}};
+             .chronic = {},
+             .crowded_hosts = {}};
+    if (const Json* hosts = ListIn(*timings, "crowded_hosts")) {
+      for (const Json& host : *hosts) {
+        if (host.is_string() && ranks.crowded_hosts.size() < 3) {
+          ranks.crowded_hosts.push_back(host.get<std::string>().substr(0, 200));
+        }
+      }
+    }
     ranks_step = last_step;
     rank_min.Add(last_step, ranks.min_seconds);
     rank_median.Add(last_step, ranks.median_seconds);
@@ -269,6 +278,7 @@ void RunHistory::AddLine(std::string_view line) {
                                .message = TextIn(*h, "message").substr(0, kMaxSampleBytes)};
     if (health_kinds.size() < kMaxNewest || health_kinds.count(event.kind) > 0) ++health_kinds[event.kind];
     if (event.kind == "spike") spikes.Add(event.step);
+    if (event.kind == "rollback") rollbacks.Add(event.step);
     AddNewest(event, kMaxNewest, &health);
   } else if (const Json* g = ObjectIn(json, "gates")) {
     gates_step = CountIn(*g, "step");
@@ -297,6 +307,7 @@ absl::Status MetricsTail::Read() {
       history_ = RunHistory();
       device_ = inode_ = 0;
       offset_ = 0;
+      in_long_line_ = false;
       return absl::OkStatus();
     }
     return absl::UnavailableError(
@@ -311,6 +322,7 @@ absl::Status MetricsTail::Read() {
     device_ = info.st_dev;
     inode_ = info.st_ino;
     offset_ = 0;
+    in_long_line_ = false;
   }
   std::string buffer;
   constexpr size_t kChunk = 1 << 18;
@@ -329,13 +341,16 @@ absl::Status MetricsTail::Read() {
     buffer.resize(had + static_cast<size_t>(std::max<ssize_t>(n, 0)));
     size_t begin = 0;
     for (size_t newline; (newline = buffer.find('\n', begin)) != std::string::npos; begin = newline + 1) {
-      history_.AddLine(std::string_view(buffer).substr(begin, newline - begin));
+      const std::string_view line = std::string_view(buffer).substr(begin, newline - begin);
+      history_.AddLine(std::exchange(in_long_line_, false) ? std::string_view() : line);
     }
     buffer.erase(0, begin);
     offset_ += static_cast<int64_t>(begin);
     if (n <= 0) break;
-    if (static_cast<int64_t>(buffer.size()) > kMaxLineBytes) {
-      status = absl::DataLossError(absl::StrCat(path_, " has a line of more than 64 MiB"));
+    if (in_long_line_ || static_cast<int64_t>(buffer.size()) > kMaxLineBytes) {
+      in_long_line_ = true;
+      offset_ += static_cast<int64_t>(buffer.size());
+      buffer.clear();
     }
   }
   close(fd);

@@ -62,7 +62,8 @@ class RunHistory {
   std::vector<HealthEvent> health;          // the newest, at most kMaxNewest
   static constexpr size_t kMaxNewest = 50;
   std::map<std::string, int64_t> health_kinds;
-  ThinnedList<int64_t> spikes{200};  // steps of health events of the kind "spike"
+  ThinnedList<int64_t> spikes{200};     // steps of health events of the kind "spike"
+  ThinnedList<int64_t> rollbacks{200};  // and "rollback": the steps that the run went back to
   // ---- gates
   struct GateCurves {
     int64_t block = 0;
@@ -92,7 +93,8 @@ class MetricsTail {
  public:
   explicit MetricsTail(std::string path) : path_(std::move(path)) {}
   // Takes in the whole lines that were appended since the last call. A file that was replaced or cut (the run
-  // went back to a checkpoint) is read again from the beginning. A missing file is an empty history.
+  // went back to a checkpoint) is read again from the beginning. A missing file is an empty history. A line
+  // of more than 64 MiB (zeros after a power failure) is left out and counted like others that are not ours.
   absl::Status Read();
   const RunHistory& history() const { return history_; }
 
@@ -100,6 +102,7 @@ class MetricsTail {
   const std::string path_;
   RunHistory history_;
   uint64_t device_ = 0, inode_ = 0;
-  int64_t offset_ = 0;  // of the first byte that was not taken in
+  int64_t offset_ = 0;         // of the first byte that was not taken in
+  bool in_long_line_ = false;  // the bytes before it are of a line too long to be one of ours
 };
 }  // namespace carousel

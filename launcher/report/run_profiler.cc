@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "checkpoints/file_system.h"
+#include "core/base/log.h"
 #include "core/base/status_macros.h"
 #include "kernels/cuda/profiler.h"
 #include "launcher/report/appended_file.h"
@@ -50,7 +51,7 @@ absl::StatusOr<std::optional<ProfileSpec>> ParseProfile(const std::string& text)
   if (text.empty()) return std::optional<ProfileSpec>();
   const auto wrong = [&](const std::string& what) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--profile ", text, ": ", what,
+        absl::StrCat("\"", text, "\": ", what,
                      "; write steps:FIRST-LAST[,ranks:R,R,...], for example steps:20-23,ranks:0,8"));
   };
   ProfileSpec spec;
@@ -104,6 +105,15 @@ absl::Status CheckProfile(const ProfileSpec& spec, int64_t total_steps, int64_t 
   return absl::OkStatus();
 }
 
+absl::Status CheckProfileIsAhead(const ProfileSpec& spec, int64_t finished_steps) {
+  if (spec.first_step > finished_steps) return absl::OkStatus();
+  const int64_t first = finished_steps + 2;  // the first step of a process is slow
+  return absl::InvalidArgumentError(
+      absl::StrCat("--profile: the run has ", finished_steps, " steps behind it, step ", spec.first_step,
+                   " is not taken again; choose later ones, for example --profile steps:", first, "-",
+                   first + spec.last_step - spec.first_step));
+}
+
 RunProfiler::RunProfiler(const ProfileSpec& spec, Device& device, std::string run_dir, int64_t rank,
                          std::string host)
     : spec_(spec), device_(device), run_dir_(std::move(run_dir)), host_(std::move(host)), rank_(rank) {
@@ -112,10 +122,16 @@ RunProfiler::RunProfiler(const ProfileSpec& spec, Device& device, std::string ru
 }
 
 RunProfiler::~RunProfiler() {
+  if (on_ && ops_ != nullptr) {
+    CAROUSEL_LOG(WARNING) << "the run ended before step " << spec_.last_step
+                          << ", the last one to be profiled: there is no profile";
+  }
   if (on_ && ops_ == nullptr) cuda::StopProfiler();
 }
 
 void RunProfiler::BeforeStep(int64_t step) {
+  in_step_ = 0;
+  if (ops_ != nullptr) ops_->Record(false);
   if (done_ || step < spec_.first_step || step > spec_.last_step) return;
   if (!on_) {
     on_ = true;
@@ -125,12 +141,14 @@ void RunProfiler::BeforeStep(int64_t step) {
     }
     first_start_ = Now();
   }
+  in_step_ = step;
   if (ops_ != nullptr) ops_->Record(true);
   step_start_ = Now();
 }
 
 absl::StatusOr<std::string> RunProfiler::AfterStep(int64_t step, const Mesh& mesh) {
-  if (!on_ || done_) return std::string();
+  if (step != in_step_ || done_) return std::string();
+  in_step_ = 0;
   seconds_ += Now() - step_start_;
   ++num_steps_;
   // What is between steps (evaluations, saves) is not part of it.

@@ -25,6 +25,8 @@ struct ProfileSpec {
 absl::StatusOr<std::optional<ProfileSpec>> ParseProfile(const std::string& text);
 // Whether the run has these steps and ranks.
 absl::Status CheckProfile(const ProfileSpec& spec, int64_t total_steps, int64_t world_size);
+// Whether a run that has so many steps behind it will still take them.
+absl::Status CheckProfileIsAhead(const ProfileSpec& spec, int64_t finished_steps);
 
 class RunProfiler {
  public:
@@ -34,7 +36,8 @@ class RunProfiler {
 
   // What the trainer shall compute on.
   Device& device() { return ops_ != nullptr ? *ops_ : device_; }
-  // Around a step that is the number `step`, counted from 1.
+  // Around a step that is the number `step`, counted from 1. A step that did not count (the run goes back)
+  // has no AfterStep.
   void BeforeStep(int64_t step);
   // After the last one what there is to tell people; empty otherwise. An error if files cannot be written.
   absl::StatusOr<std::string> AfterStep(int64_t step, const Mesh& mesh);
@@ -48,6 +51,7 @@ class RunProfiler {
   const int64_t rank_;
   std::unique_ptr<OpProfiler> ops_;  // null on CUDA
   bool on_ = false, done_ = false;
+  int64_t in_step_ = 0;  // 0: in none that is profiled
   int64_t num_steps_ = 0;
   double step_start_ = 0, seconds_ = 0, first_start_ = 0;
 };

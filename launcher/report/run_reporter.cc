@@ -26,6 +26,13 @@ std::string DescribeDevice(const Device& device) {
   const std::string model = cuda::ModelName(device.name());
   return model.empty() ? device.name() : absl::StrCat(device.name(), " (", model, ")");
 }
+
+// Whether the rank's threads take turns on its cores. Beside a GPU they mostly sleep.
+bool IsCrowded(const RunSpec& run, const Environment& environment, const Device& device) {
+  const int64_t threads = run.threads > 0 ? run.threads : environment.default_threads();
+  return device.name() == "cpu" && environment.own_cores() > 0 &&
+         static_cast<double>(threads) > environment.own_cores() + 1e-6;
+}
 }  // namespace
 
 std::string DescribeMesh(const Mesh& mesh) {
@@ -80,7 +87,10 @@ RunReporter::RunReporter(const RunSpec& run, Environment& environment, const Mes
                       static_cast<double>(run.global_batch * run.sequence_length)),
       peak_flops_(run.log.peak_flops > 0 ? run.log.peak_flops
                                          : PeakFlops(cuda::ModelName(device.name()), run.compute)),
-      stragglers_(environment.world(), {.host = environment.host(), .stage = mesh.pipe.index},
+      stragglers_(environment.world(),
+                  {.host = environment.host(),
+                   .stage = mesh.pipe.index,
+                   .crowded = IsCrowded(run, environment, device)},
                   run.log.straggler_percent, run.log.straggler_steps) {
   const auto named = [&](int64_t rank) { return rank == environment.rank(); };
   if (profile.has_value() && std::any_of(profile->ranks.begin(), profile->ranks.end(), named)) {
@@ -188,16 +198,25 @@ void RunReporter::Measure(int64_t step) {
   if (peak_flops_ > 0) {
     measured_.mfu = measured_.flops_per_second / (peak_flops_ * static_cast<double>(environment_.size()));
   }
+  const auto note = [&](const std::string& message) {
+    CAROUSEL_LOG(WARNING) << message;
+    if (sinks_ != nullptr) {
+      static_cast<void>(sinks_->AppendHealth({.step = step, .kind = "straggler", .message = message}));
+    }
+  };
+  if (const std::string& host = stragglers_.newly_crowded(); !host.empty()) {
+    note(absl::StrCat(
+        "ranks on ", host,
+        " compute with more threads than they have cores and wait for each other there: which of "
+        "them is slow is not told (start fewer ranks per machine, or lower parallel.threads)"));
+  }
   for (const RankTimings::Rank& rank : stragglers_.newly_chronic()) {
     const std::string message = absl::StrFormat(
         "rank %d on %s is slow: %.4g s per step between collectives, %.1f %% above the median, for at least "
         "%d "
         "steps; everybody waits for it (carousel doctor on that machine may say why)",
         rank.rank, rank.host, rank.seconds, rank.percent_over, stragglers_.steps());
-    CAROUSEL_LOG(WARNING) << message;
-    if (sinks_ != nullptr) {
-      static_cast<void>(sinks_->AppendHealth({.step = step, .kind = "straggler", .message = message}));
-    }
+    note(message);
   }
 }
 

@@ -35,7 +35,7 @@ std::vector<double> Ticks(double low, double high, int count, bool whole_numbers
 // Powers of ten, with 2 and 5 between them if there are few.
 std::vector<double> LogTicks(double low, double high) {
   std::vector<double> ticks;
-  const double decades = std::log10(high / low);
+  const double decades = std::log10(high) - std::log10(low);
   const int stride = std::max(1, static_cast<int>(std::ceil(decades / 6)));
   for (int e = static_cast<int>(std::floor(std::log10(low))); e <= std::ceil(std::log10(high)); ++e) {
     if (decades > 3 && e % stride != 0) continue;
@@ -45,7 +45,20 @@ std::vector<double> LogTicks(double low, double high) {
       if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push_back(tick);
     }
   }
-  return ticks;
+  // A narrow range between two of them.
+  return ticks.size() < 2 ? Ticks(low, high, 4, false) : ticks;
+}
+
+// As many digits as tell neighbours apart.
+std::string TickLabel(const std::vector<double>& ticks, size_t i) {
+  double largest = 0, apart = 0;
+  for (size_t k = 0; k < ticks.size(); ++k) {
+    largest = std::max(largest, std::abs(ticks[k]));
+    const double gap = k > 0 ? ticks[k] - ticks[k - 1] : 0;
+    if (gap > 0 && (apart == 0 || gap < apart)) apart = gap;
+  }
+  const double digits = apart > 0 ? std::ceil(std::log10(largest) - std::log10(apart)) + 1 : 4;
+  return ShortNumber(ticks[i], static_cast<int>(std::clamp(digits, 4.0, 15.0)));
 }
 
 // Where numbers lie on the drawing.
@@ -53,7 +66,8 @@ struct Scale {
   double low = 0, high = 1, from = 0, to = 1;
   bool log = false;
   double At(double value) const {
-    const double part = log ? std::log(value / low) / std::log(high / low) : (value - low) / (high - low);
+    const double part = log ? (std::log(value) - std::log(low)) / (std::log(high) - std::log(low))
+                            : (value - low) / (high - low);
     return from + (to - from) * std::clamp(part, 0.0, 1.0);
   }
 };
@@ -85,8 +99,9 @@ std::pair<double, double> RangeOf(const Chart& chart) {
   const double usual_low = Quantile(lows, 0.02), usual_high = Quantile(highs, 0.98);
   if (!chart.log_y && highs.size() >= 20) {
     const double spread = std::max(usual_high - usual_low, 1e-12 * std::abs(usual_high));
-    high = std::min(high, usual_high + 0.6 * spread);
-    low = std::max(low, usual_low - 0.6 * spread);
+    // Not for a little: what is cut must be worth it.
+    if (high > usual_high + 1.2 * spread) high = usual_high + 0.6 * spread;
+    if (low < usual_low - 1.2 * spread) low = usual_low - 0.6 * spread;
   }
   for (const ChartLine& line : chart.lines) {
     // A line that is too far away would flatten the curve.
@@ -95,7 +110,6 @@ std::pair<double, double> RangeOf(const Chart& chart) {
     if (line.y < low && line.y > low - 0.8 * spread) low = line.y;
   }
   if (chart.from_zero) low = std::min(low, 0.0);
-  if (chart.largest_y != 0) high = std::min(high, chart.largest_y);
   if (chart.log_y) return {low, std::max(high, low * 1.1)};
   const double spread = high - low;
   const double pad = spread > 0 ? 0.05 * spread : std::max(0.05 * std::abs(high), 1e-9);
@@ -103,25 +117,32 @@ std::pair<double, double> RangeOf(const Chart& chart) {
   return {low, high + pad};
 }
 
-// Means over about a fiftieth of the points, half of them on either side.
-std::vector<ChartPoint> Smoothed(const std::vector<ChartPoint>& points) {
+// Means over about a fiftieth of the points, half of them on either side; on a logarithmic axis those of the
+// logarithms, as the eye takes them.
+std::vector<ChartPoint> Smoothed(const std::vector<ChartPoint>& points, bool log) {
   std::vector<ChartPoint> result = points;
   const int64_t n = static_cast<int64_t>(points.size()), reach = n / 100;
   for (int64_t i = 0; i < n; ++i) {
     // As many on both sides, so that a slope stays where it is.
     const int64_t r = std::min({reach, i, n - 1 - i});
     double sum = 0;
-    for (int64_t k = i - r; k <= i + r; ++k) sum += points[static_cast<size_t>(k)].y;
-    result[static_cast<size_t>(i)].y = sum / static_cast<double>(2 * r + 1);
+    for (int64_t k = i - r; k <= i + r; ++k) {
+      const double value = points[static_cast<size_t>(k)].y;
+      sum += log ? std::log(value) : value;
+    }
+    const double mean = sum / static_cast<double>(2 * r + 1);
+    result[static_cast<size_t>(i)].y = log ? std::exp(mean) : mean;
   }
   return result;
 }
 
 void Path(const std::vector<ChartPoint>& points, const Scale& x, const Scale& y, std::string* path) {
-  char command = 'M';
-  for (const ChartPoint& p : points) {
-    absl::StrAppend(path, std::string(1, command), Pixel(x.At(p.x)), " ", Pixel(y.At(p.y)));
-    command = 'L';
+  for (size_t i = 0; i < points.size(); ++i) {
+    const ChartPoint& p = points[i];
+    const bool begins = i == 0 || p.after_gap, ends = i + 1 == points.size() || points[i + 1].after_gap;
+    const std::string at = absl::StrCat(Pixel(x.At(p.x)), " ", Pixel(y.At(p.y)));
+    absl::StrAppend(path, begins ? "M" : "L", at);
+    if (begins && ends) absl::StrAppend(path, "L", at);  // a point alone is seen as well
   }
 }
 
@@ -199,12 +220,12 @@ std::string EscapedHtml(const std::string& text) {
   return result;
 }
 
-std::string ShortNumber(double value) {
+std::string ShortNumber(double value, int digits) {
   if (!std::isfinite(value)) return "-";
   const double size = std::abs(value);
   if (size == 0) return "0";
-  if (size < 1e-3 || size >= 1e15) return absl::StrFormat("%.3g", value);
-  if (size < 1000) return absl::StrFormat("%.4g", value);
+  if (size < 1e-3 || size >= 1e15) return absl::StrFormat("%.*g", digits - 1, value);
+  if (size < 1000) return absl::StrFormat("%.*g", digits, value);
   const char* const suffixes[] = {"k", "M", "G", "T"};
   double scaled = value;
   int i = -1;
@@ -212,7 +233,7 @@ std::string ShortNumber(double value) {
     scaled /= 1000;
     ++i;
   }
-  return absl::StrFormat("%.4g%s", scaled, suffixes[i]);
+  return absl::StrFormat("%.*g%s", digits, scaled, suffixes[i]);
 }
 
 std::string Thousands(int64_t value) {
@@ -225,12 +246,16 @@ std::string Thousands(int64_t value) {
 
 std::vector<ChartPoint> PointsOf(const Curve& curve, double scale) {
   std::vector<ChartPoint> points;
+  bool gap = false;
   for (const Curve::Bucket& b : curve.buckets()) {
-    if (b.num_values == 0) continue;
-    points.push_back({.x = static_cast<double>(b.last_step),
-                      .y = b.mean() * scale,
-                      .min = b.min * scale,
-                      .max = b.max * scale});
+    if (b.num_values > 0) {
+      points.push_back({.x = static_cast<double>(b.last_step),
+                        .y = b.mean() * scale,
+                        .min = b.min * scale,
+                        .max = b.max * scale,
+                        .after_gap = gap && !points.empty()});
+    }
+    gap = b.num_values == 0;
   }
   return points;
 }
@@ -250,8 +275,18 @@ std::string RenderChart(const Chart& original) {
       absl::StrAppend(&legend, "<i class=\"key ", series.color, "\"></i>", EscapedHtml(series.name));
     }
   }
+  std::vector<std::string> kinds;
+  for (const ChartMark& mark : chart.marks) {
+    if (mark.kind.empty() || std::find(kinds.begin(), kinds.end(), mark.kind) != kinds.end()) continue;
+    kinds.push_back(mark.kind);
+    absl::StrAppend(&legend, "<i class=\"key ", mark.color, "\"></i>", EscapedHtml(mark.kind));
+  }
   std::string html = Head(chart.title, chart.unit, legend);
   if (!any) return html + "<p class=\"none\">nothing yet</p></figure>\n";
+  if (chart.last_x > 0) {
+    first = std::min(first, chart.first_x);
+    last = std::max(last, chart.last_x);
+  }
   chart.log_y = chart.log_y && all_positive;
   const double W = static_cast<double>(chart.width), H = static_cast<double>(chart.height);
   const auto [low, high] = RangeOf(chart);
@@ -268,16 +303,18 @@ std::string RenderChart(const Chart& original) {
                         y.log ? " data-log=\"1\"" : "");
   // Grid and axes.
   std::string grid, labels;
-  for (const double tick : y.log ? LogTicks(low, high) : Ticks(low, high, 5, false)) {
-    const std::string at = Pixel(y.At(tick));
+  const std::vector<double> y_ticks = y.log ? LogTicks(low, high) : Ticks(low, high, 5, false);
+  for (size_t i = 0; i < y_ticks.size(); ++i) {
+    const std::string at = Pixel(y.At(y_ticks[i]));
     absl::StrAppend(&grid, "M", Pixel(kLeft), " ", at, "H", Pixel(W - kRight));
     absl::StrAppend(&labels, "<text class=\"ty\" x=\"", Pixel(kLeft - 6), "\" y=\"", at, "\">",
-                    ShortNumber(tick), "</text>");
+                    TickLabel(y_ticks, i), "</text>");
   }
   absl::StrAppend(&svg, "<path class=\"grid\" d=\"", grid, "\"/>");
-  for (const double tick : Ticks(x.low, x.high, chart.width > 800 ? 10 : 6, true)) {
-    absl::StrAppend(&labels, "<text class=\"tx\" x=\"", Pixel(x.At(tick)), "\" y=\"", Pixel(H - kBottom + 16),
-                    "\">", ShortNumber(tick), "</text>");
+  const std::vector<double> x_ticks = Ticks(x.low, x.high, chart.width > 800 ? 10 : 6, true);
+  for (size_t i = 0; i < x_ticks.size(); ++i) {
+    absl::StrAppend(&labels, "<text class=\"tx\" x=\"", Pixel(x.At(x_ticks[i])), "\" y=\"",
+                    Pixel(H - kBottom + 16), "\">", TickLabel(x_ticks, i), "</text>");
   }
   absl::StrAppend(&svg, "<path class=\"axis\" d=\"M", Pixel(kLeft), " ", Pixel(H - kBottom), "H",
                   Pixel(W - kRight), "\"/>", labels);
@@ -314,8 +351,8 @@ std::string RenderChart(const Chart& original) {
     }
     const bool bold = series.smooth && series.points.size() >= 60;
     if (bold) absl::StrAppend(&svg, Line(series.points, x, y, "faint " + series.color, ""));
-    absl::StrAppend(&svg, Line(bold ? Smoothed(series.points) : series.points, x, y, "line " + series.color,
-                               series.name));
+    absl::StrAppend(&svg, Line(bold ? Smoothed(series.points, y.log) : series.points, x, y,
+                               "line " + series.color, series.name));
     if (series.dots || series.points.size() == 1) {
       for (const ChartPoint& p : series.points) {
         absl::StrAppend(&svg, "<circle class=\"", series.color, "\" cx=\"", Pixel(x.At(p.x)), "\" cy=\"",

@@ -12,13 +12,14 @@ namespace carousel {
 // control characters other than tab and line break shown as U+FFFD.
 std::string EscapedHtml(const std::string& text);
 // "1.25", "3.0e-4", "12.3k", "4.1M": few digits, for people. "-" for what is not finite.
-std::string ShortNumber(double value);
+std::string ShortNumber(double value, int digits = 4);
 // "12,345,678".
 std::string Thousands(int64_t value);
 
 struct ChartPoint {
   double x = 0;
   double y = 0, min = 0, max = 0;  // of the bucket; min and max equal y where there is no spread
+  bool after_gap = false;          // before it are steps without a finite value: the line is broken
 };
 struct ChartSeries {
   std::string name;
@@ -34,8 +35,9 @@ struct ChartLine {  // a horizontal line for comparison
 };
 struct ChartMark {  // something that happened at a step
   double x = 0;
-  std::string color;  // a CSS class: "ok", "bad", "warn", "start"
-  std::string label;  // shown when pointed at
+  std::string color;      // a CSS class: "ok", "bad", "warn", "start", "back"
+  std::string label;      // shown when pointed at
+  std::string kind = {};  // for the legend, which names each kind once; empty: not there
 };
 struct Chart {
   std::string title;
@@ -43,8 +45,8 @@ struct Chart {
   int64_t width = 560, height = 240;
   bool log_y = false;      // where all values are above 0
   bool from_zero = false;  // the axis begins at 0
-  double scale = 1;        // numbers are shown multiplied by this
-  double largest_y = 0;    // the axis does not go beyond it; 0: no bound
+  // Steps that the x axis shows beside those of the points; both 0: none.
+  double first_x = 0, last_x = 0;
   std::vector<ChartSeries> series = {};
   std::vector<ChartLine> lines = {};
   std::vector<ChartMark> marks = {};

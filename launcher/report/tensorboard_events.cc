@@ -135,7 +135,8 @@ absl::Status TensorboardFile::Hparams(const std::vector<std::pair<std::string, s
     } else if (parsed.ec == std::errc() && parsed.ptr == text.data() + text.size() && std::isfinite(number)) {
       value.set_number_value(number);
     } else {
-      value.set_string_value(text);  // UTF-8: it comes from a config that was parsed
+      Utf8Stream utf8;  // the name of a file may be anything; readers refuse what is not UTF-8
+      value.set_string_value(utf8.Push(text) + utf8.Finish());
     }
   }
   tensorboard::Event event;

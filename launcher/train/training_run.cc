@@ -133,6 +133,10 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                    kExitNotSaved));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->BuildTrainer(), kExitUsage)));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
+  if (options.profile.has_value()) {
+    CAROUSEL_RETURN_IF_ERROR(
+        WithExitCode(CheckProfileIsAhead(*options.profile, self->state_.step), kExitUsage));
+  }
   CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->MakeSaver(), kExitUsage)));
   self->starting_ = false;
   return self;
