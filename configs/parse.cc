@@ -142,6 +142,18 @@ class Collector : public google::protobuf::io::ErrorCollector {
                      found_.end());
       }
     }
+    if (absl::StartsWith(message, "Expected string, got: ")) told += "; write it in quotes: \"...\"";
+    if (absl::StartsWith(message, "Expected identifier, got: \"")) {
+      told += "; only text stands in quotes: numbers, true, false and names of values do not";
+    }
+    if (absl::StartsWith(message, "Expected identifier, got: {") ||
+        absl::StartsWith(message, "Expected \"{\", found")) {
+      told +=
+          "; a config is text like configs/demo_bytes.textproto, no JSON or YAML: model { num_blocks: 2 }";
+    }
+    if (absl::StartsWith(message, "Interpreting non ascii codepoint")) {
+      told = "a byte that is no text of a config; save the file as UTF-8 without a byte order mark";
+    }
     if (message == "Expected identifier, got: }") told = "this \"}\" closes nothing";
     std::string text = absl::StrCat(name_, ":", place.line + 1, ":", place.at + 1, ": ", told);
     const std::string& source = Line(place.line);

@@ -90,7 +90,10 @@ std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error)
   std::vector<std::string> unknown = command.remaining();
   if (unknown.empty()) unknown = app.remaining(true);
   const std::vector<std::string> subcommands = SubcommandNames(command);
-  if (!unknown.empty()) {
+  // A bad value of an option says more than what stands behind it.
+  const std::string kind = error.get_name();
+  const bool is_value = kind == "ValidationError" || kind == "ConversionError" || kind == "ArgumentMismatch";
+  if (!unknown.empty() && !is_value) {
     const std::string word = unknown.front().substr(0, unknown.front().find('='));
     if (absl::StartsWith(word, "-")) {
       absl::StrAppend(&text, "no option ", word, DidYouMean(word, OptionNames(command)));

@@ -58,7 +58,12 @@ std::string AddressFile(const std::string& directory) {
 
 absl::Status WriteAddresses(const std::string& directory, const std::string& secret,
                             const std::vector<Endpoint>& addresses) {
-  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return FileError(directory);
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot make ", directory, ": ", ErrnoText(errno),
+                     "; the rendezvous (CAROUSEL_RENDEZVOUS) takes a directory that "
+                     "all ranks see and may write to"));
+  }
   std::string text = kFirstLine;
   for (const Endpoint& endpoint : addresses) {
     if (text.size() < kMaxFileBytes - 256) absl::StrAppend(&text, endpoint.ToString(), "\n");

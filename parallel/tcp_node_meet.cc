@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "core/base/status_exit_code.h"
 #include "core/base/status_macros.h"
 #include "parallel/peer_communicator.h"
 #include "parallel/run_interface.h"
@@ -55,9 +56,13 @@ absl::Status AllowOpenFiles(int size) {
     limit.rlim_cur = needed;
     if (setrlimit(RLIMIT_NOFILE, &limit) == 0) return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(absl::StrCat("connections among ", size, " ranks need ", needed,
-                                                    " open files, and only ", limit.rlim_max,
-                                                    " are allowed (ulimit -Hn)"));
+  return WithExitCode(
+      absl::FailedPreconditionError(absl::StrCat("connections among ", size, " ranks need ", needed,
+                                                 " open files, and only ", limit.rlim_max,
+                                                 " are allowed; raise that (ulimit -Hn, nofile in "
+                                                 "/etc/security/limits.conf), or start the ranks with "
+                                                 "mpirun")),
+      kExitPreflight);
 }
 
 // The address from which this machine reaches other networks, if there is such a way. Nothing is sent.
@@ -87,7 +92,9 @@ absl::StatusOr<std::unique_ptr<TcpNode>> TcpNode::Start(const TcpNodeOptions& op
                      kMinSecretBytes, " random ones, the same on all ranks (openssl rand -hex 32)"));
   }
   std::unique_ptr<TcpNode> node(new TcpNode(options));
-  CAROUSEL_RETURN_IF_ERROR(node->Meet());
+  const absl::Status met = node->Meet();
+  // Not the user's mistake for certain, and another start may do better.
+  CAROUSEL_RETURN_IF_ERROR(absl::IsUnavailable(met) ? WithExitCode(met, kExitTransport) : met);
   return node;
 }
 
@@ -153,7 +160,14 @@ absl::StatusOr<Endpoint> TcpNode::HubAddress(const Rendezvous& rendezvous) const
 
 absl::Status TcpNode::MeetAsHub(const Rendezvous& rendezvous, TcpClock::time_point deadline) {
   CAROUSEL_ASSIGN_OR_RETURN(const Endpoint address, HubAddress(rendezvous));
-  CAROUSEL_ASSIGN_OR_RETURN(Socket listener, carousel::Listen(address));
+  absl::StatusOr<Socket> listening = carousel::Listen(address);
+  if (!listening.ok() && !rendezvous.is_file()) {
+    return absl::UnavailableError(
+        absl::StrCat(std::string(listening.status().message()),
+                     "; CAROUSEL_RENDEZVOUS must name an address of rank 0's machine and a port that nobody "
+                     "else uses"));
+  }
+  CAROUSEL_ASSIGN_OR_RETURN(Socket listener, std::move(listening));
   if (rendezvous.is_file()) {
     CAROUSEL_RETURN_IF_ERROR(WriteAddresses(rendezvous.directory, options_.secret, {listener.local()}));
   }

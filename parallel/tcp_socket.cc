@@ -99,7 +99,8 @@ absl::StatusOr<std::vector<Endpoint>> ResolveHost(const std::string& host, int p
   addrinfo hints = {}, *found = nullptr;
   hints.ai_socktype = SOCK_STREAM;
   if (const int error = getaddrinfo(host.c_str(), nullptr, &hints, &found); error != 0) {
-    return absl::UnavailableError(absl::StrCat("host '", host, "' is not known: ", gai_strerror(error)));
+    return absl::UnavailableError(absl::StrCat("host '", host, "' is not known: ", gai_strerror(error),
+                                               "; is the name right, and known on this machine?"));
   }
   std::vector<Endpoint> endpoints;
   for (const addrinfo* a = found; a != nullptr; a = a->ai_next) {

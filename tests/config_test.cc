@@ -193,6 +193,11 @@ TEST(ConfigErrors, BrokenSyntaxHasAPlace) {
   Says(ErrorOf("model { num_heads: 1\nnum_heads: 2 }"),
        "Non-repeated field \"num_heads\" is specified multiple times");
   Says(ErrorOf(std::string(2 << 20, ' ')), "too many for a config");
+  Says(ErrorOf("run_dir: runs/a"), "test.textproto:1:10: Expected string, got: runs; write it in quotes");
+  Says(ErrorOf("model { use_bias: \"yes\" }"), "only text stands in quotes: numbers, true, false");
+  Says(ErrorOf("{\"model\": {\"num_heads\": 4}}"), "no JSON or YAML: model { num_blocks: 2 }");
+  Says(ErrorOf("model:\n  num_heads: 4\n"), "no JSON or YAML: model { num_blocks: 2 }");
+  Says(ErrorOf("\xef\xbb\xbfmodel { num_heads: 1 }"), "save the file as UTF-8 without a byte order mark");
 }
 
 TEST(ConfigErrors, AllProblemsAreReportedAtOnceEachWithAValidValue) {

@@ -254,7 +254,8 @@ TEST(SpreadWindows, SpreadsOverAllSourcesAndNeverRepeats) {
 TEST(SpreadWindows, RefusesShortSourcesAndEmptyLists) {
   const auto kInvalid = absl::StatusCode::kInvalidArgument;
   ExpectError(SpreadWindows({}, 10, 4).status(), kInvalid, {"data.validation"});
-  ExpectError(SpreadWindows({{"v", 10, 1}}, 10, 4).status(), kInvalid, {"v", "10 tokens", "11"});
+  ExpectError(SpreadWindows({{"v", 10, 1}}, 10, 4).status(), kInvalid,
+              {"v", "10 tokens", "eval.sequence_length + 1 = 11"});
   ExpectError(SpreadWindows({{"v", 100, 1}}, 10, 0).status(), kInvalid, {"eval.num_windows=0"});
 }
 }  // namespace

@@ -1,4 +1,5 @@
 // How ranks find each other over TCP: addresses, files, wrong settings, and strangers at the door.
+#include "core/base/status_exit_code.h"
 #include "parallel/rendezvous.h"
 
 #include <gtest/gtest.h>
@@ -100,7 +101,9 @@ TEST(TcpNode, MissingRanksAreNamed) {
   const absl::Status status = StartTcpSession(options).status();
   EXPECT_TRUE(Contains(status, "ranks 1 and 2 did not come to tcp://127.0.0.1:")) << status;
   options.node.rank = 1;
-  EXPECT_TRUE(Contains(StartTcpSession(options).status(), "rank 0 could not be reached"));
+  const absl::Status unreached = StartTcpSession(options).status();
+  EXPECT_TRUE(Contains(unreached, "rank 0 could not be reached"));
+  EXPECT_EQ(ExitCodeOf(unreached), kExitTransport);
 }
 
 TEST(TcpNode, APortInUseIsReported) {
@@ -110,6 +113,8 @@ TEST(TcpNode, APortInUseIsReported) {
   const absl::Status status =
       StartTcpSession(TestTcpOptions(LocalRendezvous(other.local().port()), 0, 2)).status();
   EXPECT_TRUE(Contains(status, "Address already in use")) << status;
+  EXPECT_TRUE(Contains(status, "a port that nobody else uses")) << status;
+  EXPECT_EQ(ExitCodeOf(status), kExitTransport);
 }
 
 // What two ranks say that were started differently.

@@ -204,8 +204,8 @@ TEST(TokenFile, SaysHowToNameAFileThatIsMissing) {
   std::filesystem::remove(folder / "a.bin");
   ExpectError(TokenFile::Open(folder / "a").status(), absl::StatusCode::kNotFound, {folder / "a.bin"});
   std::filesystem::create_directory(folder / "d.idx");
-  ExpectError(TokenFile::Open(folder / "d").status(), absl::StatusCode::kInvalidArgument,
-              {"not a regular file"});
+  ExpectError(TokenFile::Open(folder / "d").status(), absl::StatusCode::kFailedPrecondition,
+              {"not a regular file", "give another path"});
 }
 
 // A file of two documents whose parts the tests below damage.

@@ -58,7 +58,8 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   struct stat info;
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     close(fd);
-    return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, " is not a regular file; put the file itself there, or give another path"));
   }
   MappedFile file;
   file.path_ = path;

@@ -12,12 +12,12 @@
 namespace carousel {
 namespace {
 
-absl::Status CheckLength(const SamplerSource& source, int64_t T) {
+absl::Status CheckLength(const SamplerSource& source, int64_t T, const char* field) {
   if (NumWindows(source.num_tokens, T) > 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      source.name, " holds ", source.num_tokens,
-      " tokens, fewer than one window of data.sequence_length + 1 = ", T + 1,
-      "; use a longer text or a sequence_length of at most ", std::max<int64_t>(source.num_tokens - 1, 0)));
+  return absl::InvalidArgumentError(
+      absl::StrCat(source.name, " holds ", source.num_tokens, " tokens, fewer than one window of ", field,
+                   " + 1 = ", T + 1, "; use a longer text or a sequence_length of at most ",
+                   std::max<int64_t>(source.num_tokens - 1, 0)));
 }
 
 // `total` slots in proportion to the weights, by largest remainder; among equal remainders the earlier
@@ -58,7 +58,7 @@ absl::StatusOr<Sampler> Sampler::Create(std::vector<SamplerSource> sources, int6
         absl::StrCat(sources.size(), " training sources; at most ", kMixturePeriod));
   }
   for (const SamplerSource& s : sources) {
-    if (absl::Status status = CheckLength(s, T); !status.ok()) return status;
+    if (absl::Status status = CheckLength(s, T, "data.sequence_length"); !status.ok()) return status;
     if (!(s.weight > 0) || !std::isfinite(s.weight)) {
       return absl::InvalidArgumentError(
           absl::StrCat(s.name, " has weight ", s.weight, "; a weight must be positive and finite, e.g. 1"));
@@ -134,7 +134,7 @@ absl::StatusOr<std::vector<Window>> SpreadWindows(const std::vector<SamplerSourc
   }
   int64_t total = 0;
   for (const SamplerSource& s : sources) {
-    if (absl::Status status = CheckLength(s, T); !status.ok()) return status;
+    if (absl::Status status = CheckLength(s, T, "eval.sequence_length"); !status.ok()) return status;
     total += NumWindows(s.num_tokens, T);
   }
   count = std::min(count, total);
