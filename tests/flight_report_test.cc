@@ -154,6 +154,7 @@ TEST(FlightRecord, IsReadAsItWasWritten) {
   FlightRecord record =
       Record(1, 2, {Of("pipe", {0, 1}, {Done(4, "Barrier"), Waiting(5, "Recv(4 x f32, rank 0)")})}, {0});
   record.groups[0].calls[1].peers = {0};
+  record.ended_because = "node1 is silent";
   const absl::StatusOr<FlightRecord> again = ParseFlightRecord(ToJson(record));
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(*again, record);

@@ -13,6 +13,7 @@
 #include <mutex>
 
 #include "core/base/exit_code.h"
+#include "launcher/watch/flight_report.h"
 #include "launcher/watch/thread_stacks.h"
 #include "parallel/local_communicator.h"
 #include "tests/temp_dir.h"
@@ -181,6 +182,35 @@ TEST(Watchdog, GiveUpEndsOnceWithTheCodeThatIsGiven) {
   ended.code = -1;
   watchdog.GiveUp(kExitTransport, "late", {});
   EXPECT_EQ(ended.code, -1);
+}
+
+TEST(Watchdog, WhoGivesUpBecauseOfAnotherLeavesARecordToo) {
+  TempDir dir;
+  Ended ended;
+  const std::unique_ptr<Communicator> self = MakeSelfCommunicator();
+  Watchdog watchdog(ended.Options());
+  watchdog.SetLimits(Limits(1000));
+  watchdog.Identify(0, 2, "node1", {"node1", "node2"});
+  watchdog.SetDirectory(dir.path() + "/flight");
+  watchdog.Watch(*self);
+  watchdog.Enter(Section::kStep);
+  self->Barrier();
+  watchdog.GiveUpWithRecord(kExitTransport, "node2 has given no sign of life", {"node2"});
+  EXPECT_EQ(ended.code, kExitTransport);
+  EXPECT_EQ(ended.reason, "node2 has given no sign of life");
+  const auto records = ReadFlightRecords(dir.path());
+  ASSERT_TRUE(records.ok()) << records.status();
+  ASSERT_EQ(records->size(), 1u);
+  const FlightRecord& record = records->front();
+  EXPECT_EQ(record.ended_because, "node2 has given no sign of life");
+  EXPECT_EQ(record.section, "a step");
+  ASSERT_EQ(record.groups.size(), 1u);
+  EXPECT_EQ(record.groups[0].num_calls, 1);
+  std::ifstream file(FlightRecordPath(dir.path() + "/flight", 0, "txt"));
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_NE(text.find("ended because: node2 has given no sign of life\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("thread "), std::string::npos) << text;
+  watchdog.ForgetCommunicators();
 }
 
 [[gnu::noinline]] void SleepForALongTime() {

@@ -70,12 +70,11 @@ absl::Status Train(const TrainCommandOptions& options, Environment& environment,
                             AgreeOnRun(world, environment.host(), LoadRunToTrain(options.config)));
   CAROUSEL_RETURN_IF_ERROR(CheckSameOptions(world, environment.host(), OptionsOf(options)));
   IntroduceRun(watchdog, run, environment);
-  const std::unique_ptr<Heartbeat> heartbeat =
-      StartHeartbeat(run, environment,
-                     [recorder = options.train.recorder](int exit_code, const std::string& reason,
-                                                         const std::vector<std::string>& suspect_hosts) {
-                       recorder->Ending(exit_code, reason, suspect_hosts);
-                     });
+  const std::unique_ptr<Heartbeat> heartbeat = StartHeartbeat(
+      run, environment,
+      [watchdog](int exit_code, const std::string& reason, const std::vector<std::string>& suspect_hosts) {
+        watchdog->GiveUpWithRecord(exit_code, reason, suspect_hosts);
+      });
   TrainOptions train = options.train;
   train.command_line = CommandLine();
   train.has_config = !options.config.config.empty();

@@ -141,6 +141,7 @@ std::string ToJson(const FlightRecord& record) {
                        {"host", record.host},
                        {"hosts", record.hosts},
                        {"section", record.section},
+                       {"ended_because", record.ended_because},
                        {"idle_seconds", record.idle_seconds},
                        {"limit_seconds", record.limit_seconds},
                        {"step", record.step},
@@ -159,6 +160,8 @@ absl::StatusOr<FlightRecord> ParseFlightRecord(const std::string& text) {
   record.rank = static_cast<int>(reader.Int("rank", 0, record.size - 1));
   record.host = reader.Text("host");
   record.section = reader.Text("section");
+  // Records of older programs do not have it.
+  if (reader.ok() && object.contains("ended_because")) record.ended_because = reader.Text("ended_because");
   record.idle_seconds = reader.Number("idle_seconds");
   record.limit_seconds = reader.Number("limit_seconds");
   record.step = reader.Int("step", -1);
@@ -185,6 +188,7 @@ std::string Describe(const FlightRecord& record, int64_t max_calls) {
   if (record.step >= 0) absl::StrAppend(&text, " of step ", record.step);
   absl::StrAppendFormat(&text, ", no progress for %.1f s, the limit is %.4g s\n", record.idle_seconds,
                         record.limit_seconds);
+  if (!record.ended_because.empty()) absl::StrAppend(&text, "ended because: ", record.ended_because, "\n");
   if (!record.waits_for.empty()) {
     absl::StrAppend(&text, "waits in ", record.waits_in, " for ranks");
     for (const int rank : record.waits_for) absl::StrAppend(&text, " ", rank);

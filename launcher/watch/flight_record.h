@@ -34,6 +34,7 @@ struct FlightRecord {
   std::string host;
   std::vector<std::string> hosts;  // of all ranks; empty if they were not known yet
   std::string section;             // what the rank was doing
+  std::string ended_because = {};  // empty: its own limit was over
   double idle_seconds = 0, limit_seconds = 0;
   int64_t step = -1;
   // What the transport says: the call that waits for messages, and from which ranks of the world. Empty: it

@@ -1,7 +1,8 @@
 #include "launcher/watch/run_heartbeat.h"
 
+#include <chrono>
 #include <cstdio>
-#include <cstdlib>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/check.h"
@@ -22,8 +23,7 @@ std::string NetworkOfMpi() {
 std::string Place() { return ProcessStep() >= 0 ? absl::StrCat("[step ", ProcessStep(), "] ") : ""; }
 }  // namespace
 
-std::unique_ptr<Heartbeat> StartHeartbeat(const RunSpec& run, Environment& environment,
-                                          const EndingRecorder& ending) {
+std::unique_ptr<Heartbeat> StartHeartbeat(const RunSpec& run, Environment& environment, const RunEnder& end) {
   if (run.heartbeat.limit_seconds <= 0 || environment.size() == 1) return nullptr;
   const int rank = environment.rank();
   HeartbeatOptions options;
@@ -33,11 +33,10 @@ std::unique_ptr<Heartbeat> StartHeartbeat(const RunSpec& run, Environment& envir
   options.on_death = [rank](const HeartbeatLoss& loss) {
     std::fprintf(stderr, "[rank %d] %s%s\n", rank, Place().c_str(), loss.text.c_str());
   };
-  options.on_loss = [rank, ending](const HeartbeatLoss& loss) {
-    std::fprintf(stderr, "[rank %d] %sthe job ends: %s\n", rank, Place().c_str(), loss.text.c_str());
-    if (ending != nullptr) ending(kExitTransport, loss.text, loss.suspect_hosts);
-    std::fflush(nullptr);
-    std::_Exit(kExitTransport);
+  options.on_loss = [end](const HeartbeatLoss& loss) {
+    end(kExitTransport, loss.text, loss.suspect_hosts);
+    // Whoever was quicker ends the process, with a fuse should even that not work.
+    while (true) std::this_thread::sleep_for(std::chrono::seconds(1));
   };
   absl::StatusOr<std::unique_ptr<Heartbeat>> heartbeat =
       Heartbeat::Start(environment.world(), environment.local(), environment.host(), options);

@@ -12,14 +12,13 @@
 
 namespace carousel {
 
-// Keeps a record of why the process ends, right before it does: exit code, reason, suspected hosts. Called by
-// another thread.
-using EndingRecorder = std::function<void(int exit_code, const std::string& reason,
-                                          const std::vector<std::string>& suspect_hosts)>;
+// Says why the process ends, records it, and ends it: exit code, reason, suspected hosts
+// (Watchdog::GiveUpWithRecord). Called by another thread. May return where the process is ending already.
+using RunEnder = std::function<void(int exit_code, const std::string& reason,
+                                    const std::vector<std::string>& suspect_hosts)>;
 
 // Collective. Null for a rank alone and where watchdog.heartbeat_seconds is 0. Where no connections can be
 // made (a firewall between the nodes), a warning says so and the run goes on without: null as well. Once a
-// node is lost, this process says which one, records it (`ending` may be null) and ends with kExitTransport.
-std::unique_ptr<Heartbeat> StartHeartbeat(const RunSpec& run, Environment& environment,
-                                          const EndingRecorder& ending = nullptr);
+// node is lost, this process ends with kExitTransport, by `end`.
+std::unique_ptr<Heartbeat> StartHeartbeat(const RunSpec& run, Environment& environment, const RunEnder& end);
 }  // namespace carousel

@@ -261,6 +261,17 @@ FlightRecord Watchdog::Compose(const HangTimer::Expiry& expiry) {
   return record;
 }
 
+void Watchdog::WriteRecord(const FlightRecord& record, const std::string& stacks,
+                           const std::string& directory) {
+  if (directory.empty()) return;
+  RunBounded(kWriteSeconds, [directory, record, stacks] {
+    MakeDirectories(directory);
+    WriteWhole(FlightRecordPath(directory, record.rank, "txt"),
+               absl::StrCat(Describe(record, FlightRecord::kMaxCalls), stacks));
+    WriteWhole(FlightRecordPath(directory, record.rank, "json"), ToJson(record));
+  });
+}
+
 void Watchdog::Expire(const HangTimer::Expiry& expiry) {
   if (ending_.exchange(true)) return;
   if (options_.exit == nullptr) LightFuse(kExitTransport);
@@ -275,14 +286,7 @@ void Watchdog::Expire(const HangTimer::Expiry& expiry) {
     const std::lock_guard<std::mutex> lock(mutex_);
     directory = directory_;
   }
-  if (!directory.empty()) {
-    RunBounded(kWriteSeconds, [directory, record, stacks] {
-      MakeDirectories(directory);
-      WriteWhole(FlightRecordPath(directory, record.rank, "txt"),
-                 absl::StrCat(Describe(record, FlightRecord::kMaxCalls), stacks));
-      WriteWhole(FlightRecordPath(directory, record.rank, "json"), ToJson(record));
-    });
-  }
+  WriteRecord(record, stacks, directory);
   // What the others left: they notice at about the same time.
   struct Gathered {
     std::mutex mutex;
@@ -359,6 +363,33 @@ void Watchdog::GiveUp(int exit_code, const std::string& why, const std::vector<s
   }
   bool heard = true;
   PrintBounded(absl::StrCat(who, why, "\n"), &heard);
+  End(exit_code, why, suspect_hosts);
+}
+
+void Watchdog::GiveUpWithRecord(int exit_code, const std::string& why,
+                                const std::vector<std::string>& suspect_hosts) {
+  if (ending_.exchange(true)) return;
+  if (options_.exit == nullptr) LightFuse(exit_code);
+  const double now = Now();
+  const Section section = timer_.section();
+  FlightRecord record = Compose({.section = section,
+                                 .idle_seconds = timer_.IdleSeconds(now),
+                                 .limit_seconds = timer_.LimitOf(section)});
+  record.ended_because = why;
+  std::string directory;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    directory = directory_;
+  }
+  const std::string where = directory.empty() ? ""
+                                              : absl::StrCat("; what this rank did: ",
+                                                             FlightRecordPath(directory, record.rank, "txt"));
+  bool heard = true;
+  PrintBounded(absl::StrCat("[rank ", record.rank, "] ",
+                            record.step >= 0 ? absl::StrCat("[step ", record.step, "] ") : "",
+                            "the job ends: ", why, where, "\n"),
+               &heard);
+  if (!directory.empty()) WriteRecord(record, StacksOfOtherThreads(kStackSeconds), directory);
   End(exit_code, why, suspect_hosts);
 }
 

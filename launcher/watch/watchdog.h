@@ -70,9 +70,12 @@ class Watchdog {
   // For PeerOptions::waiting.
   void Waiting(const std::string& call, const std::vector<int>& ranks);
 
-  // Ends the process with this code: somebody else (heartbeats) found that the run cannot go on. Returns only
-  // where another thread is ending the process already.
+  // Ends the process with this code: somebody else found that the run cannot go on. Returns only where
+  // another thread is ending the process already.
   void GiveUp(int exit_code, const std::string& why, const std::vector<std::string>& suspect_hosts);
+  // The same, with the record that a hang leaves: heartbeats found that another rank does not answer. It
+  // waits for the records of nobody.
+  void GiveUpWithRecord(int exit_code, const std::string& why, const std::vector<std::string>& suspect_hosts);
 
  private:
   struct Watched {
@@ -85,6 +88,7 @@ class Watchdog {
   int64_t NumCalls();
   bool MustEnd(double now);
   FlightRecord Compose(const HangTimer::Expiry& expiry);
+  void WriteRecord(const FlightRecord& record, const std::string& stacks, const std::string& directory);
   void Expire(const HangTimer::Expiry& expiry);
   void End(int exit_code, const std::string& reason, const std::vector<std::string>& suspect_hosts);
 
