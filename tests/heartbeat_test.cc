@@ -4,9 +4,12 @@
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <random>
 
 #include "process_ranks.h"
 
@@ -203,6 +206,79 @@ TEST(Heartbeat, NothingListensOnceAllHaveMet) {
     EXPECT_GE(num_sockets, 1);
   });
   for (const RankResult& result : results) EXPECT_EQ(result.exit_code, 0) << result.errors;
+}
+
+// Calls whatever this process listens on, again and again: with garbage, with a beginning and nothing more,
+// with nothing at all, and without ever hanging up.
+class Strangers {
+ public:
+  Strangers() : thread_([this] { Run(); }) {}
+  ~Strangers() {
+    stop_ = true;
+    thread_.join();
+    for (const int fd : held_) close(fd);
+  }
+  int64_t num_calls() const { return num_calls_; }
+
+ private:
+  void Run() {
+    std::mt19937 random(7);
+    while (!stop_) {
+      for (int fd = 3; fd < 256; ++fd) {
+        int listens = 0;
+        socklen_t length = sizeof listens;
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens == 0) continue;
+        sockaddr_storage address;
+        socklen_t size = sizeof address;
+        if (getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) continue;
+        const int caller = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (caller < 0) continue;
+        static_cast<void>(connect(caller, reinterpret_cast<sockaddr*>(&address), size));
+        std::string bytes(random() % 3 == 0 ? 0 : random() % 3000, '\0');
+        for (char& byte : bytes) byte = static_cast<char>(random());
+        static_cast<void>(send(caller, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
+        ++num_calls_;
+        held_.push_back(caller);
+        if (held_.size() > 100) {
+          close(held_.front());
+          held_.erase(held_.begin());
+        }
+      }
+      Sleep(0.0005);
+    }
+  }
+  std::atomic<bool> stop_ = false;
+  std::atomic<int64_t> num_calls_ = 0;
+  std::vector<int> held_;
+  std::thread thread_;
+};
+
+TEST(Heartbeat, StrangersAtTheDoorKeepNobodyOut) {
+  for (const auto& result : RunProcesses(4, [](Communicator& world) {
+         const int node = world.rank() / 2;
+         const std::unique_ptr<Communicator> local = world.Split(node);
+         std::unique_ptr<Strangers> strangers;
+         if (world.rank() == 0) strangers = std::make_unique<Strangers>();
+         HeartbeatOptions options = TestOptions(node);
+         // The door stays open for a second, as one that is waited for does not know the secret.
+         options.meet_seconds = 1;
+         if (world.rank() == 2) options.run_secret = "another secret";
+         EXPECT_FALSE(Heartbeat::Start(world, *local, NodeName(node), options).ok());
+         if (strangers != nullptr) {
+           EXPECT_GT(strangers->num_calls(), 20);
+         }
+         options = TestOptions(node);
+         options.meet_seconds = 30;
+         absl::StatusOr<std::unique_ptr<Heartbeat>> heartbeat =
+             Heartbeat::Start(world, *local, NodeName(node), options);
+         ASSERT_TRUE(heartbeat.ok()) << heartbeat.status();
+         Sleep(1.5 * kLimit);  // and nobody is missed
+         heartbeat->reset();
+         world.Barrier();
+       })) {
+    EXPECT_EQ(result.exit_code, 0) << result.errors;
+    EXPECT_EQ(result.errors, "");
+  }
 }
 
 TEST(LossText, IsReadAsItWasWritten) {

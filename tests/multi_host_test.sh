@@ -5,20 +5,12 @@
 set -euo pipefail
 carousel=$1
 shift
-scenarios=${*:-two three}
 source_dir=$(cd "$(dirname "$0")/.." && pwd)
-# shellcheck source=tests/virtual_hosts.sh
-. "$source_dir/tests/virtual_hosts.sh"
-reason=$(virtual_hosts_missing)
-if [ -n "$reason" ]; then echo "skipped: $reason"; exit 77; fi
-work=$(mktemp -d)
-trap 'stop_hosts; rm -rf "$work"' EXIT
-cd "$work"
+# shellcheck source=tests/host_run_testing.sh
+. "$source_dir/tests/host_run_testing.sh"
+explain() { :; }
 
-fail() { echo "FAIL: $*" >&2; for log in log* hosts/*.log; do echo "--- $log"; tail -40 "$log"; done; exit 1; }
-
-"$carousel" data synth --output corpus.txt --bytes 100000 >/dev/null
-"$carousel" data build --input corpus.txt --output tokens --validation_fraction 0.1 >/dev/null
+make_tokens
 cat >tiny.textproto <<END
 model { embedding_dim: 64 num_blocks: 2 num_heads: 2 chunk_length: 16 igate_bias_init: -2 slstm_at: 1 }
 data { train { path: "tokens_train" } validation { path: "tokens_valid" } sequence_length: 64 }
@@ -27,13 +19,13 @@ parallel { threads: 1 }
 eval { every_steps: 10 num_windows: 8 }
 checkpoint { every_steps: 10 }
 END
-"$carousel" train --config tiny.textproto --run_dir whole >log_whole 2>&1 || fail "the undisturbed run"
+undisturbed
 record() { # what a run's metrics say, without clocks and what saves took
   grep -v '^{"checkpoint"\|"kind":"straggler"' "$1/metrics.jsonl" | sed 's/,"seconds":.*"data_digest"/,"data_digest"/; s/,"seconds":.*//'
 }
-same() { # same RUN: as the undisturbed one
+same_in_all() { # also in what its metrics say
   diff <(record whole) <(record "$1") >log_diff || fail "$1: other metrics than on one host"
-  "$carousel" checkpoint diff whole "$1" >log_diff 2>&1 || fail "$1: other weights or moments than on one host"
+  same "$1"
 }
 sent_bytes() { # sent_bytes NODE INTERFACE
   on "$1" sed -n "s/^ *$2: *//p" /proc/net/dev | awk '{ print $9 }'
@@ -56,12 +48,12 @@ scenario_two() {
   printf 'node1 slots=2\nnode2 slots=2\n' >hostfile2
   train_on "$work/hostfile2" 4 two_replicas
   grep "rank 0 of 4 on node1 (2 here)" log_two_replicas >/dev/null || fail "rank 0 does not say where it runs"
-  same two_replicas
+  same_in_all two_replicas
   train_on "$work/hostfile2" 4 two_shards --set parallel.shard=2
-  same two_shards
+  same_in_all two_shards
   printf 'node1 slots=1\nnode2 slots=1\n' >hostfile1
   train_on "$work/hostfile1" 2 two_stages --set parallel.pipe=2
-  same two_stages
+  same_in_all two_stages
 }
 scenario_three() {
   printf 'node1 slots=1\nnode2 slots=1\nnode3 slots=1\n' >hostfile3
@@ -71,11 +63,8 @@ scenario_three() {
   printf 'node1 slots=2\nnode2 slots=2\n' >hostfile2
   mpirun_on_1 --hostfile "$work/hostfile2" -np 4 "$carousel" train --run_dir three --set train.max_tokens=0 >log_three 2>&1 ||
     fail "three did not go on"
-  same three
+  same_in_all three
 }
-for scenario in $scenarios; do
-  begin=$SECONDS
-  "scenario_$scenario"
-  echo "$scenario: $((SECONDS - begin)) s"
-done
+if [ $# -eq 0 ]; then set -- two three; fi
+run_scenarios "$@"
 echo "the bits of one host"

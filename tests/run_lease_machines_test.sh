@@ -25,7 +25,9 @@ skip() {
 }
 command -v bindfs > /dev/null || skip "bindfs is not installed"
 [[ -r /dev/fuse && -w /dev/fuse ]] || skip "there is no /dev/fuse"
-unshare --mount --uts --net --pid --fork true 2> /dev/null || skip "no namespaces may be made"
+unshare --mount --uts --net --pid --fork --mount-proc bash -c \
+  'hostname probe && mount --bind /dev/null /proc/sys/kernel/random/boot_id' 2> /dev/null ||
+  skip "namespaces are not allowed here (a container without --privileged?)"
 mkdir "$work/shared" "$work/mnt"
 unshare --mount sh -c "bindfs '$work/shared' '$work/mnt' && umount '$work/mnt'" 2> /dev/null ||
   skip "FUSE may not be mounted"
@@ -62,15 +64,23 @@ stop() { # gives the lease back
   wait "${outer[$1]}" || fail "$1 ended with $?"
   unset "outer[$1]" "outer[$1.in]"
 }
-crash() { # the machine loses its power
-  kill -9 "${outer[$1]}" "${outer[$1.in]}" 2> /dev/null || true
-  wait "${outer[$1]}" "${outer[$1.in]}" 2> /dev/null || true
-  unset "outer[$1]" "outer[$1.in]"
-}
 family() { # a process and all below it
   local child
   echo "$1"
-  for child in $(ps -o pid= --ppid "$1" || true); do family "$child"; done
+  for child in $(cat "/proc/$1/task/$1/children" 2> /dev/null || true); do family "$child"; done
+}
+crash() { # the machine loses its power; returns when nothing runs there any more
+  local pid end=$((SECONDS + 60)) machine
+  mapfile -t machine < <(family "${outer[$1]}")
+  kill -9 "${outer[$1]}" "${outer[$1.in]}" 2> /dev/null || true
+  wait "${outer[$1]}" "${outer[$1.in]}" 2> /dev/null || true
+  unset "outer[$1]" "outer[$1.in]"
+  for pid in "${machine[@]}"; do
+    while [[ -e /proc/$pid ]] && ! grep -q "^State:.Z" "/proc/$pid/status" 2> /dev/null; do
+      ((SECONDS < end)) || fail "process $pid of $1 does not end"
+      sleep 0.02
+    done
+  done
 }
 now() { date +%s%N; }
 long=60

@@ -7,36 +7,20 @@
 set -euo pipefail
 carousel=$1
 shift
-scenarios=${*:-preempt srun}
 source_dir=$(cd "$(dirname "$0")/.." && pwd)
-# shellcheck source=tests/virtual_hosts.sh
-. "$source_dir/tests/virtual_hosts.sh"
-reason=$(virtual_hosts_missing)
-for tool in munged slurmctld slurmd sbatch srun; do
-  if [ -z "$reason" ] && ! PATH=$PATH:/usr/sbin command -v "$tool" >/dev/null; then reason="$tool is missing (Debian: slurm-wlm)"; fi
-done
-if [ -n "$reason" ]; then echo "skipped: $reason"; exit 77; fi
-work=$(mktemp -d)
-trap 'stop_hosts; rm -rf "$work"' EXIT
-cd "$work"
-
-fail() {
-  echo "FAIL: $*" >&2
+# shellcheck source=tests/host_run_testing.sh
+. "$source_dir/tests/host_run_testing.sh"
+skip_if_missing munge munged
+skip_if_missing slurm-wlm slurmctld slurmd sbatch srun
+explain() {
+  local log
   on 1 scontrol show jobs || true
-  for log in *.log log* slurm/*.log; do echo "--- $log"; tail -40 "$log"; done
-  exit 1
-}
-wait_until() { # wait_until SECONDS COMMAND...
-  local end=$((SECONDS + $1))
-  shift
-  while ! "$@"; do
-    [ "$SECONDS" -lt "$end" ] || return 1
-    sleep 0.2
+  for log in *.log slurm/*.log; do
+    if [ -f "$log" ]; then echo "--- $log"; tail -40 "$log"; fi
   done
 }
 
-"$carousel" data synth --output corpus.txt --bytes 100000 >/dev/null
-"$carousel" data build --input corpus.txt --output tokens --validation_fraction 0.1 >/dev/null
+make_tokens
 cat >tiny.textproto <<END
 model { embedding_dim: 64 num_blocks: 2 num_heads: 2 chunk_length: 16 igate_bias_init: -2 }
 data { train { path: "tokens_train" } sequence_length: 64 }
@@ -95,7 +79,7 @@ wait_until 20 test -S slurm/munge.socket || { cat slurm/munged.log; echo "skippe
 daemon slurmctld.out slurmctld -D -f "$SLURM_CONF"
 daemon slurmd.out slurmd -D -f "$SLURM_CONF" -N node1
 node_is_idle() { on 1 sinfo --noheader --format=%T 2>/dev/null | grep '^idle' >/dev/null; }
-wait_until ${SLURM_WAIT:-40} node_is_idle || { tail -n 20 slurm/*.log; echo "skipped: slurmctld and slurmd do not start here"; exit 77; }
+wait_until 60 node_is_idle || { tail -n 20 slurm/*.log; echo "skipped: slurmctld and slurmd do not start here"; exit 77; }
 
 export OMPI_MCA_rmaps_base_oversubscribe=1 CAROUSEL=$carousel CAROUSEL_DEVICE=cpu CAROUSEL_GRACE=50
 submit() { # submit NAME OPTION... -- TRAIN_OPTION...: the template, for one node without GPUs; prints the job's number
@@ -109,9 +93,7 @@ submit() { # submit NAME OPTION... -- TRAIN_OPTION...: the template, for one nod
 state_of() { on 1 squeue --noheader --jobs="$1" --states=all --format=%T 2>/dev/null; }
 is() { [ "$(state_of "$1")" = "$2" ]; }
 is_over() { case $(state_of "$1") in COMPLETED | FAILED | CANCELLED | TIMEOUT | "") return 0 ;; *) return 1 ;; esac }
-has_steps() { [ -e "$1/metrics.jsonl" ] && [ "$(wc -l <"$1/metrics.jsonl")" -ge "$2" ]; }
-"$carousel" train --config tiny.textproto --run_dir whole >log_whole 2>&1 || fail "the undisturbed run"
-same() { "$carousel" checkpoint diff whole "$1" >log_diff 2>&1 || fail "$1: other weights than the undisturbed run"; }
+undisturbed
 
 scenario_preempt() {
   local job urgent
@@ -121,7 +103,7 @@ scenario_preempt() {
   wait_until 60 is "$urgent" RUNNING || is_over "$urgent" || fail "the job of higher priority does not start"
   [ "$(ls preempted/checkpoints)" != "" ] || fail "nothing was saved before the other job began"
   local saved
-  saved=$(wc -l <preempted/metrics.jsonl)
+  saved=$(steps_of preempted)
   [ "$saved" -lt 1200 ] || fail "the job was done before it was preempted"
   wait_until 60 is_over "$urgent" || fail "the job of higher priority does not end"
   wait_until 120 is_over "$job" || fail "the preempted job does not go on"
@@ -138,9 +120,6 @@ scenario_srun() {
   is "$job" COMPLETED || fail "the job ended as $(state_of "$job")"
   same by_srun
 }
-for scenario in $scenarios; do
-  begin=$SECONDS
-  "scenario_$scenario"
-  echo "$scenario: $((SECONDS - begin)) s"
-done
+if [ $# -eq 0 ]; then set -- preempt srun; fi
+run_scenarios "$@"
 echo "the bits of a run that nobody disturbed"
