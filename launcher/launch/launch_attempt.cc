@@ -160,10 +160,8 @@ void Watch::Say(const std::string& text, bool warning) {
   to_errors_.Flush();
   if (!to_errors_.empty()) {
     to_errors_.Add("carousel launch: " + text + "\n");
-  } else if (warning) {
-    CAROUSEL_LOG(WARNING) << text;
   } else {
-    CAROUSEL_LOG(INFO) << text;
+    LaunchLine(warning ? LogLevel::WARNING : LogLevel::INFO).stream() << text;
   }
 }
 
@@ -267,16 +265,13 @@ void Watch::Sweep() {
     poll(nullptr, 0, 10);
   }
   if (!KillChildren(kKillSeconds)) {
-    CAROUSEL_LOG(WARNING) << "processes of this attempt are stuck in the kernel and still there";
+    LaunchLine(LogLevel::WARNING).stream()
+        << "processes of this attempt are stuck in the kernel and still there";
   }
   TakeOutput();
   to_errors_.Add(filter_.Rest());
-  const double patience = Seconds() + kLeaveSeconds;
-  while (!(to_output_.empty() && to_errors_.empty()) && Seconds() < patience) {
-    to_output_.Flush();
-    to_errors_.Flush();
-    poll(nullptr, 0, 10);
-  }
+  to_output_.FlushFor(kLeaveSeconds);
+  to_errors_.FlushFor(kLeaveSeconds);
 }
 
 void Watch::Run() {

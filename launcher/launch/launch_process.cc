@@ -217,6 +217,21 @@ void Outlet::Flush() {
   }
 }
 
+void Outlet::FlushFor(double seconds) {
+  const double deadline = Seconds() + seconds;
+  Flush();
+  while (!empty() && Seconds() < deadline) {
+    poll(nullptr, 0, 10);
+    Flush();
+  }
+}
+
+LaunchLine::~LaunchLine() {
+  constexpr int kPatienceMilliseconds = 500;
+  pollfd ready{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+  if (poll(&ready, 1, kPatienceMilliseconds) > 0) LogLine(level_).stream() << stream_.str();
+}
+
 void AdoptOrphans() { prctl(PR_SET_CHILD_SUBREAPER, 1); }
 
 std::vector<pid_t> ChildrenOf(pid_t parent) {

@@ -6,11 +6,13 @@
 #include <csignal>
 #include <functional>
 #include <initializer_list>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/base/log.h"
 #include "launcher/launch/launch_judgement.h"
 
 namespace carousel {
@@ -70,6 +72,8 @@ class Outlet {
   void Add(const std::string& text);
   // Writes what can be written now.
   void Flush();
+  // Writes what can be written within so many seconds.
+  void FlushFor(double seconds);
   // Nothing waits to be written. Where nobody reads any more nothing ever does.
   bool empty() const { return waiting_.empty() && left_out_ == 0; }
   int fd() const { return own_.get() >= 0 ? own_.get() : fd_; }
@@ -81,6 +85,18 @@ class Outlet {
   std::string waiting_;
   size_t left_out_ = 0;
   bool closed_ = false;
+};
+
+// A log line (core/base/log.h) that is left out where the console takes nothing for half a second.
+class LaunchLine {
+ public:
+  explicit LaunchLine(LogLevel level) : level_(level) {}
+  ~LaunchLine();
+  std::ostream& stream() { return stream_; }
+
+ private:
+  const LogLevel level_;
+  std::ostringstream stream_;
 };
 
 // Becomes parent of every descendant that loses its own.

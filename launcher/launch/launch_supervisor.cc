@@ -1,7 +1,7 @@
 #include "launcher/launch/launch_supervisor.h"
 
 #include <poll.h>
-#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -88,8 +88,9 @@ std::vector<LaunchHost> LaunchSupervisor::UsableHosts(bool probe) {
     }
   }
   if (!silent.empty()) {
-    CAROUSEL_LOG(WARNING) << absl::StrJoin(silent, ", ") << (silent.size() == 1 ? " does" : " do")
-                          << " not answer: this attempt does without";
+    LaunchLine(LogLevel::WARNING).stream()
+        << absl::StrJoin(silent, ", ") << (silent.size() == 1 ? " does" : " do")
+        << " not answer: this attempt does without";
   }
   return hosts;
 }
@@ -170,8 +171,9 @@ AttemptExit LaunchSupervisor::Attempt(bool probe, bool from_good, AttemptFacts* 
     exit.attempt = plan->number;
     return exit;
   }
-  CAROUSEL_LOG(INFO) << "attempt " << plan->number << ": " << *ranks << (*ranks == 1 ? " rank" : " ranks")
-                     << (target_.local ? "" : " on " + HostNames(hosts)) << ", records in " << plan->dir;
+  LaunchLine(LogLevel::INFO).stream()
+      << "attempt " << plan->number << ": " << *ranks << (*ranks == 1 ? " rank" : " ranks")
+      << (target_.local ? "" : " on " + HostNames(hosts)) << ", records in " << plan->dir;
   absl::StatusOr<AttemptFacts> ran = RunAttempt(*plan, options_, run_.run_dir, &signals_);
   if (!ran.ok()) {
     AttemptExit exit = failed(ran.status(), StatedExitCode(ran.status()).value_or(kExitPreflight));
@@ -205,7 +207,7 @@ bool LaunchSupervisor::Suspect(const AttemptExit& exit, const NextMove& move) {
   }
   for (const std::string& host : excluded_) {
     if (before.count(host) == 0) {
-      CAROUSEL_LOG(WARNING) << host << " is suspected and not used again by this launch";
+      LaunchLine(LogLevel::WARNING).stream() << host << " is suspected and not used again by this launch";
     }
   }
   return true;
@@ -252,19 +254,21 @@ void LaunchSupervisor::Report(const AttemptExit& exit, const AttemptFacts& facts
                           : attempt_dir_.empty() ? ""
                                                  : attempt_dir_ + "/launcher.log";
   if (!log.empty() && exit.exit_code != kExitStopped) absl::StrAppend(&text, "  log: ", log, "\n");
-  WriteAll(2, text);
+  Outlet console(STDERR_FILENO, log);
+  console.Add(text);
+  console.FlushFor(2);
 }
 
 int LaunchSupervisor::Run() {
   absl::StatusOr<StopSignals> signals = StopSignals::Take();
   if (!signals.ok()) {
-    CAROUSEL_LOG(ERROR) << std::string(signals.status().message());
+    LaunchLine(LogLevel::ERROR).stream() << std::string(signals.status().message());
     return kExitFailure;
   }
   signals_ = *std::move(signals);
   AdoptOrphans();
   if (!Wait(0)) {
-    CAROUSEL_LOG(INFO) << "told to stop before anything was started";
+    LaunchLine(LogLevel::INFO).stream() << "told to stop before anything was started";
     return kExitStopped;
   }
   LaunchHistory history{.best_checkpoint = NewestCheckpointStep(run_.run_dir)};
@@ -281,28 +285,29 @@ int LaunchSupervisor::Run() {
     exit.next = move.why;
     if (!attempt_dir_.empty()) {
       const absl::Status written = WriteFileWhole(attempt_dir_ + "/exit.json", ToJson(exit));
-      if (!written.ok()) CAROUSEL_LOG(WARNING) << std::string(written.message());
+      if (!written.ok()) LaunchLine(LogLevel::WARNING).stream() << std::string(written.message());
     }
     const auto from = [](int64_t step) {
       return step < 0 ? std::string("the beginning") : absl::StrCat("the checkpoint of step ", step);
     };
     if (!move.restart) {
       if (exit.exit_code == kExitStopped) {
-        CAROUSEL_LOG(INFO) << exit.reason << "; the same command goes on from " << from(exit.last_checkpoint);
+        LaunchLine(LogLevel::INFO).stream()
+            << exit.reason << "; the same command goes on from " << from(exit.last_checkpoint);
       } else if (exit.exit_code != kExitOk) {
-        CAROUSEL_LOG(ERROR) << "giving up: " << move.why;
+        LaunchLine(LogLevel::ERROR).stream() << "giving up: " << move.why;
         Report(exit, facts);
       }
       return exit.exit_code;
     }
     Report(exit, facts);
-    CAROUSEL_LOG(WARNING) << move.why << ", from "
-                          << from(move.from_good ? exit.last_good_checkpoint : exit.last_checkpoint);
+    LaunchLine(LogLevel::WARNING).stream()
+        << move.why << ", from " << from(move.from_good ? exit.last_good_checkpoint : exit.last_checkpoint);
     history = move.history;
     from_good = move.from_good;
     if (!Wait(move.wait_seconds)) {
-      CAROUSEL_LOG(INFO) << "told to stop while waiting; the same command goes on from "
-                         << from(exit.last_checkpoint);
+      LaunchLine(LogLevel::INFO).stream()
+          << "told to stop while waiting; the same command goes on from " << from(exit.last_checkpoint);
       return kExitStopped;
     }
   }

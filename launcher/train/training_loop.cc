@@ -102,6 +102,7 @@ absl::Status TrainingRun::TrainSteps(Stop* stop) {
       state_.step % run_.eval_every_steps == 0 && state_.evaluated_step < state_.step) {
     Evaluate();
   }
+  if (evaluation_stopped_) *stop = Stop::kSignal;
   bool waits = false;  // this step, for copies of the state on any rank, or for a sample of rank 0
   while (state_.step < run_.steps && *stop == Stop::kNo) {
     EnterSection(options_.watchdog, waits ? Watchdog::Section::kStepAfterSave : Watchdog::Section::kStep);
@@ -132,7 +133,10 @@ absl::Status TrainingRun::TrainSteps(Stop* stop) {
       if (due) EnterSection(options_.watchdog, Watchdog::Section::kSave);
       CAROUSEL_RETURN_IF_ERROR(SaveIfDue());
     }
-    *stop = StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
+    // Without another step: at the start of a run the evaluation of its own step is made up for.
+    *stop = evaluation_stopped_
+                ? Stop::kSignal
+                : StopReason({result.contributed[1], result.contributed[2], result.contributed[3]});
   }
   return absl::OkStatus();
 }
@@ -192,7 +196,8 @@ void TrainingRun::Evaluate() {
     EnterSection(options_.watchdog, Watchdog::Section::kEvaluation);
     return StopRequested();
   });
-  if (result.stopped) return;  // the run that goes on begins with it
+  evaluation_stopped_ = result.stopped;
+  if (result.stopped) return;
   evaluated_step_ = state_.step;
   if (result.num_targets > 0) {
     state_.evaluated_step = state_.step;

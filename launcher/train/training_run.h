@@ -142,6 +142,7 @@ class TrainingRun {
   int64_t loaded_step_ = -1;            // step of the checkpoint that the run went on from; -1: none
   int64_t attempt_ = 0;                 // rank 0: which start of the run this is, from 1
   int64_t evaluated_step_ = -1;         // of the last evaluation by this process
+  bool evaluation_stopped_ = false;     // by a signal: the run that goes on begins with it
   EvaluationReport evaluation_report_;  // rank 0: of the last evaluation
   double last_turn_ = 0;                // clock of rank 0 when wall_seconds was last brought up to date
 };
