@@ -63,6 +63,11 @@ has run/metrics.prom '# TYPE carousel_loss gauge'
 grep -F 'profile of steps 70 to 72 on rank 0' log >/dev/null || fail "no profile told"
 has run/profile/steps-70-72.rank-0.txt Matmul
 has run/profile/steps-70-72.rank-0.json '"name":"SlstmForward"'
+status=0
+"$carousel" train --run_dir run --profile steps:70-72 >log 2>&1 || status=$?
+[ $status -eq 64 ] || fail "a profile of steps that are done: exit status $status"
+has log 'choose later ones'
+[ "$(grep -c '"start"' run/starts.jsonl)" -eq 2 ] || fail "a start that was refused is noted"
 
 # Steps are trained alike, whatever is shown.
 "$carousel" train --config tiny.textproto --run_dir plain --set log.tensorboard=false --set log.prometheus=false \

@@ -133,10 +133,6 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Create(const RunSpec& 
                    kExitNotSaved));
   CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->BuildTrainer(), kExitUsage)));
   CAROUSEL_RETURN_IF_ERROR(self->LoadOrInitialize());
-  if (options.profile.has_value()) {
-    CAROUSEL_RETURN_IF_ERROR(
-        WithExitCode(CheckProfileIsAhead(*options.profile, self->state_.step), kExitUsage));
-  }
   CAROUSEL_RETURN_IF_ERROR(self->Agree(WithExitCode(self->MakeSaver(), kExitUsage)));
   self->starting_ = false;
   return self;
@@ -426,6 +422,9 @@ absl::Status TrainingRun::LoadOrInitialize() {
   CAROUSEL_RETURN_IF_ERROR(CheckLoadedData());
   CAROUSEL_RETURN_IF_ERROR(CheckLoadedMixture());
   CAROUSEL_RETURN_IF_ERROR(ApplyRollbacks());
+  if (options_.profile.has_value()) {
+    CAROUSEL_RETURN_IF_ERROR(WithExitCode(CheckProfileIsAhead(*options_.profile, state_.step), kExitUsage));
+  }
   policy_ = HealthPolicy(run_.health, state_);
   state_.seed = run_.seed;
   state_.data_fingerprint = data_fingerprint_;
