@@ -8,6 +8,7 @@
 #   run_scenarios NAME...            scenario_NAME for each, with times
 # The script defines `explain`, which prints what else is to be known of a failure.
 # shellcheck shell=bash
+: "${carousel:?}" "${source_dir:?}"
 # shellcheck source=tests/virtual_hosts.sh
 . "$source_dir/tests/virtual_hosts.sh"
 
@@ -25,7 +26,7 @@ missing=$(virtual_hosts_missing)
 if [ -n "$missing" ]; then echo "skipped: $missing"; exit 77; fi
 work=$(mktemp -d)
 trap 'stop_hosts; rm -rf "$work"' EXIT
-cd "$work"
+cd "$work" || exit 1
 
 fail() {
   echo "FAIL: $*" >&2

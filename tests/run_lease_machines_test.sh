@@ -23,7 +23,7 @@ skip() {
   echo "SKIPPED: $*"
   exit 77
 }
-command -v bindfs > /dev/null || skip "bindfs is not installed"
+command -v bindfs > /dev/null || skip "bindfs is missing (Debian: bindfs)"
 [[ -r /dev/fuse && -w /dev/fuse ]] || skip "there is no /dev/fuse"
 unshare --mount --uts --net --pid --fork --mount-proc bash -c \
   'hostname probe && mount --bind /dev/null /proc/sys/kernel/random/boot_id' 2> /dev/null ||

@@ -75,7 +75,7 @@ daemon() { # daemon NAME COMMAND...: ends with the host
 }
 daemon munged munged --foreground --force --key-file="$work/slurm/munge.key" --socket="$work/slurm/munge.socket" \
   --pid-file="$work/slurm/munged.pid" --seed-file="$work/slurm/munged.seed"
-wait_until 20 test -S slurm/munge.socket || { cat slurm/munged.log; echo "skipped: munged does not start here"; exit 77; }
+wait_until 60 test -S slurm/munge.socket || { cat slurm/munged.log; echo "skipped: munged does not start here"; exit 77; }
 daemon slurmctld.out slurmctld -D -f "$SLURM_CONF"
 daemon slurmd.out slurmd -D -f "$SLURM_CONF" -N node1
 node_is_idle() { on 1 sinfo --noheader --format=%T 2>/dev/null | grep '^idle' >/dev/null; }

@@ -39,7 +39,7 @@ hold_namespaces() {
     bash -c 'trap : TERM INT; hostname "$1"; ip link set lo up; touch "$2"; while :; do sleep 1000 & wait; done' init \
     "$name" "$hosts_directory/$name.ready" >/dev/null 2>&1 &
   local unshared=$! _
-  for _ in $(seq 200); do
+  for _ in $(seq 1200); do
     if [ -e "$hosts_directory/$name.ready" ]; then
       held_pid=$(cat "/proc/$unshared/task/$unshared/children")
       held_pid=${held_pid%% *}
@@ -64,6 +64,8 @@ start_hosts() {
   ssh-keygen -q -t ed25519 -N '' -C carousel-test -f "$hosts_directory/host_key"
   cp "$hosts_directory/key.pub" "$hosts_directory/authorized_keys"
   echo "127.0.0.1 localhost" >"$hosts_directory/hosts"
+  # sshd lets nobody in whose password is locked, and on many machines root's is.
+  (umask 077 && echo 'root:*:19000:0:99999:7:::' >"$hosts_directory/shadow")
   for node in $(seq "$count"); do
     echo "10.77.0.$node node$node" >>"$hosts_directory/hosts"
     echo "node$node,10.77.0.$node $(cut -d' ' -f1,2 "$hosts_directory/host_key.pub")" >>"$hosts_directory/known_hosts"
@@ -88,7 +90,7 @@ Host *
   GlobalKnownHostsFile none
   StrictHostKeyChecking yes
   BatchMode yes
-  ConnectTimeout 5
+  ConnectTimeout 8
 END
   for node in $(seq "$count"); do start_host "$node"; done
   # What a user of several machines writes into a file or an environment: how to reach the others, and by which network.
@@ -115,6 +117,7 @@ start_host() { # start_host NODE: also one that was killed
   on "$node" mount -t tmpfs tmpfs /run
   on "$node" mkdir /run/sshd
   on "$node" mount --bind "$hosts_directory/hosts" /etc/hosts
+  on "$node" mount --bind "$hosts_directory/shadow" /etc/shadow
   on "$node" /usr/sbin/sshd -f "$hosts_directory/sshd_config" -E "$hosts_directory/sshd$node.log" -o "ListenAddress=10.77.0.$node"
 }
 
