@@ -18,8 +18,8 @@ build=${2:-$root/build-portable}
 
 cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCAROUSEL_CUDA=ON -DCAROUSEL_MPI=OFF \
   -DCAROUSEL_PORTABLE=ON -DCAROUSEL_TESTS=ON -DCAROUSEL_NCCL="${NCCL:-OFF}"
-cmake --build "$build" --target carousel gpu_tests conformance_cuda conformance_simt
-programs=(launcher/carousel tests/gpu_tests kernels/conformance_cuda)
+cmake --build "$build" --target carousel gpu_tests conformance_cuda conformance_simt gpu_probes
+programs=(launcher/carousel tests/gpu_tests kernels/conformance_cuda kernels/gpu_probes)
 if cmake --build "$build" --target help | grep '^cudnn_candidates:' >/dev/null; then  # where cuDNN was found
   cmake --build "$build" --target cudnn_candidates
   programs+=(kernels/cudnn_candidates)
@@ -42,7 +42,7 @@ ldd "$out"/bin/* | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
 cp "$root"/tests/golden/*.safetensors "$out/golden/"
 cp -r "$root/configs" "$out/configs"
 find "$out/configs" -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt | xargs rm -f
-cp "$root/kernels/bench/gpu_check.sh" "$root/kernels/bench/nccl_one_gpu.sh" "$out/"
+cp "$root/kernels/bench/gpu_check.sh" "$root/kernels/bench/nccl_one_gpu.sh" "$root/kernels/bench/compare_public.py" "$out/"
 git -C "$root" rev-parse HEAD >"$out/COMMIT" 2>/dev/null || echo unknown >"$out/COMMIT"
 tar -C "$(dirname "$out")" -cf - "$(basename "$out")" | xz -T0 -3 >"$out.tar.xz"
 du -sh "$out" "$out.tar.xz"
