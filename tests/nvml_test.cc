@@ -57,6 +57,22 @@ class Nvml : public testing::Test {
   FakeMachine* machine_;
 };
 
+TEST_F(Nvml, DescribesEveryGpuInALine) {
+  machine_->gpus[2].temperature = 77;
+  const absl::StatusOr<std::unique_ptr<NvmlLibrary>> nvml = NvmlLibrary::Open(CAROUSEL_FAKE_NVML);
+  ASSERT_TRUE(nvml.ok()) << nvml.status();
+  std::vector<GpuFacts> gpus = (*nvml)->Gpus();
+  gpus[1].error = "GPU is lost";
+  gpus[3].throttle_reasons = static_cast<int64_t>(nvml::kThrottlePowerBrake);
+  const std::string text = DescribeGpus(gpus);
+  for (const std::string part :
+       {"GPU 2 (GPU-2): ", " of 80.0 GiB in use, ", ", 77 C, ", ": does not answer: GPU is lost\n",
+        "slowed down: power brake of the power supply\n"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in " << text;
+  }
+  EXPECT_EQ(DescribeGpus({}), "");
+}
+
 TEST_F(Nvml, ReadsEveryGpu) {
   machine_->gpus[2].temperature = 77;
   const absl::StatusOr<std::unique_ptr<NvmlLibrary>> nvml = NvmlLibrary::Open(CAROUSEL_FAKE_NVML);

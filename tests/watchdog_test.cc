@@ -251,7 +251,7 @@ TEST(WatchdogProcess, LeavesARecordWithStacksAndExits71) {
     if (freopen(errors.c_str(), "w", stderr) == nullptr) _exit(1);
     const std::unique_ptr<Communicator> self = MakeSelfCommunicator();
     self->set_name("world");
-    Watchdog watchdog({});
+    Watchdog watchdog({.machine = [] { return std::string("GPU 3: 91 C\n"); }});
     watchdog.Identify(0, 1, "node7", {"node7"});
     watchdog.SetDirectory(records);
     watchdog.SetLimits(Limits(1));
@@ -276,6 +276,7 @@ TEST(WatchdogProcess, LeavesARecordWithStacksAndExits71) {
   EXPECT_NE(said.find("Barrier() at "), std::string::npos) << said;
   const std::string text = read(FlightRecordPath(records, 0, "txt"));
   EXPECT_NE(text.find("thread "), std::string::npos) << text;
+  EXPECT_NE(text.find("GPU 3: 91 C"), std::string::npos) << text;
 #if !defined(__SANITIZE_THREAD__)
   EXPECT_NE(text.find("SleepForALongTime"), std::string::npos) << text;
 #endif

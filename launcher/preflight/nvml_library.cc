@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "launcher/preflight/preflight_checks.h"
 
 namespace carousel {
 namespace {
@@ -237,6 +238,34 @@ const GpuFacts* VisibleGpu(const std::vector<GpuFacts>& gpus, int64_t ordinal, c
   }
   if (ordinal < 0 || ordinal >= static_cast<int64_t>(seen.size())) return nullptr;
   return seen[static_cast<size_t>(ordinal)];
+}
+
+std::string DescribeGpus(const std::vector<GpuFacts>& gpus) {
+  std::string text = gpus.empty() ? "" : "GPUs of this machine:\n";
+  for (const GpuFacts& gpu : gpus) {
+    absl::StrAppend(&text, "  GPU ", gpu.index, gpu.uuid.empty() ? "" : absl::StrCat(" (", gpu.uuid, ")"),
+                    ": ");
+    if (!gpu.error.empty()) {
+      absl::StrAppend(&text, "does not answer: ", gpu.error, "\n");
+      continue;
+    }
+    std::vector<std::string> parts;
+    const auto add = [&](int64_t value, const std::string& what) {
+      if (value >= 0) parts.push_back(what);
+    };
+    add(gpu.memory_used_bytes,
+        absl::StrCat(BytesText(gpu.memory_used_bytes), " of ", BytesText(gpu.memory_total_bytes), " in use"));
+    add(gpu.sm_mhz, absl::StrCat(gpu.sm_mhz, " MHz"));
+    add(gpu.temperature_c, absl::StrCat(gpu.temperature_c, " C"));
+    add(gpu.power_mw, absl::StrCat(gpu.power_mw / 1000, " W"));
+    add(gpu.ecc_uncorrected, absl::StrCat(gpu.ecc_uncorrected, " uncorrected memory errors"));
+    if (gpu.remap_pending == 1) parts.push_back("a row of memory waits to be replaced");
+    if (gpu.remap_failed == 1) parts.push_back("a row of memory could not be replaced");
+    const std::string slow = ThrottleText(gpu.throttle_reasons);
+    if (!slow.empty()) parts.push_back(absl::StrCat("slowed down: ", slow));
+    absl::StrAppend(&text, absl::StrJoin(parts, ", "), "\n");
+  }
+  return text;
 }
 
 std::string ThrottleText(int64_t reasons) {

@@ -51,6 +51,11 @@ GpusOfMachine ReadGpus(NvmlLibrary& nvml);
 // different models by speed unless the order is PCI_BUS_ID; or where there is no such device.
 const GpuFacts* VisibleGpu(const std::vector<GpuFacts>& gpus, int64_t ordinal, const std::string& visible,
                            const std::string& device_order);
+// The state of each GPU now, a line each, for the record of a hang.
+std::string DescribeGpus(const std::vector<GpuFacts>& gpus);
+// The state of every GPU in a line, for the record of a hang. Empty for none.
+std::string DescribeGpus(const std::vector<GpuFacts>& gpus);
+
 // "power cap, hardware slowdown"; empty for none. Bits that are no slowdown (idle, clocks set by the user)
 // are left out.
 std::string ThrottleText(int64_t reasons);

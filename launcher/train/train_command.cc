@@ -14,6 +14,7 @@
 #include "launcher/launch/attempt_recorder.h"
 #include "launcher/launch/launch_rank.h"
 #include "launcher/launch/suspect_hosts.h"
+#include "launcher/preflight/nvml_library.h"
 #include "launcher/preflight/preflight_run.h"
 #include "launcher/signals.h"
 #include "launcher/train/rank_agreement.h"
@@ -92,6 +93,12 @@ int Ended(AttemptRecorder* recorder, const absl::Status& status) {
   return ExitCodeOf(status);
 }
 
+// For the record of a hang; empty where no driver answers.
+std::string StateOfGpus() {
+  const absl::StatusOr<std::unique_ptr<NvmlLibrary>> nvml = NvmlLibrary::Open(kNvmlFile);
+  return nvml.ok() ? DescribeGpus((*nvml)->Gpus()) : "";
+}
+
 int RunTrain(const TrainCommandOptions& given) {
   AttemptRecorder recorder(Environment::Variable(kAttemptDirVariable),
                            LaunchedRank(Environment::AllVariables()));
@@ -105,6 +112,7 @@ int RunTrain(const TrainCommandOptions& given) {
              recorder.Ending(exit_code, reason, suspects);
            },
        .end_requested = EndRequested,
+       .machine = given.train.device.rfind("cuda", 0) == 0 ? &StateOfGpus : nullptr,
        .abandon = AbandonNcclCalls});
   const absl::StatusOr<std::unique_ptr<Environment>> environment = Environment::Start(
       [&watchdog](const std::string& call, const std::vector<int>& ranks) { watchdog.Waiting(call, ranks); });

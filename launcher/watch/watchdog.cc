@@ -26,7 +26,7 @@
 namespace carousel {
 namespace {
 constexpr double kStackSeconds = 3, kWriteSeconds = 2, kRecordSeconds = 1, kReportSeconds = 2;
-constexpr double kPrintSeconds = 1, kAbandonSeconds = 2;
+constexpr double kPrintSeconds = 1, kAbandonSeconds = 2, kMachineSeconds = 1;
 constexpr int64_t kNumCallsPrinted = 4;
 
 // A handler of a signal has no argument: the code that the fuse ends the process with.
@@ -73,6 +73,23 @@ void Print(const std::string& text) {
     if (n <= 0) return;
     done += static_cast<size_t>(n);
   }
+}
+
+// What `ask` says, or nothing if that takes too long.
+std::string AskBounded(const std::function<std::string()>& ask) {
+  if (ask == nullptr) return "";
+  struct Answer {
+    std::mutex mutex;
+    std::string text;
+  };
+  const auto answer = std::make_shared<Answer>();
+  RunBounded(kMachineSeconds, [answer, ask] {
+    const std::string text = ask();
+    const std::lock_guard<std::mutex> lock(answer->mutex);
+    answer->text = text;
+  });
+  const std::lock_guard<std::mutex> lock(answer->mutex);
+  return answer->text;
 }
 
 // The same where nobody may take it: a pipe that is full must not keep the records from being written.
@@ -281,12 +298,14 @@ void Watchdog::Expire(const HangTimer::Expiry& expiry) {
   PrintBounded(absl::StrCat(who, "watchdog: ", Describe(record, kNumCallsPrinted)), &heard);
   const std::string stacks = StacksOfOtherThreads(kStackSeconds);
   PrintBounded(absl::StrCat(who, "stacks of all threads:\n", stacks), &heard);
+  const std::string machine = AskBounded(options_.machine);
+  if (!machine.empty()) PrintBounded(absl::StrCat(who, machine), &heard);
   std::string directory;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     directory = directory_;
   }
-  WriteRecord(record, stacks, directory);
+  WriteRecord(record, absl::StrCat(stacks, machine), directory);
   // What the others left: they notice at about the same time.
   struct Gathered {
     std::mutex mutex;

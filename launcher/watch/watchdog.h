@@ -37,6 +37,8 @@ class Watchdog {
                        const std::vector<std::string>& suspect_hosts)>
         ending = nullptr;
     std::function<bool()> end_requested = nullptr;  // EndRequested; null: never
+    // What else the record shall hold: the state of the machine's devices, a line each. Null: nothing.
+    std::function<std::string()> machine = nullptr;
     // Gives up what a watched communicator has under way, the last thing before the process ends: a device
     // that waits in a call could keep it from ending. By any thread; null: nothing is done.
     std::function<void(Communicator&)> abandon = nullptr;
