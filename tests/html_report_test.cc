@@ -340,6 +340,7 @@ TEST(EscapedHtml, LeavesNothingThatMeansSomething) {
   EXPECT_EQ(EscapedHtml("<a b=\"c\">&'\t\n"), "&lt;a b=&quot;c&quot;&gt;&amp;&#39;\t\n");
   EXPECT_EQ(EscapedHtml(std::string("\0\x1b\x7f", 3)), "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");
   EXPECT_EQ(EscapedHtml("\xc2\x9b\xc3\xa9\xff"), "\xef\xbf\xbd\xc3\xa9\xef\xbf\xbd");
+  EXPECT_EQ(EscapedHtml("cut short \xe2\x82"), "cut short \xef\xbf\xbd");
 }
 
 TEST(ShortNumber, HasFewDigits) {

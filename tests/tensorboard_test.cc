@@ -207,7 +207,7 @@ TEST(TensorboardSink, WritesWhatARunReports) {
         .num_ranks = 2, .min_seconds = 1, .median_seconds = 2, .max_seconds = 4, .worst = {}, .chronic = {}};
     ASSERT_TRUE(sink.Append(second).ok());
     ASSERT_TRUE(sink.AppendEvaluation({.step = 2, .loss = 3, .accuracy = 0.25, .source_entropy = 1.5}).ok());
-    ASSERT_TRUE(sink.AppendSample(2, "a\nb<script>\xff").ok());
+    ASSERT_TRUE(sink.AppendSample(2, "a\nb<script>\xff\xe2\x82").ok());
     ASSERT_TRUE(sink.AppendCheckpoint({.step = 2, .outcome = "saved", .seconds = 1}).ok());
     GateStats gates;
     gates.step = 2;
@@ -245,7 +245,7 @@ TEST(TensorboardSink, WritesWhatARunReports) {
   EXPECT_EQ(scalars["gates_input/block_03_mean"][2], -9.0f);
   EXPECT_EQ(scalars["gates_forget/block_03_mean"][2], 4.0f);
   EXPECT_EQ(scalars["checkpoint/seconds"][2], 1.0f);
-  EXPECT_EQ(texts["sample"], "    a\n    b<script>\xef\xbf\xbd\n");
+  EXPECT_EQ(texts["sample"], "    a\n    b<script>\xef\xbf\xbd\xef\xbf\xbd\n");
   EXPECT_NE(texts["config"].find("num_blocks: 4"), std::string::npos);
   // hparams: a number, a truth value, a text.
   const Fields start = Parse(BytesOf(Parse(plugins["_hparams_/session_start_info"]), 3));

@@ -57,4 +57,11 @@ std::string Utf8Stream::Finish() {
   held_.clear();
   return incomplete ? kReplacement : "";
 }
+
+std::string ValidUtf8(absl::string_view text) {
+  Utf8Stream stream;
+  std::string valid = stream.Push(text);
+  valid += stream.Finish();
+  return valid;
+}
 }  // namespace carousel

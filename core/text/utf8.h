@@ -19,4 +19,7 @@ class Utf8Stream {
  private:
   std::string held_;
 };
+
+// The whole text with every ill-formed part replaced by U+FFFD.
+std::string ValidUtf8(absl::string_view text);
 }  // namespace carousel

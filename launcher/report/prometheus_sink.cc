@@ -53,9 +53,8 @@ double AsDouble(int64_t value) { return static_cast<double>(value); }
 }  // namespace
 
 std::string EscapedLabel(const std::string& value) {
-  Utf8Stream utf8;
   std::string result;
-  for (const char c : utf8.Push(value) + utf8.Finish()) {
+  for (const char c : ValidUtf8(value)) {
     if (c == '\\') {
       result += "\\\\";
     } else if (c == '"') {

@@ -181,8 +181,7 @@ std::string Head(const std::string& title, const std::string& unit, const std::s
 }  // namespace
 
 std::string EscapedHtml(const std::string& text) {
-  Utf8Stream utf8;
-  const std::string valid = utf8.Push(text) + utf8.Finish();
+  const std::string valid = ValidUtf8(text);
   std::string result;
   result.reserve(valid.size() + valid.size() / 8);
   for (size_t i = 0; i < valid.size(); ++i) {

@@ -135,8 +135,7 @@ absl::Status TensorboardFile::Hparams(const std::vector<std::pair<std::string, s
     } else if (parsed.ec == std::errc() && parsed.ptr == text.data() + text.size() && std::isfinite(number)) {
       value.set_number_value(number);
     } else {
-      Utf8Stream utf8;  // the name of a file may be anything; readers refuse what is not UTF-8
-      value.set_string_value(utf8.Push(text) + utf8.Finish());
+      value.set_string_value(ValidUtf8(text));  // file names may be anything, readers insist on UTF-8
     }
   }
   tensorboard::Event event;

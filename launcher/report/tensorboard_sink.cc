@@ -16,9 +16,9 @@ using Scalars = std::vector<std::pair<std::string, double>>;
 
 // Text as it is, in a font of equal widths: every line is code in Markdown.
 std::string Verbatim(const std::string& text) {
-  Utf8Stream utf8;
+  const std::string valid = ValidUtf8(text);
   std::string result;
-  for (const absl::string_view line : absl::StrSplit(utf8.Push(text) + utf8.Finish(), '\n')) {
+  for (const absl::string_view line : absl::StrSplit(valid, '\n')) {
     absl::StrAppend(&result, "    ", line, "\n");
   }
   return result;
