@@ -3,7 +3,7 @@
 // bandwidths into a multiprocessor, the rate of special functions. Prints a Markdown table: median, least and
 // largest of the repeats, beside what the design assumes.
 //
-//   probes [--device N] [--repeats N]        exits 77 on another kind of GPU
+//   gpu_probes [--device N] [--repeats N]        exits 77 on another kind of GPU
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +19,7 @@ namespace {
 
 void Check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  std::fprintf(stderr, "probes: %s: %s\n", what, cudaGetErrorString(status));
+  std::fprintf(stderr, "gpu_probes: %s: %s\n", what, cudaGetErrorString(status));
   std::exit(1);
 }
 
@@ -226,7 +226,7 @@ int Main(int argc, char** argv) {
     const std::string option = argv[i];
     if (option == "--help" || option == "-h") {
       std::printf(
-          "probes [--device N] [--repeats N]\n"
+          "gpu_probes [--device N] [--repeats N]\n"
           "Measures what a GPU of compute capability 9.0 does per cycle and prints a table, beside what the\n"
           "design of the kernels assumes. --device: the GPU's number (0); --repeats: launches per row, of "
           "which\n"
@@ -236,7 +236,7 @@ int Main(int argc, char** argv) {
     int* const target = option == "--device" ? &device : option == "--repeats" ? &repeats : nullptr;
     const int value = i + 1 < argc ? NumberOf(argv[i + 1], target == &repeats ? 1 : 0, 10000) : -1;
     if (target == nullptr || value < 0) {
-      std::fprintf(stderr, "probes: '%s' is not an option with its number; see --help\n", argv[i]);
+      std::fprintf(stderr, "gpu_probes: '%s' is not an option with its number; see --help\n", argv[i]);
       return 2;
     }
     *target = value;
@@ -244,14 +244,14 @@ int Main(int argc, char** argv) {
   }
   int num_devices = 0;
   if (cudaGetDeviceCount(&num_devices) != cudaSuccess || device >= num_devices) {
-    std::fprintf(stderr, "probes: there is no GPU %d here: not measured\n", device);
+    std::fprintf(stderr, "gpu_probes: there is no GPU %d here: not measured\n", device);
     return 77;
   }
   Check(cudaSetDevice(device), "cudaSetDevice");
   cudaDeviceProp properties;
   Check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
   if (10 * properties.major + properties.minor != 90) {
-    std::fprintf(stderr, "probes: %s has compute capability %d.%d, these are for 9.0: not measured\n",
+    std::fprintf(stderr, "gpu_probes: %s has compute capability %d.%d, these are for 9.0: not measured\n",
                  properties.name, properties.major, properties.minor);
     return 77;
   }
