@@ -69,6 +69,11 @@ family() { # a process and all below it
   echo "$1"
   for child in $(cat "/proc/$1/task/$1/children" 2> /dev/null || true); do family "$child"; done
 }
+# Also one that nobody waits for; but its files, and their locks, live on until its last thread has ended.
+is_gone() {
+  [[ ! -e /proc/$1 ]] ||
+    { grep -q '^State:.Z' "/proc/$1/status" && [[ $(find "/proc/$1/task" -mindepth 1 -maxdepth 1 | wc -l) -le 1 ]]; } 2> /dev/null
+}
 crash() { # the machine loses its power; returns when nothing runs there any more
   local pid end=$((SECONDS + 60)) machine
   mapfile -t machine < <(family "${outer[$1]}")
@@ -76,7 +81,7 @@ crash() { # the machine loses its power; returns when nothing runs there any mor
   wait "${outer[$1]}" "${outer[$1.in]}" 2> /dev/null || true
   unset "outer[$1]" "outer[$1.in]"
   for pid in "${machine[@]}"; do
-    while [[ -e /proc/$pid ]] && ! grep -q "^State:.Z" "/proc/$pid/status" 2> /dev/null; do
+    until is_gone "$pid"; do
       ((SECONDS < end)) || fail "process $pid of $1 does not end"
       sleep 0.02
     done
