@@ -1,6 +1,7 @@
 // What the end of an attempt means to `carousel launch`, the records that say it, and what passes to the
 // console.
 #include "launcher/launch/launch_judgement.h"
+#include "launcher/launch/launch_attempt.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -15,6 +16,7 @@
 #include "launcher/exit_codes.h"
 #include "launcher/launch/attempt_recorder.h"
 #include "launcher/launch/launch_output.h"
+#include "launcher/launch/launch_probe.h"
 #include "launcher/launch/launch_rank.h"
 #include "launcher/launch/suspect_hosts.h"
 #include "tests/temp_dir.h"
@@ -468,6 +470,56 @@ TEST(LaunchOutput, RemarksOfMpirunAreTakenOutInAnyPieces) {
   std::string passed = filter.Pass(row + "\n");
   for (int i = 0; i < 10000; ++i) passed += filter.Pass("0123456789\n");
   EXPECT_GT(passed.size() + filter.Rest().size(), 100000u);
+}
+
+TEST(LaunchOutput, SignalsThatMpirunPassesOnAreNotShown) {
+  const std::string line = "mpirun: Forwarding signal 12 to job\n";
+  const std::string text = "one\n" + line + "mpirun: Forwarding signal x to job\n" + line + line +
+                           "mpirun: Forwarding signal 12 to jobs\nmpirun: killing job...\nmpi";
+  for (size_t piece = 1; piece < text.size(); ++piece) {
+    BannerFilter filter;
+    std::string passed;
+    for (size_t at = 0; at < text.size(); at += piece) passed += filter.Pass(text.substr(at, piece));
+    EXPECT_EQ(passed + filter.Rest(),
+              "one\nmpirun: Forwarding signal x to job\nmpirun: Forwarding signal 12 to jobs\n"
+              "mpirun: killing job...\nmpi")
+        << piece;
+  }
+  BannerFilter filter;
+  EXPECT_EQ(filter.Pass("mpirun was"), "mpirun was");  // held back no longer than it may be such a line
+  // A row of dashes with no end of line behind it is not kept for ever.
+  const std::string row(74, '-');
+  std::string passed = filter.Pass("\n" + row + "\n");
+  for (int i = 0; i < 10000; ++i) passed += filter.Pass("0123456789");
+  EXPECT_GT(passed.size(), 90000u);
+}
+
+TEST(StopSignals, TheSecondOneCountsWhenSomebodyMeansIt) {
+  const auto hurried = [](std::initializer_list<std::pair<int, double>> signals) {
+    StopSignals taken;
+    EXPECT_FALSE(taken.asked());
+    for (const auto& [signal, at] : signals) taken.Note(signal, at);
+    EXPECT_TRUE(taken.asked());
+    EXPECT_EQ(taken.first(), signals.begin()->first);
+    return taken.hurried();
+  };
+  EXPECT_FALSE(hurried({{SIGTERM, 10}}));
+  EXPECT_FALSE(
+      hurried({{SIGTERM, 10}, {SIGTERM, 10.01}, {SIGINT, 10.9}}));  // to the process, and to its group
+  EXPECT_FALSE(hurried({{SIGHUP, 10}, {SIGHUP, 12}}));              // from the shell, and the terminal
+  EXPECT_FALSE(hurried({{SIGUSR2, 10}, {SIGUSR1, 300}}));
+  EXPECT_TRUE(hurried({{SIGTERM, 10}, {SIGTERM, 11}}));
+  EXPECT_TRUE(hurried({{SIGUSR2, 10}, {SIGTERM, 310}}));
+  EXPECT_TRUE(hurried({{SIGINT, 10}, {SIGHUP, 10.5}, {SIGINT, 11.5}}));
+}
+
+TEST(HostNames, WithAndWithoutTheirDomain) {
+  EXPECT_TRUE(SameHostName("node1", "node1"));
+  EXPECT_TRUE(SameHostName("node1", "node1.cluster.local"));
+  EXPECT_TRUE(SameHostName("node1.cluster.local", "node1"));
+  EXPECT_FALSE(SameHostName("node1", "node10"));
+  EXPECT_FALSE(SameHostName("node1.a", "node1.b"));
+  EXPECT_FALSE(SameHostName("10.0", "10.0.0.1"));
 }
 
 TEST(LaunchOutput, LastLinesOfALog) {

@@ -35,7 +35,7 @@ wait_until() { # TEXT COMMAND...: until the command succeeds
   done
   fail "waited in vain until $text"
 }
-steps() { grep -c '"loss"' "$1/metrics.jsonl" || true; }
+steps() { grep -c '^{"step":' "$1/metrics.jsonl" || true; }
 has_steps() { [ "$(steps "$1")" -ge "$2" ]; }
 checkpoints() { find "$1/checkpoints" -mindepth 1 -maxdepth 1 -name 'step-*' 2>/dev/null | sort; }
 
@@ -111,6 +111,53 @@ one_rank() {
   [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
 }
 
+# Ranks that meet over TCP: SIGTERM to one of them stops all.
+tcp() {
+  local run=$work/tcp rank pids=() secret
+  secret=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+  for rank in 0 1; do
+    CAROUSEL_RENDEZVOUS=file:$work/meet CAROUSEL_RANK=$rank CAROUSEL_WORLD_SIZE=2 CAROUSEL_RUN_SECRET=$secret \
+      "${train[@]}" --run_dir "$run" >"log_tcp$rank" 2>&1 &
+    pids[rank]=$!
+  done
+  wait_until "it trains" has_steps "$run" 3
+  kill -TERM "${pids[1]}"
+  for rank in 0 1; do expect 75 "${pids[rank]}"; done
+  [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
+  "$carousel" checkpoint verify "$(checkpoints "$run")" >log_verify 2>&1 || fail "a damaged checkpoint"
+  [ "$((10#$(checkpoints "$run" | sed 's/.*-//')))" -eq "$(steps "$run")" ] || fail "trained $(steps "$run") steps, saved $(checkpoints "$run")"
+}
+
+# In the middle of an evaluation: no step is made any more, and the evaluation is made up for.
+evaluating() {
+  local run=$work/evaluating long=(--set eval.every_steps=4 --set eval.num_windows=400)
+  "$mpirun" -np 2 "${train[@]}" --run_dir "$run" "${long[@]}" >log_evaluating 2>&1 &
+  local launcher=$!
+  wait_until "it evaluates" has_steps "$run" 4
+  kill -USR2 $launcher
+  expect 75 $launcher
+  [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
+  [ "$((10#$(checkpoints "$run" | sed 's/.*-//')))" -eq "$(steps "$run")" ] || fail "trained $(steps "$run") steps, saved $(checkpoints "$run")"
+  goes_on log_evaluating "$run"
+  says "$run/metrics.jsonl" '"evaluation":\{"step":4,'
+}
+
+# A reader of its output that ends first (Ctrl-C in "train | tee log") costs nothing.
+nobody_reads() {
+  local run=$work/unread process
+  mkfifo reader
+  sleep 1000 <reader &
+  local reading=$!
+  "${train[@]}" --run_dir "$run" --set log.every_steps=1 >reader 2>&1 &
+  process=$!
+  wait_until "it trains" has_steps "$run" 3
+  kill $reading
+  wait_until "it trains on" has_steps "$run" $(($(steps "$run") + 5))
+  kill -TERM $process
+  expect 75 $process
+  [ "$((10#$(checkpoints "$run" | sed 's/.*-//')))" -eq "$(steps "$run")" ] || fail "trained $(steps "$run") steps, saved $(checkpoints "$run")"
+}
+
 # Before the first step: nothing is written, and a checkpoint that there was is as it was.
 starting() {
   local run=$work/starting delay
@@ -168,7 +215,7 @@ second_interrupt() {
   expect 130 $process
 }
 
-[ $# -gt 0 ] || set -- training training_usr1 alone one_rank starting peer_died second_interrupt
+[ $# -gt 0 ] || set -- training training_usr1 alone one_rank tcp evaluating nobody_reads starting peer_died second_interrupt
 for name in "$@"; do
   start=$SECONDS
   $name
