@@ -111,6 +111,21 @@ one_rank() {
   [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
 }
 
+# SIGTERM to mpirun itself: it waits as long as it was told to, reading nothing that ranks print (so they print little here), tells
+# them, waits once more, and says 1 whatever they say. They save.
+mpirun_told() {
+  local run=$work/told
+  OMPI_MCA_odls_base_sigkill_timeout=8 "$mpirun" -np 2 "${train[@]}" --run_dir "$run" --set log.every_steps=1000000 >log_told 2>&1 &
+  local launcher=$! code=0
+  wait_until "it trains" has_steps "$run" 3
+  kill -TERM $launcher
+  wait $launcher || code=$?
+  [ "$code" -eq 1 ] || fail "mpirun returned $code, not 1"
+  [ "$(checkpoints "$run" | wc -l)" -eq 1 ] || fail "no checkpoint"
+  "$carousel" checkpoint verify "$(checkpoints "$run")" >log_verify 2>&1 || fail "a damaged checkpoint"
+  [ "$((10#$(checkpoints "$run" | sed 's/.*-//')))" -eq "$(steps "$run")" ] || fail "trained $(steps "$run") steps, saved $(checkpoints "$run")"
+}
+
 # Ranks that meet over TCP: SIGTERM to one of them stops all.
 tcp() {
   local run=$work/tcp rank pids=() secret
@@ -215,7 +230,7 @@ second_interrupt() {
   expect 130 $process
 }
 
-[ $# -gt 0 ] || set -- training training_usr1 alone one_rank tcp evaluating nobody_reads starting peer_died second_interrupt
+[ $# -gt 0 ] || set -- training training_usr1 alone one_rank mpirun_told tcp evaluating nobody_reads starting peer_died second_interrupt
 for name in "$@"; do
   start=$SECONDS
   $name
