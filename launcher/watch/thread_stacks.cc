@@ -29,13 +29,21 @@ constexpr auto kAnswerTime = std::chrono::milliseconds(200);
 
 int StackSignal() { return SIGRTMIN + 6; }
 
-// What one thread answers with. Never freed: the thread may answer late.
+// What one thread answers with. Where it has not answered it is kept: the thread may do so late.
 struct Answer {
   void* frames[kMaxFrames];
   int num_frames = 0;
   std::atomic<bool> done = false;
+  Answer* next = nullptr;
 };
 static_assert(std::atomic<bool>::is_always_lock_free);
+
+std::atomic<Answer*> late_answers = nullptr;
+void Keep(Answer* answer) {
+  answer->next = late_answers.load();
+  while (!late_answers.compare_exchange_weak(answer->next, answer)) {
+  }
+}
 
 extern "C" void AnswerWithStack(int, siginfo_t* info, void*) {
   // Not from another process: the pointer is ours.
@@ -130,7 +138,10 @@ std::string StacksOfOtherThreads(double seconds) {
     ++num_asked;
     const std::string state = WhatTheKernelSays(thread);
     auto* const answer = new Answer;
-    if (!Ask(thread, answer)) continue;  // it has ended
+    if (!Ask(thread, answer)) {  // it has ended
+      delete answer;
+      continue;
+    }
     const Clock::time_point asked = Clock::now();
     while (!answer->done.load(std::memory_order_acquire) && Clock::now() - asked < kAnswerTime) {
       timespec pause = {.tv_sec = 0, .tv_nsec = 200'000};
@@ -138,7 +149,12 @@ std::string StacksOfOtherThreads(double seconds) {
     }
     const bool done = answer->done.load(std::memory_order_acquire);
     absl::StrAppend(&text, "thread ", thread, " ", state, done ? "" : "; it does not answer", "\n");
-    if (done) AppendFrames(*answer, &text);
+    if (!done) {
+      Keep(answer);
+      continue;
+    }
+    AppendFrames(*answer, &text);
+    delete answer;
   }
   if (num_asked < threads.size()) {
     absl::StrAppend(&text, "and ", threads.size() - num_asked, " more threads\n");
