@@ -38,6 +38,10 @@ struct Answer {
 };
 static_assert(std::atomic<bool>::is_always_lock_free);
 
+// Counts what was asked: what the asking thread wrote before is there for the thread that answers.
+std::atomic<int64_t> num_asked = 0;
+static_assert(std::atomic<int64_t>::is_always_lock_free);
+
 std::atomic<Answer*> late_answers = nullptr;
 void Keep(Answer* answer) {
   answer->next = late_answers.load();
@@ -48,6 +52,7 @@ void Keep(Answer* answer) {
 extern "C" void AnswerWithStack(int, siginfo_t* info, void*) {
   // Not from another process: the pointer is ours.
   if (info->si_code != SI_QUEUE || info->si_pid != getpid() || info->si_value.sival_ptr == nullptr) return;
+  if (num_asked.load(std::memory_order_acquire) == 0) return;
   const int error = errno;
   auto* answer = static_cast<Answer*>(info->si_value.sival_ptr);
   answer->num_frames = backtrace(answer->frames, kMaxFrames);
@@ -70,6 +75,7 @@ std::vector<pid_t> OtherThreads() {
 }
 
 bool Ask(pid_t thread, Answer* answer) {
+  num_asked.fetch_add(1, std::memory_order_release);
   siginfo_t info;
   std::memset(&info, 0, sizeof info);
   info.si_signo = StackSignal();
@@ -132,10 +138,10 @@ std::string StacksOfOtherThreads(double seconds) {
       Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   const std::vector<pid_t> threads = OtherThreads();
   std::string text;
-  size_t num_asked = 0;
+  size_t num_threads = 0;
   for (const pid_t thread : threads) {
-    if (num_asked == kMaxThreads || Clock::now() > end) break;
-    ++num_asked;
+    if (num_threads == kMaxThreads || Clock::now() > end) break;
+    ++num_threads;
     const std::string state = WhatTheKernelSays(thread);
     auto* const answer = new Answer;
     if (!Ask(thread, answer)) {  // it has ended
@@ -156,8 +162,8 @@ std::string StacksOfOtherThreads(double seconds) {
     AppendFrames(*answer, &text);
     delete answer;
   }
-  if (num_asked < threads.size()) {
-    absl::StrAppend(&text, "and ", threads.size() - num_asked, " more threads\n");
+  if (num_threads < threads.size()) {
+    absl::StrAppend(&text, "and ", threads.size() - num_threads, " more threads\n");
   }
   return text;
 }
