@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <fstream>
@@ -146,6 +147,31 @@ TEST(MetricsFile, LinesThatAreNotOursAreDroppedOrKeptButNeverHarm) {
   const std::unique_ptr<MetricsFile> file = MustOpen(path, 1);
   EXPECT_EQ(Read(path),
             "{\"step\":1}\n{\"step\":\"x\"}\n{\"note\":1}\n{\"step\":1e300}\n{\"evaluation\":7}\n");
+}
+
+TEST(MetricsFile, AFileOfManyPiecesLosesTheSameLinesInItsMiddleAndAtItsEnd) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/metrics.jsonl";
+  std::string kept, old;
+  // Lines of all lengths, so that their ends fall anywhere into what is read at once.
+  for (int step = 1; old.size() < (9 << 20); ++step) {
+    const std::string line =
+        "{\"step\":" + std::to_string(step) + ",\"x\":\"" + std::string(step % 977, 'x') + "\"}\n";
+    kept += line;
+    old += line;
+  }
+  const int64_t last = std::count(kept.begin(), kept.end(), '\n');
+  const std::string later = "{\"step\":" + std::to_string(last + 1) + "}\n";
+  for (const bool middle : {false, true}) {
+    const size_t place = middle ? old.rfind('\n', old.size() / 2) + 1 : old.size();
+    const std::string repeated = old.substr(0, old.find('\n') + 1);
+    Write(path, old.substr(0, place) + repeated + later + old.substr(place) + later);
+    EXPECT_EQ(MustOpen(path, last)->num_dropped_lines(), 3);
+    EXPECT_TRUE(Read(path) == kept) << middle;
+    Write(path, old.substr(0, old.size() - 1));
+    EXPECT_EQ(MustOpen(path, last)->num_dropped_lines(), 0);
+    EXPECT_TRUE(Read(path) == kept) << middle;
+  }
 }
 
 TEST(MetricsFile, NothingIsTouchedWhenNothingIsDropped) {

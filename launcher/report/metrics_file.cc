@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
-#include <string_view>
 #include <unordered_set>
+#include <utility>
+#include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "absl/hash/hash.h"
 #include "absl/strings/str_format.h"
 #include "checkpoints/file_system.h"
 #include "core/base/status_macros.h"
@@ -52,6 +54,47 @@ LineInfo Inspect(const std::string& line) {
   return info;
 }
 
+// Calls `take` for each line of a file, without its line feed, and says whether it has one. Memory: a line.
+absl::Status ForEachLine(const ReadableFile& file,
+                         const std::function<void(const std::string& line, bool has_end)>& take) {
+  constexpr int64_t kPiece = int64_t{4} << 20;
+  std::string piece, line;
+  for (int64_t at = 0; at < file.size(); at += static_cast<int64_t>(piece.size())) {
+    piece.resize(static_cast<size_t>(std::min(kPiece, file.size() - at)));
+    CAROUSEL_RETURN_IF_ERROR(file.ReadAt(at, piece.data(), static_cast<int64_t>(piece.size())));
+    size_t begin = 0;
+    for (size_t end; (end = piece.find('\n', begin)) != std::string::npos; begin = end + 1) {
+      line.append(piece, begin, end - begin);
+      take(line, true);
+      line.clear();
+    }
+    line.append(piece, begin);
+  }
+  if (!line.empty()) take(line, false);
+  return absl::OkStatus();
+}
+
+// Stands for a line among millions: 128 bits, so that no two of them are taken for one.
+using LineHash = std::pair<size_t, size_t>;
+LineHash HashOfLine(const std::string& line) { return {absl::HashOf(line), absl::HashOf("again", line)}; }
+
+struct ByteRange {
+  int64_t begin = 0, end = 0;
+};
+std::string Without(const std::string& text, const std::vector<ByteRange>& ranges) {
+  std::string kept;
+  int64_t at = 0;
+  const auto keep_to = [&](int64_t end) {
+    kept.append(text, static_cast<size_t>(at), static_cast<size_t>(end - at));
+  };
+  for (const ByteRange& range : ranges) {
+    keep_to(range.begin);
+    at = range.end;
+  }
+  keep_to(static_cast<int64_t>(text.size()));
+  return kept;
+}
+
 Json JsonOf(const std::vector<RankTimings::Rank>& ranks) {
   Json list = Json::array();
   for (const RankTimings::Rank& r : ranks) {
@@ -90,35 +133,40 @@ absl::StatusOr<std::unique_ptr<MetricsFile>> MetricsFile::Open(const std::string
 absl::Status MetricsFile::Rewind(int64_t finished_steps) {
   PosixFileSystem files;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path_));
-  int64_t dropped = 0, last_evaluated = -1, last_sampled = -1, last_saved = -1;
+  int64_t last_evaluated = -1, last_sampled = -1, last_saved = -1;
+  std::vector<ByteRange> dropped;
   if (info.exists) {
-    CAROUSEL_ASSIGN_OR_RETURN(const std::string old, ReadFile(files, path_, kMaxFileBytes));
-    std::string kept;
-    kept.reserve(old.size());
-    bool changed = false;
-    std::unordered_set<std::string_view> seen;  // DropLines says how a line comes to be there twice
-    for (size_t begin = 0; begin < old.size();) {
-      const size_t newline = old.find('\n', begin);
-      const size_t end = newline == std::string::npos ? old.size() : newline;
-      const std::string line = old.substr(begin, end - begin);
-      const bool repeated = !seen.insert(std::string_view(old).substr(begin, end - begin)).second;
-      begin = end + 1;
+    int64_t at = 0, end_of_kept = 0;
+    bool ends = true;  // the last line that is kept has its line feed
+    std::unordered_set<LineHash, absl::Hash<LineHash>>
+        seen;  // DropLines says how a line comes to be there twice
+    CAROUSEL_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> file, files.OpenFile(path_));
+    CAROUSEL_RETURN_IF_ERROR(ForEachLine(*file, [&](const std::string& line, bool has_end) {
+      const int64_t begin = at;
+      at += static_cast<int64_t>(line.size()) + (has_end ? 1 : 0);
+      const bool repeated = !seen.insert(HashOfLine(line)).second;
       const LineInfo line_info = Inspect(line);
-      const bool keep = line_info.whole && line_info.step <= finished_steps && !repeated;
-      dropped += !keep;
+      if (!line_info.whole || line_info.step > finished_steps || repeated) {
+        dropped.push_back({begin, at});
+        return;
+      }
+      end_of_kept = at;
       // A last line without its end was cut short, even if what there is of it can be read.
-      changed |= !keep || newline == std::string::npos;
-      if (!keep) continue;
-      absl::StrAppend(&kept, line, "\n");
+      ends = has_end;
       if (line_info.evaluation) last_evaluated = std::max(last_evaluated, line_info.step);
       if (line_info.sample) last_sampled = std::max(last_sampled, line_info.step);
       if (line_info.saved) last_saved = std::max(last_saved, line_info.step);
-    }
+    }));
     file_.reset();
-    if (changed) CAROUSEL_RETURN_IF_ERROR(DropLines(path_, old, kept));
+    if (!ends || (!dropped.empty() && dropped.front().begin < end_of_kept)) {
+      CAROUSEL_ASSIGN_OR_RETURN(const std::string old, ReadFile(files, path_, kMaxFileBytes));
+      CAROUSEL_RETURN_IF_ERROR(DropLines(path_, old, Without(old, dropped) + (ends ? "" : "\n")));
+    } else if (!dropped.empty()) {
+      CAROUSEL_RETURN_IF_ERROR(CutFile(path_, end_of_kept));
+    }
   }
   CAROUSEL_ASSIGN_OR_RETURN(file_, AppendedFile::Open(path_));
-  num_dropped_lines_ = dropped;
+  num_dropped_lines_ = static_cast<int64_t>(dropped.size());
   last_evaluated_step_ = last_evaluated;
   last_sampled_step_ = last_sampled;
   last_saved_step_ = last_saved;

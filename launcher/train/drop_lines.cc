@@ -45,6 +45,16 @@ absl::Status WriteInPlace(const std::string& path, const std::string& kept, size
 }
 }  // namespace
 
+absl::Status CutFile(const std::string& path, int64_t num_bytes) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return Failure("open", path);
+  absl::Status status;
+  if (ftruncate(fd, static_cast<off_t>(num_bytes)) != 0) status = Failure("cut", path);
+  if (status.ok() && fsync(fd) != 0) status = Failure("sync", path);
+  close(fd);
+  return status;
+}
+
 absl::Status DropLines(const std::string& path, const std::string& old, const std::string& kept) {
   const size_t shorter = std::min(old.size(), kept.size());
   size_t from = static_cast<size_t>(

@@ -1,5 +1,6 @@
 // Takes lines out of a file that may be large, on a disk that may be full.
 #pragma once
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -13,4 +14,7 @@ namespace carousel {
 // leaves some of them there twice, with lines that were to go and the rest of one in between: whoever reads
 // the file drops repetitions. ResourceExhausted says how much space is needed, and where. Durable on return.
 absl::Status DropLines(const std::string& path, const std::string& old, const std::string& kept);
+
+// The file ends after num_bytes from now on. Needs no space; durable on return.
+absl::Status CutFile(const std::string& path, int64_t num_bytes);
 }  // namespace carousel
