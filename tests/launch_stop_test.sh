@@ -12,11 +12,12 @@ trap '[ -z "$launcher" ] || kill -KILL "$launcher" 2>/dev/null; rm -rf "$work"' 
 cd "$work"
 # shellcheck source=tests/launch_testing.sh
 . "$source_dir/tests/launch_testing.sh"
-make_data
+make_data 400000
 make_config 240
 grace=60
 launch=("$carousel" launch -n 2 --backoff 2 --grace "$grace" train --config tiny.textproto --run_dir)
-long=(--set eval.num_windows=150)  # so that there is a moment in it; weights do not depend on it
+# Of an evaluation, so that there is a moment in it and runs do not end before theirs; weights do not depend on it.
+windows() { [ "$1" = evaluation ] && echo 600 || echo 150; }
 "$carousel" train --config tiny.textproto --run_dir whole >log_whole 2>&1 || fail "the undisturbed run"
 
 pause() { sleep "$(printf '0.%03d' $((RANDOM % $1)))"; }
@@ -73,7 +74,7 @@ stop_at() { # stop_at MOMENT: once, on $run, which goes on
   before=$(steps_of "$run")
   before=${before:-0}
   log_before=$(newest_log)
-  "${launch[@]}" "$run" "${long[@]}" >"log_$run" 2>&1 &
+  "${launch[@]}" "$run" --set "eval.num_windows=$(windows "$moment")" >"log_$run" 2>&1 &
   launcher=$!
   "at_$moment"
   begin=$SECONDS
@@ -103,7 +104,7 @@ for ((turn = 1; turn <= times; ++turn)); do
     stop_at "$moment"
     stopped=$((stopped + 1))
   done
-  "${launch[@]}" "$run" "${long[@]}" >"log_$run" 2>&1 || fail "$run did not go on to its end"
+  "${launch[@]}" "$run" --set eval.num_windows=150 >"log_$run" 2>&1 || fail "$run did not go on to its end"
   no_orphans "$run"
   same_as_whole "$run"
   # An evaluation that was stopped is made up for.

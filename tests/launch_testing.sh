@@ -7,8 +7,8 @@ fail() {
   exit 1
 }
 says() { grep -q -- "$2" "$1" || fail "$1 does not say: $2"; }
-make_data() {
-  "$carousel" data synth --output corpus.txt --bytes 100000 >/dev/null
+make_data() { # make_data [BYTES]
+  "$carousel" data synth --output corpus.txt --bytes "${1:-100000}" >/dev/null
   "$carousel" data build --input corpus.txt --output tokens --validation_fraction 0.1 >/dev/null
 }
 make_config() { # make_config STEPS

@@ -72,7 +72,8 @@ disturb() {
   fi
   same "$run"
   if [ -n "$suspect" ] && [ -n "${host_init[${suspect#node}]:-}" ] && [ "$mend" != "thaw_host 2" ]; then
-    [ -z "$(ranks_on "${suspect#node}")" ] || fail "$run: ranks are left on $suspect"
+    # The daemon there gives a rank that was stopped its kill time-out; training may have ended before.
+    wait_until 30 no_ranks_on "${suspect#node}" || fail "$run: ranks are left on $suspect"
   fi
   $mend
   mend=
@@ -87,6 +88,7 @@ ranks_on() { # process ids of the ranks on a node: those without children of thi
     if { tr '\0' ' ' <"/proc/$process/cmdline"; } 2>/dev/null | grep -E "^$carousel train " >/dev/null; then echo "$process"; fi
   done
 }
+no_ranks_on() { [ -z "$(ranks_on "$1")" ]; }
 daemon_on() { # of mpirun
   local process
   for process in $(host_processes "$1"); do
