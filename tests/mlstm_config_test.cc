@@ -85,11 +85,11 @@ TEST(MlstmConfig, TheTensorCoreScanIsForBf16OfItsHeadSizes) {
   EXPECT_FALSE(PickMlstmConfig(huge, DType::kBF16, kH100).tensor_cores);
 }
 
-// H and dV on wgmma: on compute capability 9.0 alone, for the head sizes of the recipes up to 256/512, unless
-// the portable kernels are asked for.
+// Scans on wgmma: on compute capability 9.0 alone, for the head sizes that tensor cores have scans for,
+// unless the portable kernels are asked for.
 TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
   const std::set<std::pair<int64_t, int64_t>> widths = {{64, 64},   {64, 128},  {128, 128}, {128, 256},
-                                                        {192, 384}, {256, 256}, {256, 512}};
+                                                        {192, 384}, {256, 256}, {256, 512}, {512, 512}};
   DeviceInfo portable = kH100, newer = kH100, small = kH100;
   portable.portable_kernels = true;
   newer.compute_capability = 100;
@@ -106,13 +106,15 @@ TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
         EXPECT_EQ(PickMlstmConfig(s, DType::kBF16, device).tensor_cores, config.tensor_cores);
       }
       EXPECT_FALSE(PickMlstmConfig(s, DType::kF32, kH100).sm90);
-      for (const MlstmRole role : {MlstmRole::kH, MlstmRole::kDV}) {
-        EXPECT_EQ(MlstmSm90SharedBytes(role, DHQK, DHV) > 0, config.sm90);
-        EXPECT_LE(MlstmSm90SharedBytes(role, DHQK, DHV), 227 << 10);
-        EXPECT_EQ(MlstmSm90Supports(small, role, DHQK, DHV),
-                  config.sm90 && MlstmSm90SharedBytes(role, DHQK, DHV) <= small.max_shared_bytes);
+      int64_t most_bytes = 0;
+      for (const MlstmRole role : {MlstmRole::kH, MlstmRole::kDQ, MlstmRole::kDV, MlstmRole::kDK}) {
+        const int64_t bytes = MlstmSm90SharedBytes(role, DHQK, DHV);
+        EXPECT_EQ(bytes > 0, config.sm90);
+        EXPECT_LE(bytes, 227 << 10);
+        most_bytes = std::max(most_bytes, bytes);
       }
-      EXPECT_EQ(MlstmSm90SharedBytes(MlstmRole::kDQ, DHQK, DHV), 0);
+      EXPECT_EQ(MlstmSm90Supports(small, DHQK, DHV), config.sm90 && most_bytes <= small.max_shared_bytes);
+      EXPECT_EQ(MlstmSm90SharedBytes(MlstmRole::kForwardState, DHQK, DHV), 0);
     }
   }
 }
@@ -131,6 +133,7 @@ TEST(MlstmConfig, SegmentsCoverEverySequenceAndFillTheDevice) {
         EXPECT_GE(n * per_segment, NC);
         EXPECT_LT((n - 1) * per_segment, NC);
         EXPECT_LE(B * n, MaxMlstmSegmentStates(kH100, s));
+        EXPECT_TRUE(n == 1 || per_segment % kMlstmAnchorChunks == 0);
         // more segments than multiprocessors would only cost; a sequence is split if most would stand idle
         const int64_t blocks = B * s.NH * MlstmScanSlices(MlstmRole::kH, s.DHQK, s.DHV);
         if (n > 1) {

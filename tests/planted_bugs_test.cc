@@ -196,6 +196,12 @@ OpRun MlstmRun(MlstmShape shape, bool with_states, bool last_in_place = false) {
             mlstm_test::RunOn<T>(device, p, {.last_in_place = last_in_place, .aligned = true});
           }};
 }
+// By the kernels for every architecture.
+OpRun PortableMlstmRun(const MlstmShape& shape) {
+  return {"portable mLSTM", [run = MlstmRun<bfloat16>(shape, true)](Device&) {
+            run.call(*MakeTestDevice(GpuKernels::kPortable));
+          }};
+}
 // Two segments of the sequence: summaries, folds and the cell on each.
 template <class T>
 OpRun MlstmSegmentsRun(const MlstmShape& shape) {
@@ -213,11 +219,13 @@ TEST(PlantedBugs, EverySynchronisationOfTheMlstmIsNeeded) {
       MlstmRun<bfloat16>({.B = 1, .T = 130, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64}, true),
       // long enough to be split into segments, whose states are combined
       MlstmRun<bfloat16>({.B = 1, .T = 530, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64}, true),
-      MlstmRun<bfloat16>({.B = 1, .T = 130, .NH = 1, .DHQK = 128, .DHV = 128, .L = 64}, true),
-      MlstmRun<bfloat16>({.B = 1, .T = 70, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}, true),
+      PortableMlstmRun({.B = 1, .T = 130, .NH = 1, .DHQK = 128, .DHV = 128, .L = 64}),
+      PortableMlstmRun({.B = 1, .T = 70, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}),
       // more steps than the copies of a cluster have stages
       MlstmRun<bfloat16>({.B = 1, .T = 290, .NH = 1, .DHQK = 128, .DHV = 256, .L = 64}, true),
       MlstmRun<bfloat16>({.B = 1, .T = 200, .NH = 1, .DHQK = 256, .DHV = 256, .L = 64}, true),
+      // and with column groups
+      MlstmRun<bfloat16>({.B = 1, .T = 140, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}, true),
       MlstmSegmentsRun<float>({.B = 1, .T = 80, .NH = 1, .DHQK = 80, .DHV = 72, .L = 64}),
       MlstmSegmentsRun<bfloat16>({.B = 1, .T = 140, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64})};
   Append(runs, RunsOf(AppendLossCases));  // the first barrier of BlockReduce: two reductions in one kernel

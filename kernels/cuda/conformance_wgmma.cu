@@ -83,6 +83,8 @@ void Append(std::vector<Case>& cases, const char* name) {
 }  // namespace
 
 void AppendWgmmaCases(std::vector<Case>& cases) {
+  Append<32, false, false>(cases, "wgmma_n32");
+  Append<40, false, false>(cases, "wgmma_n40");
   Append<64, false, false>(cases, "wgmma_n64");
   Append<72, false, false>(cases, "wgmma_n72");
   Append<128, false, false>(cases, "wgmma_n128");
@@ -91,6 +93,7 @@ void AppendWgmmaCases(std::vector<Case>& cases) {
   Append<64, false, true>(cases, "wgmma_n64_b_mn_major");
   Append<128, true, true>(cases, "wgmma_n128_both_mn_major");
   Append<256, false, true>(cases, "wgmma_n256_b_mn_major");
+  Append<32, false, false, true>(cases, "wgmma_n32_a_in_registers");
   Append<64, false, false, true>(cases, "wgmma_n64_a_in_registers");
   Append<72, false, false, true>(cases, "wgmma_n72_a_in_registers");
   Append<128, false, true, true>(cases, "wgmma_n128_a_in_registers_b_mn_major");

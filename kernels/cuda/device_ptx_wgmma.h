@@ -15,6 +15,7 @@ CAROUSEL_GPU_DEV void wgmma_registers(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+CAROUSEL_GPU_DEV void opaque(int& x) { asm volatile("" : "+r"(x)); }
 template <int N>
 CAROUSEL_GPU_DEV void wgmma_settled(float (&d)[N]) {
   wgmma_wait<0>();
@@ -22,9 +23,9 @@ CAROUSEL_GPU_DEV void wgmma_settled(float (&d)[N]) {
 }
 // The text of d's registers, operands 0 to N/2 - 1, and their constraints.
 // clang-format off
-#define CAROUSEL_D32 \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
-  "%24,%25,%26,%27,%28,%29,%30,%31"
+#define CAROUSEL_D16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define CAROUSEL_D20 CAROUSEL_D16 ",%16,%17,%18,%19"
+#define CAROUSEL_D32 CAROUSEL_D20 ",%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define CAROUSEL_D36 \
   CAROUSEL_D32 "," \
   "%32,%33,%34,%35"
@@ -44,6 +45,7 @@ CAROUSEL_GPU_DEV void wgmma_settled(float (&d)[N]) {
   "%123,%124,%125,%126,%127"
 #define CAROUSEL_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define CAROUSEL_F16(i) CAROUSEL_F4(i), CAROUSEL_F4(i + 4), CAROUSEL_F4(i + 8), CAROUSEL_F4(i + 12)
+#define CAROUSEL_F20 CAROUSEL_F16(0), CAROUSEL_F4(16)
 #define CAROUSEL_F32 CAROUSEL_F16(0), CAROUSEL_F16(16)
 #define CAROUSEL_F36 CAROUSEL_F32, CAROUSEL_F4(32)
 #define CAROUSEL_F64 CAROUSEL_F32, CAROUSEL_F16(32), CAROUSEL_F16(48)
@@ -65,8 +67,12 @@ CAROUSEL_GPU_DEV void wgmma_settled(float (&d)[N]) {
 template <int N, bool kTransposeA = false, bool kTransposeB = false>
 CAROUSEL_GPU_DEV void wgmma_bf16(float (&d)[N / 2], uint64_t a_desc, uint64_t b_desc,
                                  bool accumulate = true) {
-  static_assert(N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
-  if constexpr (N == 64) {
+  static_assert(N == 32 || N == 40 || N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
+  if constexpr (N == 32) {
+    CAROUSEL_WGMMA_SS(32, CAROUSEL_D16, CAROUSEL_F16(0), 16, 17, 18, 19, 20);
+  } else if constexpr (N == 40) {
+    CAROUSEL_WGMMA_SS(40, CAROUSEL_D20, CAROUSEL_F20, 20, 21, 22, 23, 24);
+  } else if constexpr (N == 64) {
     CAROUSEL_WGMMA_SS(64, CAROUSEL_D32, CAROUSEL_F32, 32, 33, 34, 35, 36);
   } else if constexpr (N == 72) {
     CAROUSEL_WGMMA_SS(72, CAROUSEL_D36, CAROUSEL_F36, 36, 37, 38, 39, 40);
@@ -81,8 +87,12 @@ CAROUSEL_GPU_DEV void wgmma_bf16(float (&d)[N / 2], uint64_t a_desc, uint64_t b_
 template <int N, bool kTransposeB = false>
 CAROUSEL_GPU_DEV void wgmma_bf16_ra(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_desc,
                                     bool accumulate = true) {
-  static_assert(N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
-  if constexpr (N == 64) {
+  static_assert(N == 32 || N == 40 || N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
+  if constexpr (N == 32) {
+    CAROUSEL_WGMMA_RS(32, CAROUSEL_D16, CAROUSEL_F16(0), 16, 17, 18, 19, 20, 21, 22);
+  } else if constexpr (N == 40) {
+    CAROUSEL_WGMMA_RS(40, CAROUSEL_D20, CAROUSEL_F20, 20, 21, 22, 23, 24, 25, 26);
+  } else if constexpr (N == 64) {
     CAROUSEL_WGMMA_RS(64, CAROUSEL_D32, CAROUSEL_F32, 32, 33, 34, 35, 36, 37, 38);
   } else if constexpr (N == 72) {
     CAROUSEL_WGMMA_RS(72, CAROUSEL_D36, CAROUSEL_F36, 36, 37, 38, 39, 40, 41, 42);
@@ -94,6 +104,8 @@ CAROUSEL_GPU_DEV void wgmma_bf16_ra(float (&d)[N / 2], const uint32_t (&a)[4], u
     CAROUSEL_WGMMA_RS(256, CAROUSEL_D128, CAROUSEL_F128, 128, 129, 130, 131, 132, 133, 134);
   }
 }
+#undef CAROUSEL_D16
+#undef CAROUSEL_D20
 #undef CAROUSEL_D32
 #undef CAROUSEL_D36
 #undef CAROUSEL_D64
@@ -101,6 +113,7 @@ CAROUSEL_GPU_DEV void wgmma_bf16_ra(float (&d)[N / 2], const uint32_t (&a)[4], u
 #undef CAROUSEL_D128
 #undef CAROUSEL_F4
 #undef CAROUSEL_F16
+#undef CAROUSEL_F20
 #undef CAROUSEL_F32
 #undef CAROUSEL_F36
 #undef CAROUSEL_F64

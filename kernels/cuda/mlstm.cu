@@ -111,6 +111,10 @@ class Call : MlstmCall<T, E> {
     }
     LaunchMlstmDivision<E, W>(context_, division);
 
+    if constexpr (kTensorCores<E>) {
+      sm90_anchors_ =
+          config_.sm90 && MlstmSm90Writes(RowsOf<T>(a.dq)) && MlstmSm90Writes(RowsOf<T>(a.dk));
+    }
     // dq and, where a gradient arrives there, the last state
     MlstmScanArgs<T, E> x = args_;
     x.initial = forward_states;
@@ -147,8 +151,8 @@ class Call : MlstmCall<T, E> {
                                  .has_initial = initial.C != nullptr,
                                  .q_dots = room_.q_dots,
                                  .k_dots = room_.k_dots,
-                                 .q_slices = static_cast<int>(Slices<E>(MlstmRole::kDQ, s_)),
-                                 .k_slices = static_cast<int>(Slices<E>(MlstmRole::kDK, s_)),
+                                 .q_slices = DotParts(MlstmRole::kDQ),
+                                 .k_slices = DotParts(MlstmRole::kDK),
                                  .final_term = dlast.C != nullptr ? room_.final_term : nullptr,
                                  .anchor_dots = room_.anchors.dots,
                                  .anchor_parts = kTensorCores<E> ? MlstmScanAnchorParts(s_.DHQK, s_.DHV) : 0,
@@ -164,6 +168,10 @@ class Call : MlstmCall<T, E> {
   }
 
  private:
+  int DotParts(MlstmRole role) const {
+    return static_cast<int>(sm90_anchors_ ? MlstmSm90DotParts(s_.DHQK) : Slices<E>(role, s_));
+  }
+
   // a and delta_dots
   void Normaliser(const MlstmBackwardArgs& a, const MlstmScanState<const W>& initial,
                   const MlstmScanState<const W>& forward_states) {
@@ -193,7 +201,7 @@ class Call : MlstmCall<T, E> {
     }
   }
 
-  using Base::args_, Base::context_, Base::room_, Base::s_;
+  using Base::args_, Base::config_, Base::context_, Base::room_, Base::s_, Base::sm90_anchors_;
   using Base::Scan, Base::Split;
 };
 }  // namespace
@@ -203,8 +211,7 @@ MlstmConfig PickMlstmConfig(const MlstmShape& s, DType compute, const DeviceInfo
   if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / kMlstmScanMaxSlices)
     return {};  // its tokens and pairs are numbered in int
   return {.tensor_cores = true,
-          .sm90 = !device.portable_kernels && MlstmSm90Supports(device, MlstmRole::kH, s.DHQK, s.DHV) &&
-                  MlstmSm90Supports(device, MlstmRole::kDV, s.DHQK, s.DHV),
+          .sm90 = !device.portable_kernels && MlstmSm90Supports(device, s.DHQK, s.DHV),
           .segments = PickMlstmSegments(device, s)};
 }
 

@@ -107,6 +107,12 @@ template <class E>
 int64_t Slices(MlstmRole role, const MlstmShape& s) {
   return kTensorCores<E> ? MlstmScanSlices(role, s.DHQK, s.DHV) : MlstmGenericSlices(role, s.DHQK, s.DHV);
 }
+// Parts of `dots`, whichever scan of E it will be.
+template <class E>
+int64_t MaxDotParts(MlstmRole role, const MlstmShape& s) {
+  const int64_t parts = Slices<E>(role, s);
+  return kTensorCores<E> ? std::max(parts, MlstmSm90DotParts(s.DHQK)) : parts;
+}
 
 template <class W, class E>
 struct MlstmRoom {
@@ -142,8 +148,8 @@ struct MlstmRoom {
       anchors.dots = cut.Take<W>(num_anchors * MlstmScanAnchorParts(s.DHQK, s.DHV));
     }
     delta_dots = cut.Take<W>(tokens * (kTensorCores<E> ? 1 : Slices<E>(MlstmRole::kDelta, s)));
-    q_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDQ, s));
-    k_dots = cut.Take<W>(tokens * Slices<E>(MlstmRole::kDK, s));
+    q_dots = cut.Take<W>(tokens * MaxDotParts<E>(MlstmRole::kDQ, s));
+    k_dots = cut.Take<W>(tokens * MaxDotParts<E>(MlstmRole::kDK, s));
     last.C = cut.Take<W>(pairs * s.DHQK * s.DHV);
     last.n = cut.Take<W>(pairs * s.DHQK);
     final_term = cut.Take<double>(pairs);
@@ -231,8 +237,9 @@ class MlstmCall {
 
   void Scan(MlstmRole role, const MlstmScanArgs<T, E>& x) {
     if constexpr (kTensorCores<E>) {
+      const bool with_anchors = role == MlstmRole::kDQ || role == MlstmRole::kDK;
       const bool sm90 =
-          config_.sm90 && (role == MlstmRole::kH || role == MlstmRole::kDV) && MlstmSm90Writes(x.out);
+          !IsState(role) && (with_anchors ? sm90_anchors_ : config_.sm90 && MlstmSm90Writes(x.out));
       sm90 ? LaunchMlstmSm90(context_, role, x) : LaunchMlstmScan(context_, role, x);
     } else {
       LaunchMlstmGeneric<T>(context_, role, x, room_.generic);
@@ -281,5 +288,6 @@ class MlstmCall {
   MlstmCutter cut_;
   const MlstmRoom<W, E> room_;
   MlstmScanArgs<T, E> args_;
+  bool sm90_anchors_ = false;  // kDQ and kDK, which must agree on the anchors, are those of mlstm_scan_sm90.h
 };
 }  // namespace carousel::CAROUSEL_DEVICE_NS

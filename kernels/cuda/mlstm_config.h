@@ -17,7 +17,7 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 //                  columns a warp cannot hold its part of the state in registers.
 struct MlstmConfig {
   bool tensor_cores = false;  // the scan of mlstm_scan.h, else that of mlstm_generic.h
-  bool sm90 = false;  // and of its roles kH and kDV the ones of mlstm_scan_sm90.h, where TMA can write `out`
+  bool sm90 = false;          // and of its roles those of mlstm_scan_sm90.h, where TMA can write `out`
   MlstmSegments segments;  // of the tensor-core scan; the generic one walks through a sequence in one piece
 };
 // A pure function of its arguments; launches nothing. Every shape has a configuration. A call whose tensors

@@ -107,7 +107,8 @@ constexpr int kMlstmAnchorChunks = 8;
 constexpr int64_t NumMlstmAnchors(int64_t NC) { return NC > 0 ? (NC - 1) / kMlstmAnchorChunks : 0; }
 template <class W>
 struct MlstmAnchors {
-  bfloat16* C = nullptr;  // (anchors, B * NH, DHQK * DHV), in the order of the scan's threads
+  bfloat16* C = nullptr;  // (anchors, B * NH, DHQK * DHV), in the order of the scan's threads: each kind of
+                          // scan has its own
   W* n = nullptr;         // (anchors, B * NH, DHQK)
   W* dots = nullptr;      // (anchors, B * NH, parts), parts (of threads): MlstmScanAnchorParts
 };

@@ -134,7 +134,9 @@ MlstmSegments PickMlstmSegments(const DeviceInfo& device, const MlstmShape& s) {
   const int64_t NC = CeilDiv(s.T, kMlstmChunk);
   const int64_t blocks = s.B * s.NH * MlstmScanSlices(MlstmRole::kH, s.DHQK, s.DHV);
   const int64_t wanted = SegmentsFor(device, blocks, NC);
-  const int64_t chunks_per_segment = std::max<int64_t>(1, CeilDiv(NC, wanted));
+  // whole distances of anchors, so that a step of several chunks does not step over one
+  const int64_t chunks_per_segment =
+      wanted == 1 ? std::max<int64_t>(1, NC) : RoundUp(CeilDiv(NC, wanted), kMlstmAnchorChunks);
   return {.num_segments = std::max<int64_t>(1, CeilDiv(NC, chunks_per_segment)),
           .chunks_per_segment = chunks_per_segment};
 }

@@ -21,6 +21,7 @@
 #pragma once
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/mlstm_records.h"
+#include "kernels/cuda/mlstm_row_sums.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_scan {
 
@@ -79,25 +80,6 @@ __device__ __forceinline__ int Swizzled(int row, int piece, int row_bytes) {
 // a multiple of 4) in a group of 8; `pieces` is even.
 __device__ __forceinline__ int Ahead(int offset, int pieces) {
   return (offset ^ ((pieces & 7) << 4)) + (pieces >> 3) * 128;
-}
-
-// Adds v[i] over the 8 lanes that differ in lane / 4, in a fixed order. A lane is left with the sum of index
-// lane / 4 * kCount / 8.
-template <int kCount>
-__device__ __forceinline__ float SumOverRows(float (&v)[kCount], int lane) {
-  static_assert(kCount == 8 || kCount == 4);
-#pragma unroll
-  for (int step = 0; step < (kCount == 8 ? 3 : 2); ++step) {
-    const int half = kCount >> (step + 1), mask = 16 >> step;
-    const bool upper = (lane & mask) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float give = upper ? v[i] : v[i + half], keep = upper ? v[i + half] : v[i];
-      v[i] = keep + __shfl_xor_sync(~0u, give, mask);
-    }
-  }
-  if (kCount == 4) v[0] += __shfl_xor_sync(~0u, v[0], 4);
-  return v[0];
 }
 
 // Term `index` (0, 1, 2) of x as the sum of three bf16 numbers; 0 for other indices.

@@ -2,20 +2,51 @@
 #include "kernels/cuda/mlstm_scan_sm90.h"
 
 #include "core/base/int_math.h"
+#include "kernels/cuda/mlstm_scan.h"
 #include "kernels/cuda/mlstm_scan_sm90_launch.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 
+namespace {
+// fn.operator()<role>() for the roles that have such scans; otherwise `otherwise`.
+template <class R, class Fn>
+R ForRole(MlstmRole role, R otherwise, Fn&& fn) {
+  switch (role) {
+    case MlstmRole::kH:
+      return fn.template operator()<MlstmRole::kH>();
+    case MlstmRole::kDQ:
+      return fn.template operator()<MlstmRole::kDQ>();
+    case MlstmRole::kDV:
+      return fn.template operator()<MlstmRole::kDV>();
+    case MlstmRole::kDK:
+      return fn.template operator()<MlstmRole::kDK>();
+    case MlstmRole::kDelta:
+    case MlstmRole::kForwardState:
+    case MlstmRole::kBackwardState:
+      break;
+  }
+  return otherwise;
+}
+int AnchorParts(int64_t DHQK, int64_t DHV) {
+  return mlstm_sm90::ForWidths<MlstmRole::kDK>(DHQK, DHV, 0,
+                                               []<class C>() { return C::kSlices * C::kStateThreads; });
+}
+}  // namespace
+
 int64_t MlstmSm90SharedBytes(MlstmRole role, int64_t DHQK, int64_t DHV) {
-  const auto bytes = []<class C>() { return static_cast<int64_t>(C::kSharedBytes); };
-  if (role == MlstmRole::kH) return mlstm_sm90::ForWidths<MlstmRole::kH>(DHQK, DHV, int64_t{0}, bytes);
-  if (role == MlstmRole::kDV) return mlstm_sm90::ForWidths<MlstmRole::kDV>(DHQK, DHV, int64_t{0}, bytes);
-  return 0;
+  return ForRole(role, int64_t{0}, [&]<MlstmRole kRole>() {
+    return mlstm_sm90::ForWidths<kRole>(DHQK, DHV, int64_t{0},
+                                        []<class C>() { return static_cast<int64_t>(C::kSharedBytes); });
+  });
 }
 
-bool MlstmSm90Supports(const DeviceInfo& device, MlstmRole role, int64_t DHQK, int64_t DHV) {
-  const int64_t bytes = MlstmSm90SharedBytes(role, DHQK, DHV);
-  return device.compute_capability == 90 && bytes > 0 && bytes <= device.max_shared_bytes;
+bool MlstmSm90Supports(const DeviceInfo& device, int64_t DHQK, int64_t DHV) {
+  if (device.compute_capability != 90) return false;
+  for (const MlstmRole role : {MlstmRole::kH, MlstmRole::kDQ, MlstmRole::kDV, MlstmRole::kDK}) {
+    const int64_t bytes = MlstmSm90SharedBytes(role, DHQK, DHV);
+    if (bytes == 0 || bytes > device.max_shared_bytes) return false;
+  }
+  return true;
 }
 
 void LaunchMlstmSm90(Context& context, MlstmRole role, const MlstmFastScanArgs& args) {
@@ -24,10 +55,29 @@ void LaunchMlstmSm90(Context& context, MlstmRole role, const MlstmFastScanArgs& 
   CAROUSEL_CHECK(args.num_segments * args.chunks_per_segment >= args.NC &&
                  (args.num_segments - 1) * args.chunks_per_segment < args.NC);
   CAROUSEL_CHECK(MlstmSm90Writes(args.out));
-  const bool launched = role == MlstmRole::kH    ? mlstm_sm90::LaunchH(context, args)
-                        : role == MlstmRole::kDV ? mlstm_sm90::LaunchDV(context, args)
-                                                 : false;
-  CAROUSEL_CHECK_MSG(launched, "no sm_90a scan for this role and these head widths");
+  const bool has_anchors = role == MlstmRole::kDQ || role == MlstmRole::kDK;
+  CAROUSEL_CHECK(!has_anchors || NumMlstmAnchors(args.NC) == 0 || args.anchors.C != nullptr);
+  CAROUSEL_CHECK(!has_anchors ||
+                 AnchorParts(args.DHQK, args.DHV) == MlstmScanAnchorParts(args.DHQK, args.DHV));
+  CAROUSEL_CHECK(!has_anchors || args.num_segments == 1 || args.chunks_per_segment % kMlstmAnchorChunks == 0);
+  const auto launch = [&] {
+    switch (role) {
+      case MlstmRole::kH:
+        return mlstm_sm90::LaunchH(context, args);
+      case MlstmRole::kDQ:
+        return mlstm_sm90::LaunchDQ(context, args);
+      case MlstmRole::kDV:
+        return mlstm_sm90::LaunchDV(context, args);
+      case MlstmRole::kDK:
+        return mlstm_sm90::LaunchDK(context, args);
+      case MlstmRole::kDelta:
+      case MlstmRole::kForwardState:
+      case MlstmRole::kBackwardState:
+        break;
+    }
+    return false;
+  };
+  CAROUSEL_CHECK_MSG(launch(), "no sm_90a scan for this role and these head widths");
 }
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS

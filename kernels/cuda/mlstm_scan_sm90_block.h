@@ -5,9 +5,10 @@
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
 
-// What TMA reads and writes: (columns, tokens, batch entries), boxes of 64 columns and 64 or, out, 32 tokens.
+// What TMA reads and writes: (columns, tokens, batch entries), boxes of 64 columns and C::L tokens, of
+// dot_rows C::kMyTokens and of out C::kStoreTokens.
 struct Sm90Maps {
-  gpu::TensorMap read, upd, row, out;
+  gpu::TensorMap read, upd, row, out, dot_rows;  // dot_rows: kDQ q, kDK k
 };
 
 #if CAROUSEL_DEVICE_HAS_WGMMA
@@ -22,18 +23,25 @@ class Sm90Block {
         args(a),
         smem(gpu::dyn_shared<unsigned char>()),
         // the same for all lanes of a warp, which wgmma asks of the addresses made from it
-        warp(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
-        thread(static_cast<int>(threadIdx.x) % 128),
-        lane(thread % 32) {
+        warp(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0) & 15),
+        lane(static_cast<int>(threadIdx.x) % 32) {
     const int64_t begin = blockIdx.y * a.chunks_per_segment;
     const int64_t end = begin + a.chunks_per_segment < a.NC ? begin + a.chunks_per_segment : a.NC;
     first_chunk = static_cast<int>(begin);
     num_chunks = static_cast<int>(end - begin);
-    num_steps = (num_chunks + 1) / 2;
+    num_steps = (num_chunks + C::kRecords - 1) / C::kRecords;
     slice = static_cast<int>(blockIdx.x % C::kSlices);
     pair = static_cast<int>(blockIdx.x / C::kSlices);
     head = pair % static_cast<int>(a.NH);
     entry = pair / static_cast<int>(a.NH);
+  }
+
+  __device__ __forceinline__ int Thread() const { return warp % 4 * 32 + lane; }  // in its warpgroup
+
+  // For the compiler, which would keep the lane's places in registers through the loop.
+  __device__ __forceinline__ void ForgetPlaces() {
+    gpu::opaque(lane);
+    lane &= 31;
   }
 
   // ---- places
@@ -42,6 +50,9 @@ class Sm90Block {
   }
   __device__ __forceinline__ uint64_t* Empty(int s) const { return Full(C::kStages + s); }
   __device__ __forceinline__ uint64_t* WeightsReady(int i) const { return Full(2 * C::kStages + i); }
+  __device__ __forceinline__ uint64_t* DotRowsReady(int group) const {
+    return Full(2 * C::kStages + 2 + group);
+  }
   __device__ __forceinline__ unsigned char* StageOf(int step) const {
     return smem + step % C::kStages * C::kStageBytes;
   }
@@ -51,12 +62,13 @@ class Sm90Block {
   __device__ __forceinline__ float* InverseOf(int step) const {
     return reinterpret_cast<float*>(smem + C::kInverseAt) + step % 2 * L;
   }
-  // The step's chunk (of 32 tokens); the next one is its second half, unless the segment ends between them.
+  // The step's chunk (of 32 tokens). Of two records the next chunk is the second half, unless the segment
+  // ends between them.
   __device__ __forceinline__ int ChunkOf(int step) const {
-    return first_chunk + 2 * (C::kReverse ? num_steps - 1 - step : step);
+    return first_chunk + C::kRecords * (C::kReverse ? num_steps - 1 - step : step);
   }
   __device__ __forceinline__ bool HasSecond(int step) const {
-    return ChunkOf(step) + 1 < first_chunk + num_chunks;
+    return C::kRecords == 2 && ChunkOf(step) + 1 < first_chunk + num_chunks;
   }
   __device__ __forceinline__ static const MlstmFastRecord& RecordOf(const unsigned char* stage, int half) {
     return reinterpret_cast<const MlstmFastRecord*>(stage + C::kRecordAt)[half];
@@ -110,20 +122,23 @@ class Sm90Block {
     }
     const int row = (head * C::kSlices + slice) * C::kRows;
 #pragma unroll 1
-    for (int g = 0; g < C::kStateGroups; ++g) {
+    for (int g = 0; g < C::kRowGroups; ++g) {
       gpu::tma_load_4d(stage + C::kRowAt + g * C::kBox, maps.row, row + g * 64, token, entry, 0, full);
     }
     // A missing second half gets the first one's record: finite numbers.
     const MlstmFastRecord* const records = args.records + pair * args.NC + chunk;
     gpu::bulk_g2s(stage + C::kRecordAt, records, C::kRecordBytes, full);
-    gpu::bulk_g2s(stage + C::kRecordAt + C::kRecordBytes, records + (HasSecond(step) ? 1 : 0),
-                  C::kRecordBytes, full);
+    if constexpr (C::kRecords == 2) {
+      gpu::bulk_g2s(stage + C::kRecordAt + C::kRecordBytes, records + (HasSecond(step) ? 1 : 0),
+                    C::kRecordBytes, full);
+    }
   }
 
   const Sm90Maps& maps;
   const MlstmFastScanArgs& args;
   unsigned char* const smem;
-  const int warp, thread, lane;  // warp in the block, thread in its warpgroup
+  const int warp;  // in the block
+  int lane;
   int first_chunk, num_chunks, num_steps, slice, pair, head, entry;
 };
 #endif

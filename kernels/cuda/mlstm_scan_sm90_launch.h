@@ -1,21 +1,28 @@
 // Which Sm90Config a role and head width takes, and launching it. Each role is compiled in a file of its own.
 #pragma once
+#include <type_traits>
+
 #include "kernels/cuda/mlstm_scan_sm90.h"
 #include "kernels/cuda/mlstm_scan_sm90_kernel.h"
 #include "kernels/cuda/op_check.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
 
+template <MlstmRole kRole, int kDHQK, int kDHV>
+using ConfigOf = std::conditional_t<kRole == MlstmRole::kH || kRole == MlstmRole::kDV,
+                                    Sm90Config<kRole, kDHQK, kDHV>, Sm90Config<kRole, kDHV, kDHQK>>;
+
 // fn.operator()<Sm90Config>() for the widths that have one; otherwise `otherwise`.
 template <MlstmRole kRole, class R, class Fn>
 R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
-  if (DHQK == 64 && DHV == 64) return fn.template operator()<Sm90Config<kRole, 64, 64>>();
-  if (DHQK == 64 && DHV == 128) return fn.template operator()<Sm90Config<kRole, 64, 128>>();
-  if (DHQK == 128 && DHV == 128) return fn.template operator()<Sm90Config<kRole, 128, 128>>();
-  if (DHQK == 128 && DHV == 256) return fn.template operator()<Sm90Config<kRole, 128, 256>>();
-  if (DHQK == 192 && DHV == 384) return fn.template operator()<Sm90Config<kRole, 192, 384>>();
-  if (DHQK == 256 && DHV == 256) return fn.template operator()<Sm90Config<kRole, 256, 256>>();
-  if (DHQK == 256 && DHV == 512) return fn.template operator()<Sm90Config<kRole, 256, 512>>();
+  if (DHQK == 64 && DHV == 64) return fn.template operator()<ConfigOf<kRole, 64, 64>>();
+  if (DHQK == 64 && DHV == 128) return fn.template operator()<ConfigOf<kRole, 64, 128>>();
+  if (DHQK == 128 && DHV == 128) return fn.template operator()<ConfigOf<kRole, 128, 128>>();
+  if (DHQK == 128 && DHV == 256) return fn.template operator()<ConfigOf<kRole, 128, 256>>();
+  if (DHQK == 192 && DHV == 384) return fn.template operator()<ConfigOf<kRole, 192, 384>>();
+  if (DHQK == 256 && DHV == 256) return fn.template operator()<ConfigOf<kRole, 256, 256>>();
+  if (DHQK == 256 && DHV == 512) return fn.template operator()<ConfigOf<kRole, 256, 512>>();
+  if (DHQK == 512 && DHV == 512) return fn.template operator()<ConfigOf<kRole, 512, 512>>();
   return otherwise;
 }
 
@@ -32,16 +39,37 @@ gpu::TensorMap MapOf(const MlstmRows<T>& rows, int64_t columns, const MlstmFastS
   return gpu::make_tensor_map_4d(rows.data, dim, stride_bytes, box);
 }
 
+// The tensors of a role (mlstm_records.h); dot_rows: what out is multiplied by.
+struct Operands {
+  MlstmRows<const bfloat16> read, upd, row, dot_rows;
+};
+template <MlstmRole kRole>
+Operands OperandsOf(const MlstmFastScanArgs& a) {
+  switch (kRole) {
+    case MlstmRole::kH:
+      return {.read = a.q, .upd = a.k, .row = a.v, .dot_rows = {}};
+    case MlstmRole::kDQ:
+      return {.read = a.dh, .upd = a.v, .row = a.k, .dot_rows = a.q};
+    case MlstmRole::kDV:
+      return {.read = a.k, .upd = a.q, .row = a.dh, .dot_rows = {}};
+    default:
+      static_assert(kRole != MlstmRole::kDelta && !IsState(kRole));
+      return {.read = a.v, .upd = a.dh, .row = a.q, .dot_rows = a.k};
+  }
+}
+
 // False: no scan for these widths.
 template <MlstmRole kRole>
 bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* name) {
   return ForWidths<kRole>(args.DHQK, args.DHV, false, [&]<class C>() {
-    constexpr bool kIsH = kRole == MlstmRole::kH;
-    const int64_t columns = args.NH * args.DHQK, rows = args.NH * args.DHV;
-    const Sm90Maps maps = {.read = MapOf(kIsH ? args.q : args.k, columns, args, C::L),
-                           .upd = MapOf(kIsH ? args.k : args.q, columns, args, C::L),
-                           .row = MapOf(kIsH ? args.v : args.dh, rows, args, C::L),
-                           .out = MapOf(args.out, rows, args, kMlstmChunk)};
+    const Operands x = OperandsOf<kRole>(args);
+    const int64_t columns = args.NH * C::kColumns, rows = args.NH * C::kSlices * C::kRows;
+    Sm90Maps maps = {.read = MapOf(x.read, columns, args, C::L),
+                     .upd = MapOf(x.upd, columns, args, C::L),
+                     .row = MapOf(x.row, rows, args, C::L),
+                     .out = MapOf(args.out, rows, args, C::kStoreTokens),
+                     .dot_rows = {}};
+    if (C::kDots) maps.dot_rows = MapOf(x.dot_rows, rows, args, C::kMyTokens);
     context.Launch(MlstmSm90Kernel<C>,
                    {.grid = dim3(GridExtent(C::kSlices * args.B * args.NH), GridExtent(args.num_segments)),
                     .block = dim3(C::kThreads),
@@ -55,6 +83,8 @@ bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* nam
 
 // One file each.
 bool LaunchH(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDQ(Context& context, const MlstmFastScanArgs& args);
 bool LaunchDV(Context& context, const MlstmFastScanArgs& args);
+bool LaunchDK(Context& context, const MlstmFastScanArgs& args);
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90

@@ -13,8 +13,8 @@ class Sm90Scores : protected Sm90Block<C> {
       : Block(the_maps, a) {}
 
   __device__ __forceinline__ void Scores() {
-    float n[2] = {};  // kNormalizer: columns 2 thread and 2 thread + 1, of the threads that have some
-    if (thread == 0) {
+    float n[kMyN][2] = {};  // kNormalizer: columns 2 thread + 256 i and the next one, where there are such
+    if (Thread() == 0) {
       for (int step = 0; step < C::kStages && step < num_steps; ++step) Load(step);
     }
     if constexpr (C::kNormalizer) {
@@ -26,6 +26,7 @@ class Sm90Scores : protected Sm90Block<C> {
     for (int step = 0; step < num_steps; ++step) {
       const unsigned char* const stage = StageOf(step);
       const Joint joint = JointOf(step);
+      this->ForgetPlaces();
       gpu::mbar_wait_cluster(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
       float s[C::kUpdRows / 2];
       gpu::wgmma_fence();
@@ -44,19 +45,23 @@ class Sm90Scores : protected Sm90Block<C> {
       Weigh(s, step, joint);
       gpu::fence_proxy_async();  // weights and rows of n: ordinary writes -> wgmma
       ScoreBarrier();            // all threads' weights -> the arrival; rows of n -> the next scores
-      if (thread == 0) gpu::mbar_arrive(WeightsReady(step % 2));
+      if (Thread() == 0) gpu::mbar_arrive(WeightsReady(step % 2));
       if (step == 0) continue;
       // The stage of the step before -> its next copies; its weights -> those of the next step
       gpu::mbar_wait_cluster(Empty((step - 1) % C::kStages),
                              static_cast<unsigned>((step - 1) / C::kStages) & 1);
-      if (thread == 0 && step - 1 + C::kStages < num_steps) Load(step - 1 + C::kStages);
+      if (Thread() == 0 && step - 1 + C::kStages < num_steps) Load(step - 1 + C::kStages);
     }
     if constexpr (C::kNormalizer) {
       const bool is_last = blockIdx.y == gridDim.y - 1;
-      if (args.final.C != nullptr && is_last && slice == 0 && OwnsN()) {
-        float* const to = args.final.n + pair * args.DHQK + 2 * thread;
-        to[0] = n[0];
-        to[1] = n[1];
+      if (args.final.C != nullptr && is_last && slice == 0) {
+        float* const to = args.final.n + pair * args.DHQK;
+#pragma unroll
+        for (int i = 0; i < kMyN; ++i) {
+          if (!OwnsN(i)) continue;
+          to[ColumnOfN(i)] = n[i][0];
+          to[ColumnOfN(i) + 1] = n[i][1];
+        }
       }
     }
   }
@@ -66,7 +71,7 @@ class Sm90Scores : protected Sm90Block<C> {
   using typename Block::Joint;
   static constexpr int L = C::L;
   using Block::args, Block::entry, Block::head, Block::lane, Block::num_steps, Block::pair, Block::slice,
-      Block::thread, Block::warp;
+      Block::Thread, Block::warp;
   using Block::ChunkOf, Block::Empty, Block::Full, Block::HasSecond, Block::InverseOf, Block::JointOf,
       Block::KMajor, Block::Load, Block::RecordOf, Block::StageOf, Block::Swizzled, Block::WeightsOf,
       Block::WeightsReady;
@@ -74,13 +79,15 @@ class Sm90Scores : protected Sm90Block<C> {
  private:
   __device__ __forceinline__ static void ScoreBarrier() { gpu::bar_sync(1, 128); }
 
-  // Of the step's tile, 16 rows of read per warp: weights to shared memory; kH: N.
+  // Of the step's tile, 16 rows of read per warp: weights to shared memory; kH: N. Of 32 tokens the last two
+  // warps have rows that are none.
   __device__ __forceinline__ void Weigh(float (&s)[C::kUpdRows / 2], int step, const Joint& joint) const {
     constexpr bool kReverse = C::kReverse;
     const unsigned char* const stage = StageOf(step);
     unsigned char* const weights = WeightsOf(step);
     const int row = warp % 4 * 16 + lane / 4, quad = lane % 4;  // and row + 8
     const int half = warp % 4 / 2;                              // of the rows
+    if (half >= C::kRecords) return;
     const MlstmFastRecord& mine = RecordOf(stage, half);
     const int r[2] = {row % 32, row % 32 + 8};
     const float* const row_exponent = kReverse ? mine.beta : mine.alpha;
@@ -91,11 +98,19 @@ class Sm90Scores : protected Sm90Block<C> {
     const bool second = HasSecond(step);
     float sum[2] = {};
 #pragma unroll
-    for (int tile = 0; tile < 8; ++tile) {
+    for (int tile = 0; tile < L / 8; ++tile) {
       const int half_of_u = tile / 4, u = tile % 4 * 8 + quad * 2;
       const MlstmFastRecord& other = RecordOf(stage, half_of_u);
       float w[2][2] = {};
       const bool there = second || (half == 0 && half_of_u == 0);
+      if constexpr (C::kDots) {  // the column of the normaliser
+        const float2 addend_of_u = *reinterpret_cast<const float2*>(other.addend + u);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          s[4 * tile + 2 * i] += kReverse ? addend_of_u.x : mine.addend[r[i]];
+          s[4 * tile + 2 * i + 1] += kReverse ? addend_of_u.y : mine.addend[r[i]];
+        }
+      }
       if (there && half == half_of_u) {
         const float2 e = *reinterpret_cast<const float2*>((kReverse ? other.alpha : other.beta) + u);
         const int2 begin = *reinterpret_cast<const int2*>(other.begin + u);
@@ -132,7 +147,7 @@ class Sm90Scores : protected Sm90Block<C> {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float x = half == 0 ? factor[i] : factor[i] * joint.rho_second;
-        float a = sum[i] + x * (s[32 + 2 * i] + s[33 + 2 * i]);
+        float a = sum[i] + x * (s[L / 2 + 2 * i] + s[L / 2 + 2 * i + 1]);
         a += __shfl_xor_sync(~0u, a, 1);
         a += __shfl_xor_sync(~0u, a, 2);
         const float N = args.normalize ? fmaxf(fabsf(a), mine.floor[r[i]]) : 1.0f;
@@ -146,54 +161,68 @@ class Sm90Scores : protected Sm90Block<C> {
     }
   }
 
-  // ---- n, the normaliser's state: f32, and for the scores as rows 64, 65 and 66 of upd
-  __device__ __forceinline__ bool OwnsN() const { return 2 * thread < C::kColumns; }
-  __device__ __forceinline__ unsigned char* RowOfN(int step, int i) const {
-    return StageOf(step) + C::kUpdAt + thread / 32 * C::kUpdBox + Swizzled(64 + i, thread % 32 / 4) +
-           thread % 4 * 4;
+  // ---- n, the normaliser's state: f32, and for the scores as three rows behind upd
+  static constexpr int kMyN = (C::kColumns + 255) / 256;
+  __device__ __forceinline__ int ColumnOfN(int i) const { return 2 * Thread() + 256 * i; }
+  __device__ __forceinline__ bool OwnsN(int i) const { return ColumnOfN(i) < C::kColumns; }
+  // The thread's columns in line `line` of upd.
+  __device__ __forceinline__ unsigned char* PlaceOfN(int step, int i, int line) const {
+    return StageOf(step) + C::kUpdAt + ColumnOfN(i) / 64 * C::kUpdBox + Swizzled(line, lane / 4) +
+           lane % 4 * 4;
   }
-  __device__ __forceinline__ void InitN(float (&n)[2]) const {
-    if (!OwnsN()) return;
-    if (args.initial.C != nullptr) {
-      const int64_t at = blockIdx.y * args.B * args.NH + pair;
-      const float* const from = args.initial.n + at * args.DHQK + 2 * thread;
-      n[0] = from[0];
-      n[1] = from[1];
-    }
-    for (int s = 0; s < C::kStages; ++s) {
+  __device__ __forceinline__ void InitN(float (&n)[kMyN][2]) const {
 #pragma unroll
-      for (int i = 3; i < 8; ++i) *reinterpret_cast<uint32_t*>(RowOfN(s, i)) = 0;
+    for (int i = 0; i < kMyN; ++i) {
+      if (!OwnsN(i)) continue;
+      if (args.initial.C != nullptr) {
+        const int64_t at = blockIdx.y * args.B * args.NH + pair;
+        const float* const from = args.initial.n + at * args.DHQK + ColumnOfN(i);
+        n[i][0] = from[0];
+        n[i][1] = from[1];
+      }
+      for (int s = 0; s < C::kStages; ++s) {
+#pragma unroll
+        for (int line = 3; line < 8; ++line) {
+          *reinterpret_cast<uint32_t*>(PlaceOfN(s, i, L + line)) = 0;
+        }
+      }
     }
     StoreN(n, 0);
   }
-  __device__ __forceinline__ void StoreN(const float (&n)[2], int step) const {
-    float rest[2] = {n[0], n[1]};
+  __device__ __forceinline__ void StoreN(const float (&n)[kMyN][2], int step) const {
 #pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      const uint32_t terms = gpu::pack_bf16(rest[0], rest[1]);
-      const float2 x = gpu::unpack_bf16(terms);
-      rest[0] -= x.x;
-      rest[1] -= x.y;
-      *reinterpret_cast<uint32_t*>(RowOfN(step, i)) = terms;
+    for (int i = 0; i < kMyN; ++i) {
+      if (!OwnsN(i)) continue;
+      float rest[2] = {n[i][0], n[i][1]};
+#pragma unroll
+      for (int line = 0; line < 3; ++line) {
+        const uint32_t terms = gpu::pack_bf16(rest[0], rest[1]);
+        const float2 x = gpu::unpack_bf16(terms);
+        rest[0] -= x.x;
+        rest[1] -= x.y;
+        *reinterpret_cast<uint32_t*>(PlaceOfN(step, i, L + line)) = terms;
+      }
     }
   }
   // n after the step, for the next one's scores.
-  __device__ __forceinline__ void UpdateN(float (&n)[2], int step, const Joint& joint) const {
-    if (!OwnsN()) return;
+  __device__ __forceinline__ void UpdateN(float (&n)[kMyN][2], int step, const Joint& joint) const {
     const unsigned char* const stage = StageOf(step);
-    const unsigned char* const upd = stage + C::kUpdAt + thread / 32 * C::kUpdBox + thread % 4 * 4;
-    n[0] *= joint.gamma;
-    n[1] *= joint.gamma;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float factor = half == 0 ? joint.kappa_first : joint.kappa_second;
+    for (int i = 0; i < kMyN; ++i) {
+      if (!OwnsN(i)) continue;
+      n[i][0] *= joint.gamma;
+      n[i][1] *= joint.gamma;
+#pragma unroll
+      for (int half = 0; half < C::kRecords; ++half) {
+        const float factor = half == 0 ? joint.kappa_first : joint.kappa_second;
 #pragma unroll 4
-      for (int u = 0; u < kMlstmChunk; ++u) {
-        const float kappa = RecordOf(stage, half).kappa[u] * factor;
-        const float2 x = gpu::unpack_bf16(
-            *reinterpret_cast<const uint32_t*>(upd + Swizzled(half * kMlstmChunk + u, thread % 32 / 4)));
-        n[0] += kappa * x.x;
-        n[1] += kappa * x.y;
+        for (int u = 0; u < kMlstmChunk; ++u) {
+          const float kappa = RecordOf(stage, half).kappa[u] * factor;
+          const float2 x =
+              gpu::unpack_bf16(*reinterpret_cast<const uint32_t*>(PlaceOfN(step, i, half * kMlstmChunk + u)));
+          n[i][0] += kappa * x.x;
+          n[i][1] += kappa * x.y;
+        }
       }
     }
     StoreN(n, step + 1);

@@ -116,6 +116,9 @@ template <int N>
 void wgmma_wait(CAROUSEL_LOC) {
   emulator::WgmmaWait(N, loc);
 }
+// For the compiler, to which x is another number from here on: what is made of it in a loop is not computed
+// before the loop and kept, where registers are short.
+inline void opaque(int&) {}
 // For the compiler, which does not know that products go on after their instruction: uses of d stay on their
 // side of this. To stand after the wait for the products into d, and before the fence after d was written.
 template <int N>
@@ -132,14 +135,14 @@ void wgmma_settled(float (&d)[N], CAROUSEL_LOC) {
 // K-major.
 template <int N, bool kTransposeA = false, bool kTransposeB = false>
 void wgmma_bf16(float (&d)[N / 2], uint64_t a_desc, uint64_t b_desc, bool accumulate = true, CAROUSEL_LOC) {
-  static_assert(N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
+  static_assert(N == 32 || N == 40 || N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
   emulator::Wgmma(d, {N, kTransposeA, kTransposeB}, nullptr, a_desc, b_desc, accumulate, loc);
 }
 // a in registers, in the fragment layout of mma_bf16_m16n8k16, 16 rows per warp.
 template <int N, bool kTransposeB = false>
 void wgmma_bf16_ra(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_desc, bool accumulate = true,
                    CAROUSEL_LOC) {
-  static_assert(N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
+  static_assert(N == 32 || N == 40 || N == 64 || N == 72 || N == 128 || N == 192 || N == 256);
   emulator::Wgmma(d, {N, false, kTransposeB}, a, 0, b_desc, accumulate, loc);
 }
 inline void wgmma_bf16_m64n64k16(float (&d)[32], uint64_t a_desc, uint64_t b_desc, CAROUSEL_LOC) {
