@@ -98,6 +98,7 @@ void CheckArgs(const RmsNormBackwardArgs& a) {
   CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
   CAROUSEL_CHECK_TENSOR(a.dx, wide, {N, D});
+  CAROUSEL_CHECK_OPTIONAL(a.dx_rounded, compute, {N, D});
   CAROUSEL_CHECK_TENSOR(a.dweight, wide, {D});
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, D});
@@ -127,6 +128,7 @@ void CheckArgs(const LayerNormBackwardArgs& a) {
   CAROUSEL_CHECK_EQ(static_cast<int>(a.x.rank), 2);
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
   CAROUSEL_CHECK_TENSOR(a.dx, wide, {N, D});
+  CAROUSEL_CHECK_OPTIONAL(a.dx_rounded, compute, {N, D});
   CAROUSEL_CHECK_TENSOR(a.dweight, wide, {D});
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, D});

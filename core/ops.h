@@ -79,14 +79,15 @@ struct RmsNormForwardArgs {
   double eps;
 };
 struct RmsNormBackwardArgs {
-  Tensor dx;       // (N, D) wide out: gradient of s (= of x and of delta) (+ dresidual); may alias dresidual
-  Tensor dweight;  // (D) wide +=
-  Tensor dbias = {};      // (D) wide +=, optional
-  Tensor dy;              // (N, D) compute
-  Tensor dresidual = {};  // (N, D) wide, optional: gradient that reaches s by another way, added
-  Tensor x;               // (N, D) wide: s of the forward
-  Tensor weight;          // (D) wide
-  Tensor rstd;            // (N) wide
+  Tensor dx;  // (N, D) wide out: gradient of s (= of x and of delta) (+ dresidual); may alias dresidual
+  Tensor dx_rounded = {};  // (N, D) compute out, optional: dx as Cast gives it; may be dy
+  Tensor dweight;          // (D) wide +=
+  Tensor dbias = {};       // (D) wide +=, optional
+  Tensor dy;               // (N, D) compute
+  Tensor dresidual = {};   // (N, D) wide, optional: gradient that reaches s by another way, added
+  Tensor x;                // (N, D) wide: s of the forward
+  Tensor weight;           // (D) wide
+  Tensor rstd;             // (N) wide
 };
 
 // ---- layer norm over the model width, with the residual addition before it: s = x + delta;
@@ -104,14 +105,15 @@ struct LayerNormForwardArgs {
   double eps;
 };
 struct LayerNormBackwardArgs {
-  Tensor dx;              // (N, D) wide out: gradient of s (+ dresidual); may alias dresidual
-  Tensor dweight;         // (D) wide +=
-  Tensor dbias = {};      // (D) wide +=, optional
-  Tensor dy;              // (N, D) compute
-  Tensor dresidual = {};  // (N, D) wide, optional: gradient that reaches s by another way, added
-  Tensor x;               // (N, D) wide: s of the forward
-  Tensor weight;          // (D) wide
-  Tensor mean, rstd;      // (N) wide
+  Tensor dx;               // (N, D) wide out: gradient of s (+ dresidual); may alias dresidual
+  Tensor dx_rounded = {};  // (N, D) compute out, optional: dx as Cast gives it; may be dy
+  Tensor dweight;          // (D) wide +=
+  Tensor dbias = {};       // (D) wide +=, optional
+  Tensor dy;               // (N, D) compute
+  Tensor dresidual = {};   // (N, D) wide, optional: gradient that reaches s by another way, added
+  Tensor x;                // (N, D) wide: s of the forward
+  Tensor weight;           // (D) wide
+  Tensor mean, rstd;       // (N) wide
   bool residual_weight = false;
 };
 

@@ -1,5 +1,7 @@
 #include "core/model/block.h"
 
+#include "launcher/plan/forwarding_ops.h"
+#include "tests/layer_testing.h"
 #include "tests/model_testing.h"
 
 namespace carousel {
@@ -24,23 +26,27 @@ struct Rig {
       delta = arena.Scratch(compute, {N, D});
       bound = block.Bind(arena, device.ops(), {.B = kB, .T = kT}, mode);
       for (Tensor* t : {&x, &dy, &dx}) *t = arena.Persistent("test", WideOf(compute), {N, D});
-      delta_in = arena.Persistent("test", compute, {N, D});
+      for (Tensor* t : {&delta_in, &rounded}) *t = arena.Persistent("test", compute, {N, D});
+      if (compute == WideOf(compute)) rounded = dx;
     });
     testing::RandomizeWeights(params);
     testing::FillUnit(x, "x");
     testing::FillUnit(delta_in, "delta");
     testing::FillUnit(dy, "dy");
   }
-  LayerContext Context() { return {.ops = device.ops(), .params = params, .B = kB, .T = kT}; }
+  LayerContext Context() { return ContextOf(device.ops()); }
+  LayerContext ContextOf(Ops& ops) { return {.ops = ops, .params = params, .B = kB, .T = kT}; }
   void Forward() { block.Forward(Context(), bound, {.delta_out = delta, .x = x, .delta_in = delta_in}); }
   double Loss() {
     Forward();
     return testing::Dot(bound.saved.x2, dy) + testing::Dot(delta, dy);
   }
-  void Backward() {
+  void Backward() { BackwardOn(device.ops(), true); }
+  void BackwardOn(Ops& ops, bool round_out) {
     params.ZeroGradients(device.ops());
     std::memcpy(dx.data, dy.data, static_cast<size_t>(dx.num_bytes()));
-    block.Backward(Context(), bound, mode, dx);
+    if (rounded.data != dx.data) device.ops().Cast({.y = rounded, .x = dx});
+    block.Backward(ContextOf(ops), bound, mode, {.dx = dx, .dy = rounded, .round_out = round_out});
   }
 
   static constexpr int64_t kB = 2, kT = 5;
@@ -49,7 +55,7 @@ struct Rig {
   ParamStore params;
   Block block;
   Block::Memory bound;
-  Tensor x, delta_in, delta, dy, dx;
+  Tensor x, delta_in, delta, dy, dx, rounded;
   std::unique_ptr<DeviceMemory> memory;
 };
 
@@ -82,6 +88,43 @@ TEST(Block, AddsItsTwoLayersToTheStream) {
     const double input = rig.x.as<double>()[j] + rig.delta_in.as<double>()[j];
     EXPECT_EQ(rig.bound.saved.x1.as<double>()[j], input);
     EXPECT_EQ(rig.bound.saved.x2.as<double>()[j] + rig.delta.as<double>()[j], input);
+  }
+}
+
+// Counts casts of the stream's gradient.
+class CastCounter : public ForwardingOps {
+ public:
+  CastCounter(Ops& ops, const void* of) : ForwardingOps(ops), of_(of) {}
+  void Cast(const CastArgs& a) override {
+    num_casts += a.x.data == of_ ? 1 : 0;
+    ForwardingOps::Cast(a);
+  }
+  int num_casts = 0;
+
+ private:
+  const void* of_;
+};
+
+TEST(Block, TheGradientGoesOutRoundedWithoutAPassOfItsOwn) {
+  const auto device = CpuDevice();
+  ModelSpec slstm = testing::TinyPaperSpec();
+  slstm.slstm_at = {0};
+  for (const ModelSpec& spec : {TinySpec(), testing::TinyPaperSpec(), slstm}) {
+    for (const DType compute : {DType::kF32, DType::kBF16}) {
+      Rig rig(*device, spec, Block::Mode::kSave, compute), last(*device, spec, Block::Mode::kSave, compute);
+      CastCounter ops(device->ops(), rig.dx.data);
+      rig.Forward();
+      rig.BackwardOn(ops, /*round_out=*/true);
+      EXPECT_EQ(ops.num_casts, 0);
+      const int64_t N = rig.dx.dim[0], D = rig.dx.dim[1];
+      std::vector<std::byte> want(static_cast<size_t>(rig.rounded.num_bytes()));
+      device->ops().Cast({.y = Tensor(want.data(), compute, {N, D}), .x = rig.dx});
+      EXPECT_EQ(std::memcmp(rig.rounded.data, want.data(), want.size()), 0);
+      // whoever needs no rounded gradient behind the block gets the same dx
+      last.Forward();
+      last.BackwardOn(device->ops(), /*round_out=*/false);
+      EXPECT_EQ(std::memcmp(rig.dx.data, last.dx.data, static_cast<size_t>(rig.dx.num_bytes())), 0);
+    }
   }
 }
 

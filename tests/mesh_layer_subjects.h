@@ -82,6 +82,7 @@ class BlockSubject {
   DType activations(const ParamStore&) const { return WideOf(compute_); }
   void Bind(Arena& arena, const Ops& ops, const PassShape& shape) {
     delta_ = arena.Persistent("test", compute_, {shape.stream_rows(), D_});
+    if (compute_ != WideOf(compute_)) dy_ = arena.Persistent("test", compute_, {shape.stream_rows(), D_});
     memory_ = block_.Bind(arena, ops, shape, kMode);
     other_ = block_.Bind(arena, ops, shape, kMode);
   }
@@ -91,7 +92,9 @@ class BlockSubject {
   }
   void Backward(const LayerContext& ctx, Tensor dx, Tensor dy, Tensor) {
     ctx.ops.Cast({.y = dx, .x = dy});
-    block_.Backward(ctx, memory_, kMode, dx);
+    const Tensor rounded = dy_.defined() ? dy_.Rows(0, ctx.stream_rows()) : dx;
+    if (dy_.defined()) ctx.ops.Cast({.y = rounded, .x = dx});
+    block_.Backward(ctx, memory_, kMode, {.dx = dx, .dy = rounded});
   }
 
  private:
@@ -108,5 +111,6 @@ class BlockSubject {
   Block block_;
   Block::Memory memory_, other_;
   Tensor delta_;
+  Tensor dy_;  // dx rounded; undefined where compute == wide
 };
 }  // namespace carousel::testing

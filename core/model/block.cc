@@ -41,7 +41,6 @@ Block::Memory Block::Bind(Arena& arena, const Ops& ops, const PassShape& shape, 
   // The block's own scratch is in use while a layer runs: the layers' scratch lies above it.
   const ScratchScope scope(arena);
   memory.scratch.delta = arena.Scratch(compute_, {N, D_});
-  if (train && compute_ != wide) memory.scratch.dy = arena.Scratch(compute_, {N, D_});
   std::visit([&](const auto& mixer) { memory.mixer = mixer.Bind(arena, ops, compute_, shape, train); },
              mixer_);
   if (ffn_) memory.ffn = ffn_->Bind(arena, shape.N(), train);
@@ -93,30 +92,28 @@ void Block::Forward(const LayerContext& ctx, const Memory& memory, const Forward
   ffn_->Forward(ctx, memory.ffn, a.delta_out, u2);
 }
 
-void Block::Backward(const LayerContext& ctx, const Memory& memory, Mode mode, Tensor dx) const {
+void Block::Backward(const LayerContext& ctx, const Memory& memory, Mode mode, const BackwardArgs& a) const {
   CAROUSEL_CHECK_MSG(mode != Mode::kInference, "bound for inference");
   const int64_t N = ctx.stream_rows();
   const Saved& s = memory.saved;
   const Tensor x1 = s.x1.Rows(0, N);
   if (mode == Mode::kRecompute) Forward(ctx, memory, {.delta_out = {}, .x = x1});
 
-  // The stream's gradient as an operand of matmuls.
-  const auto rounded = [&] {
-    if (dx.dtype == compute_) return dx;
-    const Tensor dy = memory.scratch.dy.Rows(0, N);
-    ctx.ops.Cast({.y = dy, .x = dx});
-    return dy;
-  };
+  // The norms round the stream's gradient for the matmuls that come next.
+  const Tensor dx = a.dx, rounded = a.dy.data == dx.data ? Tensor() : a.dy;
   const Tensor du = memory.scratch.delta.Rows(0, N);
 
   // output = x2 + ffn(norm(x2))
   if (ffn_) {
-    ffn_->Backward(ctx, memory.ffn, {.dx = du, .dy = rounded(), .x = s.u2.Rows(0, N)});
-    norm_ffn_->Backward(ctx, s.norm2, {.dx = dx, .dy = du, .dresidual = dx, .x = s.x2.Rows(0, N)});
+    ffn_->Backward(ctx, memory.ffn, {.dx = du, .dy = a.dy, .x = s.u2.Rows(0, N)});
+    norm_ffn_->Backward(ctx, s.norm2,
+                        {.dx = dx, .dx_rounded = rounded, .dy = du, .dresidual = dx, .x = s.x2.Rows(0, N)});
   }
 
   // x2 = x1 + mixer(norm(x1))
-  MixerBackward(ctx, memory, du, rounded(), s.u1.Rows(0, N));
-  norm_.Backward(ctx, s.norm1, {.dx = dx, .dy = du, .dresidual = dx, .x = x1});
+  MixerBackward(ctx, memory, du, a.dy, s.u1.Rows(0, N));
+  norm_.Backward(
+      ctx, s.norm1,
+      {.dx = dx, .dx_rounded = a.round_out ? rounded : Tensor(), .dy = du, .dresidual = dx, .x = x1});
 }
 }  // namespace carousel

@@ -34,7 +34,6 @@ class Block {
   };
   struct Scratch {
     Tensor delta;  // (N, D) compute: the mixer's output; in backward the gradient of u2, then of u1
-    Tensor dy;     // (N, D) compute: the stream's gradient rounded for the matmuls; unused if compute == wide
   };
   struct Memory {
     Saved saved;
@@ -59,9 +58,15 @@ class Block {
   void Forward(const LayerContext&, const Memory&, const ForwardArgs&) const;
   // The stream after Forward, without delta_out: (bound rows, D) wide.
   Tensor Stream(const Memory& memory) const { return ffn_ ? memory.saved.x2 : memory.saved.x1; }
-  // dx (N, D) wide: the gradient of the output comes in, the gradient of the block input goes out. Once per
-  // Forward. kRecompute: runs Forward from x1 first.
-  void Backward(const LayerContext&, const Memory&, Mode mode, Tensor dx) const;
+  struct BackwardArgs {
+    Tensor dx;  // (N, D) wide: the gradient of the output comes in, the gradient of the block input goes out
+    // (N, D) compute: dx rounded, as the matmuls take it; comes in as dx does and goes out so if round_out
+    // (is scratch if not). dx itself where compute == wide.
+    Tensor dy;
+    bool round_out = true;
+  };
+  // Once per Forward. kRecompute: runs Forward from x1 first.
+  void Backward(const LayerContext&, const Memory&, Mode mode, const BackwardArgs&) const;
 
  private:
   using Mixer = std::variant<MlstmLayer, MlstmPaperLayer, SlstmLayer>;

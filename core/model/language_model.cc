@@ -115,6 +115,7 @@ void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, boo
   const ScratchScope pass(arena);
   delta_ = arena.Scratch(compute, {rows, D});
   dx_ = train ? arena.Scratch(wide, {rows, D}) : Tensor();
+  dy_ = train && compute != wide ? arena.Scratch(compute, {rows, D}) : dx_;
   stream_out_ = part_.has_head ? Tensor() : arena.Scratch(wide, {rows, D});
   if (part_.embeds && tensor_split()) {
     const ScratchScope embedding(arena);
@@ -132,7 +133,7 @@ void LanguageModel::Bind(Arena& arena, const Ops& ops, int64_t B, int64_t T, boo
   if (tensor_split() || gate_stats) head_.stats = arena.Scratch(wide, {t * chunk, 4});
   head_.loss = arena.Scratch(wide, {N});
   if (train) {
-    head_.du = arena.Scratch(compute, {N, D});
+    head_.du = rounds() && !tensor_split() ? dy_ : arena.Scratch(compute, {N, D});
     head_.dlogits = arena.Scratch(compute, {chunk, V});
   }
 }
@@ -315,14 +316,15 @@ void LanguageModel::Backward(Ops& ops, ParamSync* param_sync, const Input& input
     sync.GradReady(head_group());
   }
 
-  const Tensor dx = dx_.Rows(0, ctx.stream_rows());
+  const Tensor dx = dx_.Rows(0, ctx.stream_rows()), dy = dy_.Rows(0, ctx.stream_rows());
+  if (!part_.has_head && rounds()) ops.Cast({.y = dy, .x = dx});
   for (size_t l = blocks_.size(); l-- > 0;) {
     const int group = first_group() + static_cast<int>(l);
     const OpsRange range(ops, (block_names_[l] + " backward").c_str());
     if (l > 0) sync.Prefetch(group - 1);
     sync.Acquire(group);
     sync.BeginGradients(group);
-    blocks_[l]->Backward(ctx, memory[l], mode(), dx);
+    blocks_[l]->Backward(ctx, memory[l], mode(), {.dx = dx, .dy = dy, .round_out = l > 0});
     sync.Release(group);
     sync.GradReady(group);
   }

@@ -122,7 +122,7 @@ class LanguageModel {
     Tensor x;               // (stream rows, D) wide saved: the stream after the last block
     NormLayer::Saved norm;  // (stream rows) wide saved
     Tensor u;        // (N, D) compute saved: out_norm(x), input of the head; this rank's rows are in place
-    Tensor du;       // (N, D) compute scratch
+    Tensor du;       // (N, D) compute scratch: dy_ where that is no more than a rounded dx_ of all tokens
     Tensor logits;   // (loss chunk, V / t) wide scratch
     Tensor dlogits;  // (loss chunk, V / t) compute scratch
     Tensor stats;    // (t * loss chunk, 4) wide scratch; t > 1 or gate_stats
@@ -134,6 +134,7 @@ class LanguageModel {
   int last_group() const { return first_group() + static_cast<int>(blocks_.size()) - 1; }
   int head_group() const { return static_cast<int>(spec_.num_blocks) + 1; }
   bool tensor_split() const { return axes_.tensor.size > 1; }
+  bool rounds() const { return params_.compute() != params_.wide(); }
   int64_t first_id() const;  // of this rank's part of the vocabulary; -1: it is whole
   void CheckWhole() const;
 
@@ -179,6 +180,7 @@ class LanguageModel {
   Head head_;
   Tensor delta_;       // (stream rows, D) compute scratch: what is still to be added to the stream
   Tensor dx_;          // (stream rows, D) wide scratch: gradient of the stream
+  Tensor dy_;          // (stream rows, D) compute scratch: dx_ rounded; dx_ itself where compute == wide
   Tensor stream_out_;  // (stream rows, D) wide scratch; without the head
   Tensor embedded_;    // (N, D) wide scratch: this rank's part of the embedding or its gradient; t > 1
 };

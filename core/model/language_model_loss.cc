@@ -116,16 +116,19 @@ void LanguageModel::MeasureLogits(const LayerContext& ctx, Tensor gate_stats,
                        .end_id = first + a.logits.dim[1]});
 }
 
-// dx_ = gradient of the stream after the last block, from head_.du.
+// dx_ and dy_ = gradient of the stream after the last block, from head_.du.
 void LanguageModel::BackwardOutNorm(const LayerContext& ctx) {
   const Tensor all_du = head_.du.Rows(0, ctx.N()), du = boundary_.MyRows(all_du);
   boundary_.SumTokens(du, all_du);
-  const Tensor dx = dx_.Rows(0, ctx.stream_rows());
+  const Tensor dx = dx_.Rows(0, ctx.stream_rows()), dy = dy_.Rows(0, ctx.stream_rows());
   if (!out_norm_) {
     ctx.ops.Cast({.y = dx, .x = du});
+    if (rounds() && dy.data != du.data) ctx.ops.Cast({.y = dy, .x = du});
     return;
   }
-  out_norm_->Backward(ctx, head_.norm, {.dx = dx, .dy = du, .x = head_.x.Rows(0, ctx.stream_rows())});
+  out_norm_->Backward(
+      ctx, head_.norm,
+      {.dx = dx, .dx_rounded = rounds() ? dy : Tensor(), .dy = du, .x = head_.x.Rows(0, ctx.stream_rows())});
 }
 
 void LanguageModel::Logits(const LayerContext& ctx, Tensor logits, Tensor u) const {

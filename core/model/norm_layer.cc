@@ -48,6 +48,7 @@ void NormLayer::Backward(const LayerContext& ctx, const Saved& saved, const Back
   const Tensor weight = ctx.params.Weight(weight_), dweight = ctx.params.Grad(weight_);
   if (layer_norm_) {
     ctx.ops.LayerNormBackward({.dx = a.dx,
+                               .dx_rounded = a.dx_rounded,
                                .dweight = dweight,
                                .dy = a.dy,
                                .dresidual = a.dresidual,
@@ -59,6 +60,7 @@ void NormLayer::Backward(const LayerContext& ctx, const Saved& saved, const Back
     return;
   }
   ctx.ops.RmsNormBackward({.dx = a.dx,
+                           .dx_rounded = a.dx_rounded,
                            .dweight = dweight,
                            .dbias = bias_ >= 0 ? ctx.params.Grad(bias_) : Tensor(),
                            .dy = a.dy,

@@ -30,10 +30,11 @@ class NormLayer {
   void Forward(const LayerContext&, const Saved&, const ForwardArgs&) const;
 
   struct BackwardArgs {
-    Tensor dx;              // (N, D) wide out; may alias dresidual
-    Tensor dy;              // (N, D) compute
-    Tensor dresidual = {};  // (N, D) wide, optional, added
-    Tensor x;               // (N, D) wide: x + delta of the forward
+    Tensor dx;               // (N, D) wide out; may alias dresidual
+    Tensor dx_rounded = {};  // (N, D) compute out, optional: dx rounded; may be dy
+    Tensor dy;               // (N, D) compute
+    Tensor dresidual = {};   // (N, D) wide, optional, added
+    Tensor x;                // (N, D) wide: x + delta of the forward
   };
   void Backward(const LayerContext&, const Saved&, const BackwardArgs&) const;
 

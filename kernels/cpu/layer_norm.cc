@@ -79,6 +79,7 @@ void Backward(const LayerNormBackwardArgs& a, ThreadPool& pool) {
         const W dxhat = static_cast<W>(dy[c]) * (one + weight[c]);
         const W ds = (dxhat - sum - (x[c] - mean[r]) * rstd[r] * products) * rstd[r];
         dx[c] = ds + (a.dresidual.defined() ? Row<W>(a.dresidual, r)[c] : W{0});
+        if (a.dx_rounded.defined()) Row<T>(a.dx_rounded, r)[c] = static_cast<T>(dx[c]);
       }
     }
   });
@@ -113,6 +114,7 @@ void CpuOps::FastLayerNormBackward(const LayerNormBackwardArgs& a) {
   float* dbias = a.dbias.defined() ? dweight + num_partials * D : nullptr;
   float* scale_room = dweight + 2 * num_partials * D;
   const LayerNormBackwardRows<T> rows = {.dx = a.dx.as<float>(),
+                                         .dx_rounded = RawDataOrNull<T>(a.dx_rounded),
                                          .dy = RawData<T>(a.dy),
                                          .dresidual = RawDataOrNull<float>(a.dresidual),
                                          .x = a.x.as<float>(),

@@ -42,7 +42,7 @@ void Backward(const RmsNormBackwardArgs& a, ThreadPool& pool) {
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
   const W* weight = a.weight.as<W>();
   const W* rstd = a.rstd.as<W>();
-  // Before dx is written, because dx may be dresidual but never x or dy.
+  // Before dx is written: dx may be dresidual and dx_rounded dy, but neither is x.
   pool.ParallelForBlocks(D, 16, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       W dweight = 0, dbias = 0;
@@ -66,6 +66,7 @@ void Backward(const RmsNormBackwardArgs& a, ThreadPool& pool) {
       for (int64_t c = 0; c < D; ++c) {
         const W ds = (static_cast<W>(dy[c]) * weight[c] - x[c] * rstd[r] * mean) * rstd[r];
         dx[c] = ds + (a.dresidual.defined() ? Row<W>(a.dresidual, r)[c] : W{0});
+        if (a.dx_rounded.defined()) Row<T>(a.dx_rounded, r)[c] = static_cast<T>(dx[c]);
       }
     }
   });
@@ -90,6 +91,7 @@ void CpuOps::FastRmsNormForward(const RmsNormForwardArgs& a) {
 template <class T>
 void CpuOps::FastRmsNormBackward(const RmsNormBackwardArgs& a) {
   const RmsNormBackwardRows<T> rows = {.dx = a.dx.as<float>(),
+                                       .dx_rounded = RawDataOrNull<T>(a.dx_rounded),
                                        .dy = RawData<T>(a.dy),
                                        .dresidual = RawDataOrNull<float>(a.dresidual),
                                        .x = a.x.as<float>(),

@@ -35,9 +35,10 @@ struct NormForwardRows {
 template <class T>
 struct NormBackwardRows {
   using W = Wide<T>;
-  W* dx;       // may be dresidual
-  W* dweight;  // (blocks, D) partial sums
-  W* dbias;    // the same, may be null
+  W* dx;          // may be dresidual
+  T* dx_rounded;  // may be null, may be dy
+  W* dweight;     // (blocks, D) partial sums
+  W* dbias;       // the same, may be null
   const T* dy;
   const W* dresidual;  // may be null
   const W* x;
@@ -214,6 +215,7 @@ __global__ void __launch_bounds__(kRowThreads<V, kItems>, 1) NormBackwardKernel(
 #pragma unroll
       for (int e = 0; e < V; ++e) dx[e] += (g[i][e] - mean_g - xhat[i][e] * mean_product) * rstd;
       Store(a.dx + offset + column, dx);
+      if (a.dx_rounded != nullptr) Store(a.dx_rounded + offset + column, dx);
     }
   }
   const int64_t partial = static_cast<int64_t>(blockIdx.x) * a.D;
@@ -260,6 +262,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) NormBackwardLoopKernel(NormBac
 #pragma unroll
     for (int e = 0; e < V; ++e) dx[e] += (g[e] - mean_g - xhat[e] * mean_product) * rstd;
     Store(a.dx + offset + column, dx);
+    if (a.dx_rounded != nullptr) Store(a.dx_rounded + offset + column, dx);
   }
 }
 

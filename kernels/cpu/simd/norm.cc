@@ -65,6 +65,7 @@ void RmsNormBackward(const RmsNormBackwardRows<T>& a, int64_t begin, int64_t end
       VecF value = (Load(dy + c, count) * Load(a.weight + c, count) - xhat * mean) * rstd;
       if (a.dresidual != nullptr) value += Load(a.dresidual + r * a.D + c, count);
       Store(dx + c, value, count);
+      if (a.dx_rounded != nullptr) Store(a.dx_rounded + r * a.D + c, value, count);
     });
   }
 }
@@ -138,6 +139,7 @@ void LayerNormBackward(const LayerNormBackwardRows<T>& a, int64_t begin, int64_t
       VecF value = (dxhat - mean_dxhat - xhat * mean_product) * rstd;
       if (a.dresidual != nullptr) value += Load(a.dresidual + r * a.D + c, count);
       Store(dx + c, value, count);
+      if (a.dx_rounded != nullptr) Store(a.dx_rounded + r * a.D + c, value, count);
     });
   }
 }

@@ -23,6 +23,7 @@ struct RmsNormForwardRows {  // shapes and formulas: core/ops.h; contiguous rows
 template <class T>
 struct RmsNormBackwardRows {
   float* dx;
+  T* dx_rounded;  // may be null
   const T* dy;
   const float* dresidual;  // may be null
   const float* x;
@@ -47,6 +48,7 @@ struct LayerNormForwardRows {
 template <class T>
 struct LayerNormBackwardRows {
   float* dx;
+  T* dx_rounded;  // may be null
   const T* dy;
   const float* dresidual;  // may be null
   const float* x;

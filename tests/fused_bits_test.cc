@@ -1,0 +1,196 @@
+// Ops that do in one pass what others do one after the other give the bits of those: the residual addition in
+// the norms, and the rounding of their gradient. On every device: the one made of the sources in kernels/cuda,
+// the CPU on every instruction set, and the specification.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/device_op_testing.h"
+
+namespace carousel::testing {
+namespace {
+
+std::vector<std::pair<std::string, std::unique_ptr<Device>>> Devices() {
+  std::vector<std::pair<std::string, std::unique_ptr<Device>>> devices;
+  devices.emplace_back("kernels/cuda", MakeTestDevice());
+  devices.emplace_back("specification", std::make_unique<cpu::CpuDevice>(
+                                            cpu::CpuOptions{.num_threads = 1, .reference = true}));
+  for (const cpu::SimdLevel level : {cpu::SimdLevel::kBase, cpu::SimdLevel::kV3, cpu::SimdLevel::kV4}) {
+    if (level > cpu::DetectSimdLevel()) continue;
+    devices.emplace_back(
+        "CPU, level " + std::to_string(static_cast<int>(level)),
+        std::make_unique<cpu::CpuDevice>(cpu::CpuOptions{.num_threads = 2, .simd_level = level}));
+  }
+  return devices;
+}
+
+// A contiguous tensor on a device, `shift` elements behind an aligned address, with random values. What lies
+// around it must not change.
+class Operand {
+ public:
+  Operand(Device& device, DType dtype, std::initializer_list<int64_t> dims, int64_t shift, uint64_t seed,
+          double low = -1, double high = 1)
+      : elems_(Tensor(nullptr, dtype, dims).num_elems()),
+        shift_(shift),
+        host_(dtype, 1, shift + elems_ + kBehind),
+        start_(host_) {
+    for (int64_t i = 0; i < host_.t().num_elems(); ++i) {
+      const double unit =
+          static_cast<double>(RandomUint64(9, seed, static_cast<uint64_t>(i)) >> 11) * 0x1p-53;
+      host_.Set(0, i, low + unit * (high - low));
+    }
+    std::memcpy(start_.t().data, host_.t().data, static_cast<size_t>(host_.t().num_bytes()));
+    memory_ = std::make_unique<OnDevice>(device, host_);
+    t_ = Tensor(static_cast<char*>(memory_->t().data) + shift * SizeOf(dtype), dtype, dims);
+  }
+  const Tensor& t() const { return t_; }
+  std::vector<std::byte> Bits() {
+    memory_->CopyTo(host_);
+    const int64_t size = SizeOf(host_.t().dtype);
+    const auto* now = static_cast<const std::byte*>(host_.t().data);
+    const auto* before = static_cast<const std::byte*>(start_.t().data);
+    EXPECT_EQ(std::memcmp(now, before, static_cast<size_t>(shift_ * size)), 0) << "written before it";
+    const int64_t behind = (shift_ + elems_) * size;
+    EXPECT_EQ(std::memcmp(now + behind, before + behind, static_cast<size_t>(kBehind * size)), 0)
+        << "written behind it";
+    return {now + shift_ * size, now + behind};
+  }
+
+ private:
+  static constexpr int64_t kBehind = 9;
+  int64_t elems_, shift_;
+  Matrix host_, start_;
+  std::unique_ptr<OnDevice> memory_;
+  Tensor t_;
+};
+
+struct Shape {
+  int64_t N, D, shift;
+};
+// Nothing, one element, odd rows, rows of one and of several warps, rows that are read again; addresses that
+// vectors may have and others.
+constexpr Shape kShapes[] = {{0, 24, 0},   {1, 1, 0},    {5, 7, 0},    {70, 53, 1},
+                             {9, 64, 0},   {9, 64, 1},   {3, 520, 0},  {3, 1000, 8},
+                             {3, 1023, 0}, {2, 4100, 0}, {2, 8200, 0}, {2, 9001, 3}};
+
+void ForEachCase(const std::function<void(Device&, DType, const Shape&)>& check) {
+  for (const auto& [name, device] : Devices()) {
+    for (const DType compute : kComputes) {
+      for (const Shape& shape : kShapes) {
+        SCOPED_TRACE(name + ", " + NameOf(compute) + ", " + std::to_string(shape.N) + " x " +
+                     std::to_string(shape.D) + " + " + std::to_string(shape.shift));
+        check(*device, compute, shape);
+      }
+    }
+  }
+}
+
+TEST(FusedBits, ANormThatAddsTheResidualIsAnAdditionAndANorm) {
+  ForEachCase([](Device& device, DType compute, const Shape& s) {
+    const DType wide = WideOf(compute);
+    for (const bool layer_norm : {false, true}) {
+      SCOPED_TRACE(layer_norm ? "layer norm" : "RMS norm");
+      const Operand x(device, wide, {s.N, s.D}, s.shift, 1), delta(device, compute, {s.N, s.D}, s.shift, 2),
+          weight(device, wide, {s.D}, s.shift, 3);
+      struct Results {
+        Operand y, sum, mean, rstd;
+      };
+      const auto results = [&] {
+        return Results{.y = Operand(device, compute, {s.N, s.D}, s.shift, 4),
+                       .sum = Operand(device, wide, {s.N, s.D}, s.shift, 5),
+                       .mean = Operand(device, wide, {s.N}, 0, 6),
+                       .rstd = Operand(device, wide, {s.N}, 0, 7)};
+      };
+      const auto norm = [&](Results& r, const Tensor& in, Tensor added, Tensor sum) {
+        if (layer_norm) {
+          device.ops().LayerNormForward({.y = r.y.t(),
+                                         .mean = r.mean.t(),
+                                         .rstd = r.rstd.t(),
+                                         .sum = sum,
+                                         .x = in,
+                                         .delta = added,
+                                         .weight = weight.t(),
+                                         .residual_weight = true,
+                                         .eps = 1e-5});
+        } else {
+          device.ops().RmsNormForward({.y = r.y.t(),
+                                       .rstd = r.rstd.t(),
+                                       .sum = sum,
+                                       .x = in,
+                                       .delta = added,
+                                       .weight = weight.t(),
+                                       .eps = 1e-5});
+        }
+      };
+      Results one = results(), two = results();
+      norm(one, x.t(), delta.t(), one.sum.t());
+      device.ops().Add({.y = two.sum.t(), .a = x.t(), .b = delta.t()});
+      norm(two, two.sum.t(), Tensor(), Tensor());
+      EXPECT_EQ(one.sum.Bits(), two.sum.Bits());
+      EXPECT_EQ(one.rstd.Bits(), two.rstd.Bits());
+      EXPECT_EQ(one.mean.Bits(), two.mean.Bits());
+      EXPECT_EQ(one.y.Bits(), two.y.Bits());
+    }
+  });
+}
+
+TEST(FusedBits, ANormRoundsItsGradientAsACastDoesEvenInPlace) {
+  ForEachCase([](Device& device, DType compute, const Shape& s) {
+    const DType wide = WideOf(compute);
+    for (const bool layer_norm : {false, true}) {
+      SCOPED_TRACE(layer_norm ? "layer norm" : "RMS norm");
+      const Operand x(device, wide, {s.N, s.D}, s.shift, 1), weight(device, wide, {s.D}, s.shift, 2),
+          mean(device, wide, {s.N}, 0, 3), rstd(device, wide, {s.N}, 0, 4, 0.5, 1.5);
+      struct Gradients {
+        Operand dx, dy, rounded, dweight;  // dx begins as the residual's gradient
+      };
+      const auto gradients = [&] {
+        return Gradients{.dx = Operand(device, wide, {s.N, s.D}, s.shift, 5),
+                         .dy = Operand(device, compute, {s.N, s.D}, s.shift, 6),
+                         .rounded = Operand(device, compute, {s.N, s.D}, s.shift, 7),
+                         .dweight = Operand(device, wide, {s.D}, s.shift, 8)};
+      };
+      const auto norm_backward = [&](Gradients& g, Tensor rounded) {
+        if (layer_norm) {
+          device.ops().LayerNormBackward({.dx = g.dx.t(),
+                                          .dx_rounded = rounded,
+                                          .dweight = g.dweight.t(),
+                                          .dy = g.dy.t(),
+                                          .dresidual = g.dx.t(),
+                                          .x = x.t(),
+                                          .weight = weight.t(),
+                                          .mean = mean.t(),
+                                          .rstd = rstd.t(),
+                                          .residual_weight = true});
+        } else {
+          device.ops().RmsNormBackward({.dx = g.dx.t(),
+                                        .dx_rounded = rounded,
+                                        .dweight = g.dweight.t(),
+                                        .dy = g.dy.t(),
+                                        .dresidual = g.dx.t(),
+                                        .x = x.t(),
+                                        .weight = weight.t(),
+                                        .rstd = rstd.t()});
+        }
+      };
+      Gradients one = gradients(), in_place = gradients(), two = gradients();
+      norm_backward(one, one.rounded.t());
+      norm_backward(in_place, in_place.dy.t());
+      norm_backward(two, Tensor());
+      device.ops().Cast({.y = two.rounded.t(), .x = two.dx.t()});
+      for (Gradients* fused : {&one, &in_place}) {
+        EXPECT_EQ(fused->dx.Bits(), two.dx.Bits());
+        EXPECT_EQ(fused->dweight.Bits(), two.dweight.Bits());
+      }
+      EXPECT_EQ(one.dy.Bits(), two.dy.Bits());
+      EXPECT_EQ(one.rounded.Bits(), two.rounded.Bits());
+      EXPECT_EQ(in_place.dy.Bits(), two.rounded.Bits());
+    }
+  });
+}
+}  // namespace
+}  // namespace carousel::testing
