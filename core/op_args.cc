@@ -208,6 +208,7 @@ void CheckArgs(const GluBackwardArgs& a) {
   const int64_t N = a.dy.dim[0], F = a.dy.dim[1];
   CAROUSEL_CHECK_STRIDED(a.dgate, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.dup, compute, {N, F});
+  CAROUSEL_CHECK_OPTIONAL(a.y, compute, {N, F});
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.gate, compute, {N, F});
   CAROUSEL_CHECK_STRIDED(a.up, compute, {N, F});

@@ -205,6 +205,7 @@ struct GluForwardArgs {
 };
 struct GluBackwardArgs {
   Tensor dgate, dup;  // (N, F) compute out, strided; may alias gate, up
+  Tensor y = {};      // (N, F) compute out, optional: the forward's y once more, its bits; may be dy
   Tensor dy;          // (N, F) compute
   Tensor gate, up;
   GluActivation activation = GluActivation::kSilu;

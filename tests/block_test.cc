@@ -138,7 +138,7 @@ TEST(Block, RecomputationFromItsInputGivesTheSameBits) {
     // Another block uses the shared memory in between.
     for (const Tensor& t : {recomputed.bound.saved.u1, recomputed.bound.saved.x2, recomputed.bound.saved.u2,
                             MixerSaved(recomputed.bound).qkvo, MixerSaved(recomputed.bound).h,
-                            recomputed.bound.ffn.saved.gate_up, recomputed.bound.ffn.saved.act}) {
+                            recomputed.bound.ffn.saved.gate_up, recomputed.bound.ffn.scratch.act}) {
       device->ops().Fill({.y = t, .value = std::nan("")});
     }
     saved.Backward();
@@ -163,7 +163,7 @@ TEST(Block, RecomputedBlocksShareEverythingButTheirInput) {
   EXPECT_NE(memory_a.saved.x1.data, memory_b.saved.x1.data);
   EXPECT_EQ(memory_a.saved.x2.data, memory_b.saved.x2.data);
   EXPECT_EQ(MixerSaved(memory_a).qkvo.data, MixerSaved(memory_b).qkvo.data);
-  EXPECT_EQ(memory_a.ffn.saved.act.data, memory_b.ffn.saved.act.data);
+  EXPECT_EQ(memory_a.ffn.saved.gate_up.data, memory_b.ffn.saved.gate_up.data);
 }
 }  // namespace
 }  // namespace carousel

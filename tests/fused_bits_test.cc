@@ -1,6 +1,7 @@
 // Ops that do in one pass what others do one after the other give the bits of those: the residual addition in
-// the norms, and the rounding of their gradient. On every device: the one made of the sources in kernels/cuda,
-// the CPU on every instruction set, and the specification.
+// the norms, the rounding of their gradient, and the product of a gated feed-forward in its backward. On
+// every device: the one made of the sources in kernels/cuda, the CPU on every instruction set, and the
+// specification.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -189,6 +190,40 @@ TEST(FusedBits, ANormRoundsItsGradientAsACastDoesEvenInPlace) {
       EXPECT_EQ(one.dy.Bits(), two.dy.Bits());
       EXPECT_EQ(one.rounded.Bits(), two.rounded.Bits());
       EXPECT_EQ(in_place.dy.Bits(), two.rounded.Bits());
+    }
+  });
+}
+
+TEST(FusedBits, TheBackwardOfAGatedProductGivesTheProductOnceMore) {
+  ForEachCase([](Device& device, DType compute, const Shape& s) {
+    for (const GluActivation activation : {GluActivation::kSilu, GluActivation::kGelu}) {
+      SCOPED_TRACE(activation == GluActivation::kSilu ? "SiLU" : "GELU");
+      const auto operand = [&](uint64_t seed, double range) {
+        return Operand(device, compute, {s.N, s.D}, s.shift, seed, -range, range);
+      };
+      Operand gate = operand(1, 20), up = operand(2, 2), y = operand(3, 1);
+      device.ops().GluForward({.y = y.t(), .gate = gate.t(), .up = up.t(), .activation = activation});
+      Operand dy = operand(4, 1), dgate = operand(5, 1), dup = operand(6, 1), again = operand(7, 1);
+      const auto backward = [&](Tensor to_gate, Tensor to_up, Tensor to_y) {
+        device.ops().GluBackward({.dgate = to_gate,
+                                  .dup = to_up,
+                                  .y = to_y,
+                                  .dy = dy.t(),
+                                  .gate = gate.t(),
+                                  .up = up.t(),
+                                  .activation = activation});
+      };
+      backward(dgate.t(), dup.t(), Tensor());
+      const std::vector<std::byte> want_dgate = dgate.Bits(), want_dup = dup.Bits();
+      backward(dgate.t(), dup.t(), again.t());
+      EXPECT_EQ(again.Bits(), y.Bits());
+      EXPECT_EQ(dgate.Bits(), want_dgate);
+      EXPECT_EQ(dup.Bits(), want_dup);
+      // every output in the place of an input
+      backward(gate.t(), up.t(), dy.t());
+      EXPECT_EQ(dy.Bits(), y.Bits());
+      EXPECT_EQ(gate.Bits(), want_dgate);
+      EXPECT_EQ(up.Bits(), want_dup);
     }
   });
 }

@@ -41,13 +41,12 @@ Ffn::Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, i
 
 Ffn::Memory Ffn::Bind(Arena& arena, int64_t num_tokens, bool train) const {
   Memory memory;
-  memory.saved = {.gate_up = arena.Saved(compute_, {num_tokens, 2 * F_}),
-                  .act = arena.Saved(compute_, {num_tokens, F_})};
+  memory.saved = {.gate_up = arena.Saved(compute_, {num_tokens, 2 * F_})};
   const ScratchScope scope(arena);
   if (tensor_size_ > 1) memory.scratch.rows = arena.Scratch(compute_, {num_tokens, D_});
-  if (train) {
-    memory.scratch.dact = arena.Scratch(compute_, {num_tokens, F_});
-    if (dropout_ > 0 && tensor_size_ == 1) memory.scratch.dropped = arena.Scratch(compute_, {num_tokens, D_});
+  memory.scratch.act = arena.Scratch(compute_, {num_tokens, F_});
+  if (train && dropout_ > 0 && tensor_size_ == 1) {
+    memory.scratch.dropped = arena.Scratch(compute_, {num_tokens, D_});
   }
   return memory;
 }
@@ -66,7 +65,7 @@ void Ffn::Forward(const LayerContext& ctx, const Memory& memory, Tensor y, Tenso
   const ParamStore& params = ctx.params;
   const TensorBoundary border(ctx.axes.tensor);
   CAROUSEL_CHECK_EQ(border.size(), tensor_size_);
-  const Tensor gate_up = memory.saved.gate_up.Rows(0, N), act = memory.saved.act.Rows(0, N);
+  const Tensor gate_up = memory.saved.gate_up.Rows(0, N), act = memory.scratch.act.Rows(0, N);
   // Column-split.
   const Tensor all_x = border.AllRows(memory.scratch.rows, x);
   border.GatherTokens(all_x, x);
@@ -75,9 +74,9 @@ void Ffn::Forward(const LayerContext& ctx, const Memory& memory, Tensor y, Tenso
                   .b = params.FusedWeight(gate_up_, 2),
                   .bias = gate_up_bias_ >= 0 ? params.FusedWeight(gate_up_bias_, 2) : Tensor(),
                   .transpose_b = true});
+  if (!y.defined()) return;
   ctx.ops.GluForward(
       {.y = act, .gate = gate_up.Columns(0, F_), .up = gate_up.Columns(F_, F_), .activation = activation_});
-  if (!y.defined()) return;
   // Row-split: one rank's part of the sum has the bias.
   const Tensor all_y = border.AllRows(memory.scratch.rows, y);
   ctx.ops.Matmul({.c = all_y,
@@ -94,8 +93,8 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
   const ParamStore& params = ctx.params;
   const TensorBoundary border(ctx.axes.tensor);
   CAROUSEL_CHECK_EQ(border.size(), tensor_size_);
-  const Tensor gate_up = memory.saved.gate_up.Rows(0, N), act = memory.saved.act.Rows(0, N);
-  const Tensor dact = memory.scratch.dact.Rows(0, N), rows = memory.scratch.rows;
+  const Tensor gate_up = memory.saved.gate_up.Rows(0, N), act = memory.scratch.act.Rows(0, N);
+  const Tensor rows = memory.scratch.rows;
 
   // y = dropout(act W_down^T + b)
   Tensor dy = a.dy;
@@ -105,15 +104,16 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
   }
   const Tensor all_dy = border.AllRows(rows, dy);
   border.GatherTokens(all_dy, dy);
+  const Tensor dact = act;
   ctx.ops.Matmul({.c = dact, .a = all_dy, .b = params.Weight(down_)});
-  ctx.ops.Matmul({.c = params.Grad(down_), .a = all_dy, .b = act, .transpose_a = true, .accumulate = true});
-  if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
-  // act = activation(gate) * up: the gradients take the place of gate and up.
+  // act = activation(gate) * up: the gradients take the place of gate and up, and act that of its gradient.
   const Tensor gate = gate_up.Columns(0, F_), up = gate_up.Columns(F_, F_);
   ctx.ops.GluBackward(
-      {.dgate = gate, .dup = up, .dy = dact, .gate = gate, .up = up, .activation = activation_});
+      {.dgate = gate, .dup = up, .y = act, .dy = dact, .gate = gate, .up = up, .activation = activation_});
   const Tensor dgate_up = gate_up;
+  ctx.ops.Matmul({.c = params.Grad(down_), .a = all_dy, .b = act, .transpose_a = true, .accumulate = true});
+  if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
   // [gate|up] = x W^T + b
   if (gate_up_bias_ >= 0) ctx.ops.ColumnSum({.y = params.FusedGrad(gate_up_bias_, 2), .x = dgate_up});

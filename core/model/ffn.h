@@ -20,11 +20,12 @@ class Ffn {
 
   struct Saved {
     Tensor gate_up;  // (N, 2*F) compute: gate and up side by side; Backward overwrites it with its gradient
-    Tensor act;      // (N, F) compute: silu(gate) * up
   };
   struct Scratch {
-    Tensor rows;     // (N, D) compute: rows of all ranks; undefined with one rank
-    Tensor dact;     // (N, F) compute
+    Tensor rows;  // (N, D) compute: rows of all ranks; undefined with one rank
+    // (N, F) compute: act(gate) * up. Backward has its gradient here, then the same once more, computed from
+    // gate and up with their gradients.
+    Tensor act;
     Tensor dropped;  // (N, D) compute: gradient after dropout; undefined without dropout, with several ranks
   };
   struct Memory {
@@ -33,8 +34,8 @@ class Ffn {
   };
   Memory Bind(Arena& arena, int64_t num_tokens, bool train) const;
 
-  // y (n, D) compute out, x (n, D) compute. An undefined y leaves the down projection out: all that Backward
-  // needs is then in `memory` (recomputation).
+  // y (n, D) compute out, x (n, D) compute. An undefined y leaves out what Backward does not need
+  // (recomputation).
   void Forward(const LayerContext&, const Memory&, Tensor y, Tensor x) const;
   // Once per Forward.
   struct BackwardArgs {

@@ -53,10 +53,12 @@ void Backward(const GluBackwardArgs& a, ThreadPool& pool) {
         const W dy = static_cast<W>(Row<T>(a.dy, r)[c]);
         if (a.activation == GluActivation::kSilu) {
           const W s = Sigmoid(g);
+          if (a.y.defined()) Row<T>(a.y, r)[c] = static_cast<T>(g * s * u);
           Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * s * (1 + g * (1 - s)));
           Row<T>(a.dup, r)[c] = static_cast<T>(dy * g * s);
         } else {
           const W p = NormalDistribution(g);
+          if (a.y.defined()) Row<T>(a.y, r)[c] = static_cast<T>(g * p * u);
           Row<T>(a.dgate, r)[c] = static_cast<T>(dy * u * (p + g * NormalDensity(g)));
           Row<T>(a.dup, r)[c] = static_cast<T>(dy * g * p);
         }
@@ -87,6 +89,7 @@ template <class T>
 void CpuOps::FastGluBackward(const GluBackwardArgs& a) {
   const GluBackwardRows<T> rows = {.dgate = RawData<T>(a.dgate),
                                    .dup = RawData<T>(a.dup),
+                                   .y = RawDataOrNull<T>(a.y),
                                    .dy = RawData<T>(a.dy),
                                    .gate = RawData<T>(a.gate),
                                    .up = RawData<T>(a.up),

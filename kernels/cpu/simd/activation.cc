@@ -30,14 +30,17 @@ void GluBackward(const GluBackwardRows<T>& a, int64_t begin, int64_t end) {
     const T* dy = a.dy + r * a.F;
     T* dgate = a.dgate + r * a.dgate_stride;
     T* dup = a.dup + r * a.dup_stride;
+    T* y = a.y == nullptr ? nullptr : a.y + r * a.F;
     ForEachVec(a.F, [&](int64_t c, auto count) {
       const VecF g = Load(gate + c, count), u = Load(up + c, count), d = Load(dy + c, count);
       if constexpr (kActivation == RowActivation::kSilu) {
         const VecF s = Sigmoid(g);
+        if (y != nullptr) Store(y + c, g * s * u, count);
         Store(dgate + c, d * u * s * (1.0f + g * (1.0f - s)), count);
         Store(dup + c, d * g * s, count);
       } else {
         const StandardNormal<VecF> n(g);
+        if (y != nullptr) Store(y + c, g * n.distribution * u, count);
         Store(dgate + c, d * u * (n.distribution + g * n.density), count);
         Store(dup + c, d * g * n.distribution, count);
       }

@@ -114,6 +114,7 @@ template <class T>
 struct GluBackwardRows {
   T* dgate;
   T* dup;
+  T* y;  // may be null
   const T* dy;
   const T* gate;
   const T* up;
