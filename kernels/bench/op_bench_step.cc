@@ -97,13 +97,21 @@ class StepOps {
                  x = timer_.Random(wide_, {N_, D_}), rstd = timer_.Random(wide_, {N_}),
                  delta = timer_.Random(compute_, {N_, D_}), weight = timer_.Random(wide_, {D_}),
                  dweight = timer_.Random(wide_, {D_}), dx = timer_.Random(wide_, {N_, D_});
+    // rounded for the matmuls, where they take a narrower type
+    const Tensor rounded = compute_ == wide_ ? Tensor() : timer_.Random(compute_, {N_, D_});
     Time("rms norm", norms_, 0, Rows(2 * D_, 2 * D_), [&] {
       timer_.ops().RmsNormForward(
           {.y = y, .rstd = rstd, .sum = sum, .x = x, .delta = delta, .weight = weight, .eps = 1e-6});
     });
-    Time("rms norm backward", norms_, 0, Rows(3 * D_, D_), [&] {
-      timer_.ops().RmsNormBackward(
-          {.dx = dx, .dweight = dweight, .dy = y, .dresidual = dx, .x = x, .weight = weight, .rstd = rstd});
+    Time("rms norm backward", norms_, 0, Rows(3 * D_, rounded.defined() ? 2 * D_ : D_), [&] {
+      timer_.ops().RmsNormBackward({.dx = dx,
+                                    .dx_rounded = rounded,
+                                    .dweight = dweight,
+                                    .dy = y,
+                                    .dresidual = dx,
+                                    .x = x,
+                                    .weight = weight,
+                                    .rstd = rstd});
     });
     const Tensor h = timer_.Random(compute_, {N_, D_}), qkvo = timer_.Random(compute_, {N_, 3 * D_}),
                  gated = timer_.Random(compute_, {N_, D_}), mean = timer_.Random(wide_, {N_, NH_}),
@@ -140,11 +148,12 @@ class StepOps {
     Time("swiglu", ffn_, 0, Rows(0, 3 * F_),
          [&] { timer_.ops().GluForward({.y = act, .gate = gate, .up = up}); });
     // not in place, so that repeats see the same values
-    const Tensor dgate_up = timer_.Random(compute_, {N_, 2 * F_});
-    Time("swiglu backward", ffn_, 0, Rows(0, 5 * F_), [&] {
+    const Tensor dgate_up = timer_.Random(compute_, {N_, 2 * F_}), dy = timer_.Random(compute_, {N_, F_});
+    Time("swiglu backward", ffn_, 0, Rows(0, 6 * F_), [&] {
       timer_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
                                 .dup = dgate_up.Columns(F_, F_),
-                                .dy = act,
+                                .y = act,
+                                .dy = dy,
                                 .gate = gate,
                                 .up = up});
     });
@@ -159,8 +168,6 @@ class StepOps {
          [&] { timer_.ops().ColumnSum({.y = bias, .x = dgates}); });
     Time("cast of gates", mlstm_, 0, Rows(2 * NH_, 2 * NH_),
          [&] { timer_.ops().Cast({.y = dproj.Columns(3 * D_, 2 * NH_), .x = dgates}); });
-    const Tensor dx = timer_.Random(wide_, {N_, D_}), dy = timer_.Random(compute_, {N_, D_});
-    Time("cast of the residual", mlstm_, 0, Rows(D_, D_), [&] { timer_.ops().Cast({.y = dy, .x = dx}); });
   }
 
   // All options of the head norm, or its scale alone.
@@ -214,7 +221,8 @@ class StepOps {
                  sum = timer_.Random(wide_, {N_, D_}), delta = timer_.Random(compute_, {N_, D_}),
                  mean = timer_.Random(wide_, {N_}), rstd = timer_.Random(wide_, {N_}),
                  weight = timer_.Random(wide_, {D_}), dweight = timer_.Random(wide_, {D_}),
-                 dx = timer_.Random(wide_, {N_, D_});
+                 dx = timer_.Random(wide_, {N_, D_}),
+                 rounded = compute_ == wide_ ? Tensor() : timer_.Random(compute_, {N_, D_});
     Time("layer norm", paper_norms(), 0, Rows(2 * D_, 2 * D_), [&] {
       timer_.ops().LayerNormForward({.y = y,
                                      .mean = mean,
@@ -226,8 +234,9 @@ class StepOps {
                                      .residual_weight = true,
                                      .eps = 1e-5});
     });
-    Time("layer norm backward", paper_norms(), 0, Rows(3 * D_, D_), [&] {
+    Time("layer norm backward", paper_norms(), 0, Rows(3 * D_, rounded.defined() ? 2 * D_ : D_), [&] {
       timer_.ops().LayerNormBackward({.dx = dx,
+                                      .dx_rounded = rounded,
                                       .dweight = dweight,
                                       .dy = y,
                                       .dresidual = dx,
@@ -240,17 +249,18 @@ class StepOps {
     HeadNorm("head norm", slstm_, D_, false);
     HeadNorm("head norm skip gate", paper_mlstm_, 2 * D_, true);
     const Tensor gate_up = timer_.Random(compute_, {N_, 2 * F_}), act = timer_.Random(compute_, {N_, F_}),
-                 dgate_up = timer_.Random(compute_, {N_, 2 * F_});
+                 dgate_up = timer_.Random(compute_, {N_, 2 * F_}), dy = timer_.Random(compute_, {N_, F_});
     Time("gelu", paper_slstm_, 0, Rows(0, 3 * F_), [&] {
       timer_.ops().GluForward({.y = act,
                                .gate = gate_up.Columns(0, F_),
                                .up = gate_up.Columns(F_, F_),
                                .activation = GluActivation::kGelu});
     });
-    Time("gelu backward", paper_slstm_, 0, Rows(0, 5 * F_), [&] {
+    Time("gelu backward", paper_slstm_, 0, Rows(0, 6 * F_), [&] {
       timer_.ops().GluBackward({.dgate = dgate_up.Columns(0, F_),
                                 .dup = dgate_up.Columns(F_, F_),
-                                .dy = act,
+                                .y = act,
+                                .dy = dy,
                                 .gate = gate_up.Columns(0, F_),
                                 .up = gate_up.Columns(F_, F_),
                                 .activation = GluActivation::kGelu});
