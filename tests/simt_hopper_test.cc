@@ -105,6 +105,67 @@ TEST(HopperEmulation, ReportsWrongUseOfMbarriers) {
                 RunKernel(LoadOnce<Wrong::kNoTma>, Config(1), y.get(), input));
 }
 
+// ---- blocks that pass their parts of a tile on to all of a cluster, two tiles in turn
+enum class Flaw { kNone, kMoreBytes, kFewerBytes, kLeaves };
+template <Flaw kFlaw>
+__global__ void PassAround(uint32_t* y, int items) {
+  constexpr unsigned kBlocks = 4, kThreads = 64, kParts = kBlocks * kThreads;
+  constexpr unsigned kBytes =
+      kParts * 16 + (kFlaw == Flaw::kMoreBytes ? 16 : 0) - (kFlaw == Flaw::kFewerBytes ? 16 : 0);
+  SHARED_ARRAY(uint4, tiles, [2][kParts]);
+  SHARED_ARRAY(uint64_t, full, [2]);
+  const unsigned rank = gpu::cluster_rank(), part = rank * kThreads + threadIdx.x;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) gpu::mbar_init(&full[i], 1);
+    gpu::fence_mbar_init();
+    for (int i = 0; i < 2; ++i) gpu::mbar_arrive_expect_tx(&full[i], kBytes);
+  }
+  gpu::cluster_sync();  // the barriers: initialised above, used by all blocks below
+  uint4 own = make_uint4(part, 1, 2, 3);
+  for (int i = 0; i < items; ++i) {
+    for (unsigned r = 0; r < kBlocks; ++r) gpu::st_async(&tiles[i % 2][part], own, &full[i % 2], r);
+    if (kFlaw == Flaw::kLeaves && rank == 2 && i + 1 == items) return;
+    gpu::mbar_wait(&full[i % 2], static_cast<unsigned>(i / 2) & 1);
+    if (threadIdx.x == 0) gpu::mbar_arrive_expect_tx(&full[i % 2], kBytes);
+    uint32_t sum = 0;
+    for (unsigned p = 0; p < kParts; ++p) sum = sum * 31 + tiles[i % 2][p].x + tiles[i % 2][p].w;
+    own = make_uint4(sum + part, own.x, own.y, own.z);
+  }
+  y[part] = own.x;
+}
+std::vector<uint32_t> PassedAround(int items) {
+  std::vector<uint4> own;
+  for (unsigned part = 0; part < 256; ++part) own.push_back(make_uint4(part, 1, 2, 3));
+  for (int i = 0; i < items; ++i) {
+    uint32_t sum = 0;
+    for (const uint4& p : own) sum = sum * 31 + p.x + p.w;
+    for (unsigned part = 0; part < 256; ++part)
+      own[part] = make_uint4(sum + part, own[part].x, own[part].y, own[part].z);
+  }
+  std::vector<uint32_t> x;
+  for (const uint4& p : own) x.push_back(p.x);
+  return x;
+}
+TEST(HopperEmulation, PassesTilesAroundAClusterWithoutABarrierOfIt) {
+  DeviceArray<uint32_t> y(256);
+  const auto result = [&] {
+    std::vector<uint32_t> x;
+    for (size_t i = 0; i < 256; ++i) x.push_back(y[i]);
+    return x;
+  };
+  for (const int items : {0, 1, 2, 7}) {
+    ASSERT_EQ(RunKernel(PassAround<Flaw::kNone>, Config(64, 4, 4), y.get(), items), "");
+    EXPECT_EQ(result(), PassedAround(items)) << items;
+  }
+  EXPECT_REPORT("threads wait in mbar_wait at simt_hopper_test.cc",
+                RunKernel(PassAround<Flaw::kMoreBytes>, Config(64, 4, 4), y.get(), 7));
+  // A wait that ends too early sees what has not landed.
+  const std::string report = RunKernel(PassAround<Flaw::kFewerBytes>, Config(64, 4, 4), y.get(), 7);
+  EXPECT_TRUE(!report.empty() || result() != PassedAround(7));
+  EXPECT_REPORT("into its shared memory is under way",
+                RunKernel(PassAround<Flaw::kLeaves>, Config(64, 4, 4), y.get(), 1));
+}
+
 // ---- TMA
 __global__ void LoadBox(uint16_t* y, const __grid_constant__ gpu::TensorMap map, int col, int row) {
   uint16_t* s = gpu::dyn_shared<uint16_t>();

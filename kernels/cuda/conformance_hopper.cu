@@ -74,6 +74,33 @@ __global__ void ClusterKernel(uint32_t* y, const uint32_t* x) {
 #endif
 }
 
+// Two blocks pass 16-byte parts of two alternating tiles to both; the bytes of an item may come before they
+// are expected.
+constexpr unsigned kItems = 7;
+__global__ void ExchangeKernel(uint32_t* y, const uint32_t* x) {
+#if CAROUSEL_DEVICE_HAS_HOPPER
+  SHARED_ARRAY(uint4, tiles, [2][2 * kThreads]);
+  SHARED_ARRAY(uint64_t, full, [2]);
+  const unsigned t = threadIdx.x, rank = gpu::cluster_rank(), part = rank * kThreads + t;
+  InitBarrier(&full[0], 1);
+  InitBarrier(&full[1], 1);
+  gpu::cluster_sync();  // the barriers of both blocks
+  uint4 own = make_uint4(x[4 * part], x[4 * part + 1], x[4 * part + 2], x[4 * part + 3]);
+  for (unsigned i = 0; i < kItems; ++i) {
+    for (unsigned r = 0; r < 2; ++r) gpu::st_async(&tiles[i % 2][part], own, &full[i % 2], (rank + r) % 2);
+    if (t == 0) gpu::mbar_arrive_expect_tx(&full[i % 2], 2 * kThreads * 16);
+    gpu::mbar_wait(&full[i % 2], i / 2 & 1);
+    const uint4 a = tiles[i % 2][(part * 5 + 3 * i) % (2 * kThreads)], b = tiles[i % 2][part ^ kThreads];
+    own = make_uint4(a.x + 3 * b.w, a.y ^ b.x, a.z + own.x, a.w - own.y);
+  }
+  // Both blocks have waited for all that is sent to them: they may exit.
+  y[4 * part] = own.x;
+  y[4 * part + 1] = own.y;
+  y[4 * part + 2] = own.z;
+  y[4 * part + 3] = own.w;
+#endif
+}
+
 // mbarriers: phases, arrivals by all, mbar_test, expect_tx apart from the arrival; bulk copies both ways.
 __global__ void BulkKernel(uint32_t* y, const uint32_t* x) {
 #if CAROUSEL_DEVICE_HAS_HOPPER
@@ -198,6 +225,10 @@ cudaError_t RunCluster(void* results, const void* operands) {
   return gpu::launch(ClusterKernel, {.grid = 2, .block = kThreads, .cluster = 2, .name = "ClusterKernel"},
                      static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands));
 }
+cudaError_t RunExchange(void* results, const void* operands) {
+  return gpu::launch(ExchangeKernel, {.grid = 2, .block = kThreads, .cluster = 2, .name = "ExchangeKernel"},
+                     static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands));
+}
 cudaError_t RunBulk(void* results, const void* operands) {
   return gpu::launch(BulkKernel, {.grid = 1, .block = kThreads, .name = "BulkKernel"},
                      static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands));
@@ -240,6 +271,8 @@ void AppendHopperCases(std::vector<Case>& cases) {
   cases.push_back({"stmatrix", 128 * 4, 514 * 4, FillBits<128>, RunStmatrix, {}, true});
   cases.push_back(
       {"cluster", 2 * kThreads * 4, 2 * 6 * kThreads * 4, FillBits<2 * kThreads>, RunCluster, {}, true});
+  cases.push_back(
+      {"exchange", 8 * kThreads * 4, 8 * kThreads * 4, FillBits<8 * kThreads>, RunExchange, {}, true});
   cases.push_back({"bulk", 192 * 4, 1024, FillBits<192>, RunBulk, {}, true});
   cases.push_back(
       {"multicast", kTensorBytes, 2 * 320 * 4, FillBits<kTensorBytes / 4>, RunMulticast, {}, true});

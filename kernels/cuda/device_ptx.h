@@ -307,6 +307,13 @@ CAROUSEL_GPU_DEV void st_async(float4* dst, float4 v, uint64_t* bar, unsigned ra
       "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_smem_addr(bar, rank))
       : "memory");
 }
+CAROUSEL_GPU_DEV void st_async(uint4* dst, uint4 v, uint64_t* bar, unsigned rank) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
+          remote_smem_addr(dst, rank)),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(remote_smem_addr(bar, rank))
+      : "memory");
+}
 
 // ---- bulk copies and TMA
 CAROUSEL_GPU_DEV void bulk_g2s(void* dst, const void* src, unsigned bytes, uint64_t* bar) {

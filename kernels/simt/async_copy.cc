@@ -128,6 +128,7 @@ void FenceProxyAsync(const Loc& loc) {
 void MbarArrive(uint64_t* bar, int arrivals, unsigned expect_tx_bytes, int rank, const Loc& loc) {
   const check::InEmulation inside;
   if (arrivals && Removed("mbar_arrive", loc)) return;
+  if (expect_tx_bytes && Removed("mbar_expect_tx", loc)) expect_tx_bytes = 0;
   if (rank >= 0) bar = InBlock(bar, static_cast<unsigned>(rank), loc);
   CheckMbar(bar, rank >= 0 && &BlockOf(bar) != Current()->block, "mbar_arrive", loc);
   check::Access(bar, 8, false, false, loc);

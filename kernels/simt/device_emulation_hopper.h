@@ -47,6 +47,9 @@ inline void st_async(uint32_t* dst, uint32_t v, uint64_t* bar, unsigned rank, CA
 inline void st_async(float4* dst, float4 v, uint64_t* bar, unsigned rank, CAROUSEL_LOC) {
   emulator::StoreAsync(dst, &v, 16, bar, rank, loc);
 }
+inline void st_async(uint4* dst, uint4 v, uint64_t* bar, unsigned rank, CAROUSEL_LOC) {
+  emulator::StoreAsync(dst, &v, 16, bar, rank, loc);
+}
 
 // ---- bulk copies and TMA
 inline void bulk_g2s(void* dst, const void* src, unsigned bytes, uint64_t* bar, CAROUSEL_LOC) {

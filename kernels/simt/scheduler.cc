@@ -88,6 +88,13 @@ FixedText<3000> WaitingThreads() {
   t.state = Thread::kDone;
   --b.live;
   --group->live;
+  if (b.live == 0) {
+    for (const BulkLoadOp& op : group->loads) {
+      if (op.dst >= b.shared && op.dst < b.shared + kSharedStride)
+        Fail("the block exits while what %s copies into its shared memory is under way",
+             LocName(op.loc).c_str());
+    }
+  }
   b.exited[t.warp] |= 1u << t.lane;
   const unsigned cluster = b.rank / group->cluster_size;
   --group->cluster_live[cluster];
