@@ -265,6 +265,11 @@ TEST(DeviceSlstm, Bf16StaysWithinTheErrorOfItsRoundings) {
   std::vector<Case> cases = Cases();
   cases.push_back({1, 3, 1, 384, true, {1}, 0.05});
   cases.push_back({2, 3, 1, 512, true, {4}});
+  // clusters over more tokens than their tiles and barriers take turns
+  cases.push_back({9, 11, 2, 192, true, {0, 5, 30, 98}});
+  cases.push_back({1, 10, 1, 256, false, {9}, 0.05});
+  cases.push_back({3, 7, 1, 384, true, {8}});
+  cases.push_back({1, 9, 1, 512, true});
   for (const Case& c : cases) {
     SCOPED_TRACE(::testing::Message() << c);
     const Problem p = ProblemOf(c, DType::kBF16);

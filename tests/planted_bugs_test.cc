@@ -12,6 +12,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -85,14 +86,19 @@ std::string NameOf(const emulator::Site& site) {
   return site.file.substr(site.file.rfind('/') + 1) + ":" + std::to_string(site.line) + " " + site.kind +
          " in " + site.kernel;
 }
-// A place in the source counts once, however many kernels run it.
-std::pair<std::string, unsigned> PlaceOf(const emulator::Site& site) { return {site.file, site.line}; }
+// A place in the source counts once for each kind: once however many kernels run it, or once for each.
+enum class Count { kPlaces, kPlacesOfKernels };
+using Place = std::tuple<std::string, unsigned, std::string, std::string>;
 
 // Removes every synchronisation that the runs execute, and expects a report from some run each time.
 // `expected` names kinds of which at least so many places must have been found: a test that finds none would
 // hold for nothing.
 void ExpectEverySynchronisationIsNeeded(const std::vector<OpRun>& runs,
-                                        const std::map<std::string, size_t>& expected) {
+                                        const std::map<std::string, size_t>& expected,
+                                        Count count = Count::kPlaces) {
+  const auto place_of = [count](const emulator::Site& site) -> Place {
+    return {site.file, site.line, site.kind, count == Count::kPlaces ? "" : site.kernel};
+  };
   const std::unique_ptr<Device> device = MakeTestDevice();
   const KeepReports keep;
   std::vector<std::vector<emulator::Site>> sites(runs.size());
@@ -105,20 +111,20 @@ void ExpectEverySynchronisationIsNeeded(const std::vector<OpRun>& runs,
       if (std::find(all.begin(), all.end(), site) == all.end()) all.push_back(site);
     }
   }
-  std::set<std::pair<std::string, unsigned>> reported, missed;
-  std::map<std::string, std::set<std::pair<std::string, unsigned>>> found;
+  std::set<Place> reported, missed;
+  std::map<std::string, std::set<Place>> found;
   for (const emulator::Site& site : all) {
-    found[site.kind].insert(PlaceOf(site));
-    if (reported.count(PlaceOf(site))) continue;
+    found[site.kind].insert(place_of(site));
+    if (reported.count(place_of(site))) continue;
     emulator::RemoveSite(site);
-    for (size_t r = 0; r < runs.size() && !reported.count(PlaceOf(site)); ++r) {
+    for (size_t r = 0; r < runs.size() && !reported.count(place_of(site)); ++r) {
       if (std::find(sites[r].begin(), sites[r].end(), site) == sites[r].end()) continue;
-      if (!ReportOf(*device, runs[r]).empty()) reported.insert(PlaceOf(site));
+      if (!ReportOf(*device, runs[r]).empty()) reported.insert(place_of(site));
     }
     emulator::RestoreSites();
   }
   for (const emulator::Site& site : all) {
-    if (reported.count(PlaceOf(site)) || !missed.insert(PlaceOf(site)).second) continue;
+    if (reported.count(place_of(site)) || !missed.insert(place_of(site)).second) continue;
     ADD_FAILURE() << NameOf(site) << ": its removal is not reported";
   }
   for (const auto& [kind, at_least] : expected) EXPECT_GE(found[kind].size(), at_least) << kind;
@@ -294,10 +300,17 @@ OpRun SlstmRun(const SlstmShape& shape) {
 TEST(PlantedBugs, EverySynchronisationOfTheSlstmIsNeeded) {
   // Tensor cores with a head in one block and spread over a cluster, plain arithmetic, token by token.
   ExpectEverySynchronisationIsNeeded({SlstmRun<bfloat16>({.B = 3, .T = 4, .NH = 1, .D = 32}),
-                                      SlstmRun<bfloat16>({.B = 2, .T = 3, .NH = 1, .D = 192}),
+                                      SlstmRun<bfloat16>({.B = 2, .T = 5, .NH = 1, .D = 192}),
                                       SlstmRun<float>({.B = 3, .T = 4, .NH = 2, .D = 24}),
                                       SlstmRun<float>({.B = 2, .T = 3, .NH = 1, .D = 260})},
-                                     {{"__syncthreads", 8}, {"cluster_sync", 1}});
+                                     {{"__syncthreads", 8},
+                                      {"__syncwarp", 1},
+                                      {"cluster_sync", 2},
+                                      {"fence_mbar_init", 2},
+                                      {"mbar_arrive", 4},
+                                      {"mbar_expect_tx", 4},
+                                      {"mbar_wait", 2}},
+                                     Count::kPlacesOfKernels);
 }
 
 // ---- other bugs
