@@ -169,6 +169,38 @@ TEST(Checker, FollowsArrivalAndWaitAtMbarriers) {
   ExpectPair("", ArriveForTheWarp<true>, ArriveForTheWarp<false>, Config(64), y.get());
 }
 
+// Thread 32 learns of an asynchronous store by thread 0: of what that read before, but not of what it wrote.
+template <bool kRight>
+__global__ void SignalByStore(float* y) {
+  SHARED_ARRAY(float, s, [64]);
+  SHARED_ARRAY(uint32_t, word, [1]);
+  SHARED_ARRAY(uint64_t, bar, [1]);
+  s[threadIdx.x] = 1;
+  if (threadIdx.x == 0) {
+    gpu::mbar_init(bar, 1);
+    gpu::fence_mbar_init();
+    gpu::mbar_arrive_expect_tx(bar, 4);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (!kRight) s[0] = 2;
+    gpu::st_async(word, gpu::float_to_bits(s[0]), bar, 0);
+  } else if (threadIdx.x == 32) {
+    gpu::mbar_wait(bar, 0);
+    y[0] = gpu::bits_to_float(word[0]);
+    if (kRight) {
+      s[0] = 3;
+    } else {
+      y[1] = s[0];
+    }
+  }
+}
+TEST(Checker, KnowsThatAnAsynchronousStoreReleasesNoWrites) {
+  DeviceArray<float> y(2);
+  ExpectPair("data race on shared array s, byte 0", SignalByStore<true>, SignalByStore<false>, Config(64),
+             y.get());
+}
+
 template <bool kRight>
 __global__ void MbarrierUninitialised(float* y) {
   SHARED_ARRAY(uint64_t, bar, [1]);

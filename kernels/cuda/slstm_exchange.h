@@ -13,7 +13,8 @@
 //    warp sends depends on the values of every warp that shares its sums, so this holds for each of them.
 // 2. So is every read of anything else that parts of item i + 1 are computed from: after the wait for it a
 //    warp may write there, if the readers are warps of its own block. A lane that leaves sending to others is
-//    in step with them (__syncwarp) before they send.
+//    in step with them (__syncwarp) before they send. Nothing but the item itself is read by others because
+//    of the wait: an asynchronous store does not release its thread's other writes.
 // 3. By the same argument no byte of item i + 2 comes before the tile's phase of item i has ended: each warp
 //    of the receiver sends item i + 1 after it has waited for item i. The phase of item i + 2 ends only after
 //    every warp of the block has sent its part of that item, hence left the wait for item i: none misses it.

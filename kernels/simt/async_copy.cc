@@ -200,7 +200,9 @@ void IssueLoad(BulkLoadOp op) {
   CheckNoPendingWgmma(op.dst, op.bytes, op.loc);
   check::Access(op.dst, op.bytes, true, true, op.loc);
   check::SetState(op.dst, op.bytes, State::kInFlight);
-  check::Release(*Current(), op.bar);
+  // Whoever waits sees what the copy writes, and nothing else that this thread wrote before. What it read is
+  // over: what it copies, or where to, was computed from that.
+  check::ReleaseWeakly(*Current(), op.bar);
   std::memset(op.dst, 0xff, op.bytes);
   group->loads.push_back(op);
 }

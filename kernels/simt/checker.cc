@@ -62,7 +62,10 @@ Region device, shared{nullptr, 0, nullptr, nullptr, true};
 std::vector<Loc> locs;  // of accesses that the emulation makes for a kernel
 // Clocks that threads released at mbarriers and named barriers of the group, and at words of global memory,
 // there by the group's sequence number.
-std::unordered_map<const void*, Clock> local_keys;
+struct Released {
+  Clock clock, weak_clock;
+};
+std::unordered_map<const void*, Released> local_keys;
 std::unordered_map<const void*, std::map<uint32_t, Clock>> global_keys;
 std::vector<std::pair<char*, char*>> image;  // code and constants of the program
 char* program_base = nullptr;
@@ -114,7 +117,7 @@ bool InForeign(const std::map<uint32_t, Clock>& foreign, const Acc& a) {
   return it != foreign.end() && a.thread < it->second.size() && it->second[a.thread] >= a.time;
 }
 // Did access a happen before what t does now?
-bool Ordered(const Acc& a, const Thread& t) {
+bool Ordered(const Acc& a, bool a_writes, const Thread& t) {
   if (a.sequence < group->launch_base) return true;  // none, or an earlier launch
   if (a.sequence != group->sequence) {               // another block of this launch
     return InForeign(t.foreign, a) || InForeign(t.block->foreign, a) || InForeign(group->foreign, a);
@@ -126,9 +129,9 @@ bool Ordered(const Acc& a, const Thread& t) {
     if (u.warp == t.warp && a.time < t.block->warp_base[t.warp]) return true;
   }
   if (t.clock.empty()) return false;
-  if (!a.async) return t.clock[a.thread] >= a.time;
-  const auto warp = t.clock.begin() + (a.thread & ~31);  // done by the warp as a whole
-  return *std::max_element(warp, warp + std::min<ptrdiff_t>(32, t.clock.end() - warp)) >= a.time;
+  if (!a.async) return (a_writes ? t.clock : t.weak_clock)[a.thread] >= a.time;
+  const auto warp = t.weak_clock.begin() + (a.thread & ~31);  // done by the warp as a whole
+  return *std::max_element(warp, warp + std::min<ptrdiff_t>(32, t.weak_clock.end() - warp)) >= a.time;
 }
 
 [[noreturn]] void ReportRace(const Region& r, const char* p, const Acc& a, bool a_writes, const Acc& me,
@@ -168,7 +171,7 @@ void RecordRead(Cell& c, const Acc& me, const Thread& t) {
     Acc& a = c.reads[i];
     if (a.sequence == 0) {
       if (slot < 0) slot = i;
-    } else if (a.thread == me.thread ? a.sequence == me.sequence : Ordered(a, t)) {
+    } else if (a.thread == me.thread ? a.sequence == me.sequence : Ordered(a, false, t)) {
       // Whatever is ordered after the new read is ordered after this one.
       if (slot < 0) {
         slot = i;
@@ -212,14 +215,14 @@ void Touch(const Thread& t, const char* p, size_t bytes, bool read, bool write, 
            Place(r, at).c_str(), WhereName(me.where).c_str(), WhereName(c.write.where).c_str());
     }
     if (bytes > 1) {  // single bytes share a cell
-      const auto clashes = [&](const Acc& a) {
+      const auto clashes = [&](const Acc& a, bool a_writes) {
         return a.sequence != 0 && !(r.shared && a.sequence != me.sequence) && !(a.atomic && me.atomic) &&
-               !Ordered(a, t);
+               !Ordered(a, a_writes, t);
       };
-      if (clashes(c.write)) ReportRace(r, at, c.write, true, me, write);
+      if (clashes(c.write, true)) ReportRace(r, at, c.write, true, me, write);
       if (write) {
         for (const Acc& a : c.reads) {
-          if (clashes(a)) ReportRace(r, at, a, false, me, true);
+          if (clashes(a, false)) ReportRace(r, at, a, false, me, true);
         }
       }
     }
@@ -233,11 +236,12 @@ void Touch(const Thread& t, const char* p, size_t bytes, bool read, bool write, 
   }
 }
 
-Clock Snapshot(const Thread& t) {
+// clock: one of t's.
+Clock Snapshot(const Thread& t, const Clock& clock) {
   Clock v(group->num_threads, group->base ? group->base - 1 : 0);
   for (unsigned u = 0; u < group->num_threads; ++u) {
     const Thread& x = group->threads[u];
-    if (!t.clock.empty()) v[u] = std::max(v[u], t.clock[u]);
+    if (!clock.empty()) v[u] = std::max(v[u], clock[u]);
     if (x.block != t.block) continue;
     if (t.block->base) v[u] = std::max(v[u], t.block->base - 1);
     if (x.warp == t.warp && t.block->warp_base[t.warp]) v[u] = std::max(v[u], t.block->warp_base[t.warp] - 1);
@@ -318,12 +322,16 @@ void GroupBegin(Group& g) {
 void BlockBarrier(Block& b) {
   Thread* const end = b.threads + b.num_threads;
   if (std::any_of(b.threads, end, [](const Thread& t) { return t.clock_dirty; })) {
-    Clock all;
-    for (Thread* t = b.threads; t != end; ++t) Join(all, t->clock);
+    Clock all, weak;
+    for (Thread* t = b.threads; t != end; ++t) {
+      Join(all, t->clock);
+      Join(weak, t->weak_clock);
+    }
     for (Thread* t = b.threads; t != end; ++t) {
       JoinForeign(b.foreign, t->foreign);
       t->foreign.clear();
       t->clock = all;
+      t->weak_clock = weak;
       t->clock_dirty = false;
     }
   }
@@ -335,6 +343,7 @@ void GroupBarrier(Group& g) {
     JoinForeign(g.foreign, t.foreign);
     t.foreign.clear();
     t.clock.clear();
+    t.weak_clock.clear();
     t.clock_dirty = false;
   }
   for (unsigned i = 0; i < g.num_blocks; ++i) JoinForeign(g.foreign, g.blocks[i].foreign);
@@ -349,16 +358,19 @@ void WarpBarrier(Thread** lanes, unsigned mask) {
     if (mask >> l & 1) dirty |= lanes[l]->clock_dirty;
   }
   if (!full || dirty) {
-    Clock all;
+    Clock all, weak;
     std::map<uint32_t, Clock> foreign;
     for (unsigned l = 0; l < 32; ++l) {
       if (!(mask >> l & 1)) continue;
-      Join(all, full ? lanes[l]->clock : Snapshot(*lanes[l]));
+      Thread& t = *lanes[l];
+      Join(all, full ? t.clock : Snapshot(t, t.clock));
+      Join(weak, full ? t.weak_clock : Snapshot(t, t.weak_clock));
       JoinForeign(foreign, lanes[l]->foreign);
     }
     for (unsigned l = 0; l < 32; ++l) {
       if (!(mask >> l & 1)) continue;
       lanes[l]->clock = all;
+      lanes[l]->weak_clock = weak;
       lanes[l]->foreign = foreign;
       lanes[l]->clock_dirty = true;
     }
@@ -366,8 +378,12 @@ void WarpBarrier(Thread** lanes, unsigned mask) {
   ++group->now;
   if (full) any->block->warp_base[any->warp] = group->now;
 }
+void ReleaseWeakly(Thread& t, const void* key) {
+  Join(local_keys[key].weak_clock, Snapshot(t, t.weak_clock));
+  ++group->now;
+}
 void Release(Thread& t, const void* key) {
-  const Clock now = Snapshot(t);
+  const Clock now = Snapshot(t, t.clock);
   if (device.Has(static_cast<const char*>(key))) {
     std::map<uint32_t, Clock>& clocks = global_keys[key];
     Join(clocks[group->sequence], now);
@@ -375,7 +391,9 @@ void Release(Thread& t, const void* key) {
     JoinForeign(clocks, t.block->foreign);
     JoinForeign(clocks, group->foreign);
   } else {
-    Join(local_keys[key], now);
+    Released& released = local_keys[key];
+    Join(released.clock, now);
+    Join(released.weak_clock, Snapshot(t, t.weak_clock));
   }
   ++group->now;
 }
@@ -383,11 +401,14 @@ void Acquire(Thread& t, const void* key) {
   if (device.Has(static_cast<const char*>(key))) {
     for (const auto& [sequence, clock] : global_keys[key]) {
       Join(sequence == group->sequence ? t.clock : t.foreign[sequence], clock);
+      if (sequence == group->sequence) Join(t.weak_clock, clock);
     }
   } else {
-    Join(t.clock, local_keys[key]);
+    Join(t.clock, local_keys[key].clock);
+    Join(t.weak_clock, local_keys[key].weak_clock);
   }
   t.clock.resize(group->num_threads);
+  t.weak_clock.resize(group->num_threads);
   t.clock_dirty = true;
 }
 }  // namespace carousel::emulator::check

@@ -50,8 +50,10 @@ void GroupBegin(Group& group);
 void BlockBarrier(Block& block);
 void GroupBarrier(Group& group);
 void WarpBarrier(Thread** lanes, unsigned mask);
-// What t did before comes before what others do after they acquire the same key.
+// What t did before comes before what others do after they acquire the same key. Weakly: only what it read,
+// and what asynchronous copies write for it.
 void Release(Thread& t, const void* key);
+void ReleaseWeakly(Thread& t, const void* key);
 void Acquire(Thread& t, const void* key);
 #else
 constexpr bool kOn = false;
@@ -68,6 +70,7 @@ inline void BlockBarrier(Block&) {}
 inline void GroupBarrier(Group&) {}
 inline void WarpBarrier(Thread**, unsigned) {}
 inline void Release(Thread&, const void*) {}
+inline void ReleaseWeakly(Thread&, const void*) {}
 inline void Acquire(Thread&, const void*) {}
 #endif
 }  // namespace carousel::emulator::check

@@ -78,6 +78,7 @@ void PrepareBlock(Worker& w, Block& b, unsigned rank, uint64_t id, unsigned clus
     t.wgmmas.clear();
     t.stores.clear();
     t.clock.clear();
+    t.weak_clock.clear();
     t.foreign.clear();
     t.clock_dirty = false;
     t.proxy_fence = 0;

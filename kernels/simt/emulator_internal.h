@@ -72,7 +72,8 @@ struct Thread : ThreadView {
   std::vector<WgmmaOp> wgmmas;
   std::vector<BulkStoreOp> stores;
   // Checker. clock[u]: what thread u did up to that time happened before what this thread does now.
-  std::vector<uint32_t> clock;
+  // weak_clock[u], never less: of that only what thread u read or let an asynchronous copy write.
+  std::vector<uint32_t> clock, weak_clock;
   bool clock_dirty = false;
   // Other groups of the launch (blocks that this one has acquired from): their clocks by sequence number.
   std::map<uint32_t, std::vector<uint32_t>> foreign;
