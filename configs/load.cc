@@ -13,6 +13,7 @@
 #include "configs/validate.h"
 #include "core/base/check.h"
 #include "core/base/status_macros.h"
+#include "core/base/terminal_text.h"
 
 namespace carousel {
 namespace {
@@ -71,6 +72,14 @@ absl::StatusOr<RunSpec> LoadRunFromText(const std::string& text, const std::stri
   if (!overrides.run_dir.empty()) {
     config.set_run_dir(overrides.run_dir);
     origins["run_dir"] = "--run_dir";
+  }
+  if (const std::string shown = EscapeControls(config.run_dir());
+      shown != config.run_dir() || absl::StrContains(shown, '\n')) {
+    problems.Add(
+        origins, "run_dir",
+        absl::StrCat("run_dir=\"", absl::CEscape(config.run_dir().substr(0, kMaxShown)),
+                     "\" holds control characters, which no command, log or table can show; use a name "
+                     "without them"));
   }
 
   // Of a text that was not understood to its end, nothing is known: neither what is missing nor what fits.

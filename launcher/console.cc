@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/base/terminal_text.h"
 
 namespace carousel {
 namespace {
@@ -31,12 +32,10 @@ std::string FormatBytes(int64_t bytes) {
 // Text for people must not move the cursor or change the terminal: control characters become '?'.
 std::string Printable(const std::string& text) {
   std::string result = text;
-  for (size_t i = 0; i < result.size(); ++i) {
-    const unsigned char c = static_cast<unsigned char>(result[i]);
-    if ((c < 32 && c != '\n' && c != '\t') || c == 127) result[i] = '?';
-    // U+0080 to U+009F in UTF-8: the other set of control characters.
-    const unsigned char before = i > 0 ? static_cast<unsigned char>(result[i - 1]) : 0;
-    if (before == 0xc2 && c >= 0x80 && c < 0xa0) result[i - 1] = result[i] = '?';
+  for (size_t i = 0; i < text.size();) {
+    const size_t length = ControlLength(text, i);
+    result.replace(i, length, length, '?');
+    i += std::max<size_t>(length, 1);
   }
   return result;
 }

@@ -10,6 +10,7 @@
 
 #include "absl/debugging/failure_signal_handler.h"
 #include "absl/debugging/symbolize.h"
+#include "core/base/terminal_text.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/exit_codes.h"
@@ -102,7 +103,7 @@ int main(int argc, char** argv) {
     }
     return Run(argc, argv);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "carousel: %s\n", error.what());
+    std::fprintf(stderr, "carousel: %s\n", carousel::EscapeControls(error.what()).c_str());
   }
   return carousel::kExitFailure;
 }

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "configs/load.h"
 #include "configs/suggest.h"
 
@@ -73,6 +75,18 @@ TEST(Config, AGivenVocabularyIsKeptAndOnlyTheDefaultIsPadded) {
        "model.vocab_size=257 is below the 258 ids of data.tokenizer=BYTES; use 320");
   EXPECT_TRUE(Load(kSmall, {"data.tokenizer=NONE", "model.vocab_size=2"}).ok());
   Says(SetError("data.tokenizer=NONE"), "model.vocab_size is required with data.tokenizer=NONE");
+}
+
+TEST(Config, ARunDirectoryMustBeAbleToBeShown) {
+  EXPECT_EQ(Load(kSmall, {"run_dir=runs/\xc3\xa4 \xff"})->run_dir, "runs/\xc3\xa4 \xff");
+  for (const char* name : {"runs/\033[2J", "a\rb", "a\nb", "\xc2\x9b"}) {
+    const std::string error = ErrorOf(kSmall, {absl::StrCat("run_dir=", name)});
+    Says(error, "holds control characters");
+    Says(error, "use a name without them");
+    EXPECT_EQ(error.find(name), std::string::npos) << absl::CEscape(error);
+  }
+  Says(absl::StrCat(LoadRunFromText(kSmall, "t", {.run_dir = "a\033"}).status().message()),
+       "--run_dir: run_dir=\"a\\033\" holds control characters");
 }
 
 TEST(Config, ATaskNamesItsVocabularyAndHasNoText) {

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "core/base/terminal_text.h"
+
 namespace carousel {
 namespace {
 
@@ -182,6 +184,17 @@ TEST(Console, TextOfAModelCannotCommandTheTerminal) {
   Console console(out, {});
   console.Message("a\033[2Jb\r\x07\x7f \xc2\x9b tab\t\xc3\xa4\n\xe2\x82\xac");
   EXPECT_EQ(out.str(), "a?[2Jb??? ?? tab\t\xc3\xa4\n\xe2\x82\xac\n");
+}
+
+TEST(EscapeControls, ShowsThemAndLeavesAllElse) {
+  EXPECT_EQ(EscapeControls("runs/\033[31mred\x07\r\x7f"), "runs/\\x1b[31mred\\x07\\r\\x7f");
+  EXPECT_EQ(EscapeControls(std::string("a\0b", 3)), "a\\x00b");
+  EXPECT_EQ(EscapeControls("\xc2\x80 \xc2\x9f \xc2\xa0"), "\\xc2\\x80 \\xc2\\x9f \xc2\xa0");
+  // Tabs, line breaks, other characters, and bytes that are none.
+  const std::string plain = "a\tb\n\xc3\xa4\xe2\x82\xac\xff\xc2";
+  EXPECT_EQ(EscapeControls(plain), plain);
+  EXPECT_EQ(ControlLength("\xc2\x9b", 0), 2u);
+  EXPECT_EQ(ControlLength("\xc2\x9b", 1), 0u);
 }
 
 TEST(Console, FormatsDurations) {

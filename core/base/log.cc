@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/base/check.h"
+#include "core/base/terminal_text.h"
 
 namespace carousel {
 namespace {
@@ -24,15 +25,16 @@ void SetMinLogLevel(LogLevel level) {
 }
 
 LogLine::~LogLine() {
+  const std::string text = EscapeControls(stream_.str());
   const spdlog::level::level_enum level = level_ == LogLevel::INFO      ? spdlog::level::info
                                           : level_ == LogLevel::WARNING ? spdlog::level::warn
                                                                         : spdlog::level::err;
   const int rank = ProcessRank();
   Logger().set_pattern("[%H:%M:%S %^%L%$] %v");
   if (rank > 0) {
-    Logger().log(level, "[rank {}] {}", rank, stream_.str());
+    Logger().log(level, "[rank {}] {}", rank, text);
   } else {
-    Logger().log(level, "{}", stream_.str());
+    Logger().log(level, "{}", text);
   }
 }
 }  // namespace carousel

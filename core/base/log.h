@@ -1,4 +1,4 @@
-// One log line to stderr with time and rank, through spdlog (hidden in log.cc).
+// One log line to stderr with time and rank, through spdlog (hidden in log.cc); control characters escaped.
 //   CAROUSEL_LOG(INFO) << "read " << n << " tokens";
 #pragma once
 #include <sstream>

@@ -245,7 +245,7 @@ absl::StatusOr<std::vector<Input>> CheckInputs(const BuildSpec& spec, int64_t* t
     struct stat info;
     if (stat(path.c_str(), &info) != 0) {
       const absl::Status status = ErrnoStatus(errno, "open", path);
-      problems.emplace_back(status.message());
+      problems.push_back(absl::StrCat(status.message(), "; give --input the path of a text file"));
       code = status.code();
       continue;
     }

@@ -52,7 +52,8 @@ class FieldReader : public nlohmann::json_sax<Json> {
     const std::string what = error.what();
     const size_t colon = what.find(": ");
     problem_ = absl::StrCat("not valid JSON at column ", position, ": ",
-                            colon == std::string::npos ? what : what.substr(colon + 2));
+                            colon == std::string::npos ? what : what.substr(colon + 2),
+                            "; every line must be one JSON object (--format txt reads plain text)");
     return false;
   }
 
@@ -67,7 +68,9 @@ class FieldReader : public nlohmann::json_sax<Json> {
                                         "\": name the one that holds the text with --text_field")));
     }
     if (kind_ != "a string") {
-      return absl::InvalidArgumentError(absl::StrCat("field \"", field_, "\" is ", kind_, ", not a string"));
+      return absl::InvalidArgumentError(absl::StrCat("field \"", field_, "\" is ", kind_,
+                                                     ", not a string; "
+                                                     "name the one that holds the text with --text_field"));
     }
     return absl::OkStatus();
   }

@@ -155,7 +155,10 @@ absl::StatusOr<std::unique_ptr<TokenFileWriter>> TokenFileWriter::Create(const s
   const std::filesystem::path folder = std::filesystem::path(prefix).parent_path();
   if (!folder.empty()) {
     std::filesystem::create_directories(folder, error);
-    if (error) return ErrnoStatus(error.value(), "create the folder", folder.string());
+    if (error) {
+      const absl::Status status = ErrnoStatus(error.value(), "create the folder", folder.string());
+      return absl::Status(status.code(), absl::StrCat(status.message(), "; choose another --output"));
+    }
   }
   for (OutputFile* file : writer->Files()) CAROUSEL_RETURN_IF_ERROR(file->Create());
   return writer;

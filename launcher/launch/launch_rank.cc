@@ -18,6 +18,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/base/terminal_text.h"
 #include "launcher/environment.h"
 #include "launcher/exit_codes.h"
 #include "launcher/launch/attempt_recorder.h"
@@ -32,7 +33,7 @@ constexpr int kDirectoryPatienceSeconds = 10;  // a network file system may show
 constexpr int kDrainMilliseconds = 500;
 
 int Fail(int exit_code, const std::string& message) {
-  std::fprintf(stderr, "carousel: %s\n", message.c_str());
+  std::fprintf(stderr, "carousel: %s\n", EscapeControls(message).c_str());
   return exit_code;
 }
 

@@ -14,6 +14,7 @@
 #include "core/base/log.h"
 #include "core/base/status_exit_code.h"
 #include "core/base/status_macros.h"
+#include "core/base/terminal_text.h"
 #include "launcher/exit_codes.h"
 #include "launcher/launch/attempt_recorder.h"
 #include "launcher/launch/launch_output.h"
@@ -126,9 +127,10 @@ int LaunchSupervisor::Print() const {
   const LaunchCommand command = MakeLaunchCommand(options_, here_, target_, target_.hosts, ranks,
                                                   run_.run_dir + "/attempts/N/hosts", train_args_);
   std::printf("%s\n", QuotedCommand(command.argv).c_str());
-  std::printf("# %ld ranks on %zu %s: %s; attempts are recorded in %s/attempts\n", ranks,
-              target_.hosts.size(), target_.hosts.size() == 1 ? "host" : "hosts",
-              HostNames(target_.hosts).c_str(), run_.run_dir.c_str());
+  std::printf("# %ld %s on %zu %s: %s; attempts are recorded in %s/attempts\n", ranks,
+              ranks == 1 ? "rank" : "ranks", target_.hosts.size(),
+              target_.hosts.size() == 1 ? "host" : "hosts", HostNames(target_.hosts).c_str(),
+              EscapeControls(run_.run_dir).c_str());
   return kExitOk;
 }
 
