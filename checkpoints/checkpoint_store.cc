@@ -198,7 +198,8 @@ absl::StatusOr<std::string> FindCheckpoint(const std::string& path, FileSystem* 
     return absl::NotFoundError(
         absl::StrCat(path, " is a file; a checkpoint is a directory, as is that of a run"));
   }
-  if (!info.exists) return absl::NotFoundError(absl::StrCat(path, " does not exist"));
+  if (!info.exists)
+    return absl::NotFoundError(absl::StrCat(path, " does not exist; give a run directory or one checkpoint"));
   return absl::NotFoundError(absl::StrCat(path, " is neither a checkpoint (it has no ", kManifestFile,
                                           ") nor a run directory with one (there is no ", StoreDir(path),
                                           "/step-*/", kManifestFile, ")"));

@@ -14,7 +14,8 @@ using Json = nlohmann::json;
 
 absl::StatusOr<Json> ParseJsonObject(const std::string& text, const std::string& file) {
   Json object = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (object.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(file, ": not valid JSON"));
+  if (object.is_discarded())
+    return absl::InvalidArgumentError(absl::StrCat(file, ": not valid JSON; copy or download it again"));
   if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(file, ": not a JSON object"));
   return object;
 }

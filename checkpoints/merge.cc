@@ -114,11 +114,13 @@ absl::StatusOr<RewriteResult> Merge::Run(const std::string& out, bool moments) {
   if (there.exists)
     return absl::AlreadyExistsError(absl::StrCat(out, " exists; remove it or choose another"));
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo folder, files_.Stat(parent));
-  if (!folder.is_directory) return absl::NotFoundError(absl::StrCat(parent, " is no directory"));
+  if (!folder.is_directory)
+    return absl::NotFoundError(absl::StrCat(parent, " is no directory; make it, or choose another"));
   CAROUSEL_ASSIGN_OR_RETURN(const int64_t available, files_.FreeBytes(parent));
   if (available < layout_.file_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(out, " needs ", layout_.file_bytes, " bytes and ", available, " are free"));
+    return absl::ResourceExhaustedError(absl::StrCat(out, " needs ", layout_.file_bytes, " bytes and ",
+                                                     available,
+                                                     " are free; make room or choose another disk"));
   }
   // What an attempt left that died. A file of ours or nobody's: a directory is not removed.
   const absl::Status removed = files_.RemoveFile(temporary);

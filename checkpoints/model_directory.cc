@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "checkpoints/run_identity.h"
@@ -194,7 +195,10 @@ absl::StatusOr<ModelDirectoryResult> WriteModelDirectory(const ModelDirectory& d
   const absl::StatusOr<ModelDirectoryResult> result = WriteInto(partial, directory, files);
   if (!result.ok()) {
     RemoveTree(files, partial).IgnoreError();  // the first error is the one to report
-    return result.status();
+    const std::string why(result.status().message());
+    if (!absl::StrContains(why, partial)) return result.status();
+    return absl::Status(result.status().code(),
+                        absl::StrCat(why, "; choose another place to write to, or make room there"));
   }
   const absl::Status renamed = TakePlace(partial, out, replaces ? old : "", files);
   if (!renamed.ok()) {

@@ -170,7 +170,8 @@ absl::StatusOr<std::unique_ptr<ReadableFile>> PosixFileSystem::OpenFile(const st
   struct stat info;
   if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "inspecting", path);
   if (!S_ISREG(info.st_mode)) {
-    return absl::FailedPreconditionError(absl::StrCat("opening ", path, ": it is not a regular file"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("opening ", path, ": it is not a regular file; move away what stands there"));
   }
   return std::unique_ptr<ReadableFile>(
       std::make_unique<PosixReadableFile>(path, fd.Release(), int64_t{info.st_size}));

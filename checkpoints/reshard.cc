@@ -190,8 +190,8 @@ absl::StatusOr<RewriteResult> Reshard::Run(int64_t num_ranks, int64_t max_file_b
   CAROUSEL_ASSIGN_OR_RETURN(const int64_t available, files_.FreeBytes(store_));
   const int64_t needed = total_bytes_ + total_bytes_ / 10 + (int64_t{1} << 20);
   if (available < needed) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(final_dir, " needs ", needed, " bytes and ", available, " are free"));
+    return absl::ResourceExhaustedError(absl::StrCat(final_dir, " needs ", needed, " bytes and ", available,
+                                                     " are free; make room or choose another disk"));
   }
   std::random_device random;
   const std::string dir = JoinPath(
@@ -231,9 +231,9 @@ absl::StatusOr<RewriteResult> ReshardCheckpoint(const std::string& dir, const st
                                                 int64_t num_ranks, int64_t max_file_bytes,
                                                 const RewriteOptions& options) {
   if (num_ranks < 1 || num_ranks > kMaxRanks || max_file_bytes < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("a checkpoint has files of 1 to ", kMaxRanks,
-                                                   " ranks of at least one byte, not of ", num_ranks,
-                                                   " ranks of ", max_file_bytes, " bytes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot write files of ", num_ranks, " ranks with at most ", max_file_bytes,
+                     " bytes each; give 1 to ", kMaxRanks, " ranks and at least one byte"));
   }
   PosixFileSystem posix;
   FileSystem& files = options.files != nullptr ? *options.files : posix;

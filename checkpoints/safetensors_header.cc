@@ -209,7 +209,8 @@ absl::StatusOr<int64_t> SafetensorsHeaderBytes(const void* first_8_bytes, int64_
   const int64_t total = 8 + static_cast<int64_t>(length);
   if (total > file_bytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat(file, " is cut off: its header needs ", total, " bytes and the file has ", file_bytes));
+        absl::StrCat(file, " is cut off: its header needs ", total, " bytes and the file has ", file_bytes,
+                     "; copy or download it again"));
   }
   return total;
 }
@@ -259,7 +260,7 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& pref
   }
   if (position != file_bytes - header.data_begin) {
     return fail(absl::StrCat("the tensors need ", position, " bytes and the file has ",
-                             file_bytes - header.data_begin, " bytes of data"));
+                             file_bytes - header.data_begin, " bytes of data; copy or download it again"));
   }
   return header;
 }

@@ -1,13 +1,18 @@
 #include "launcher/command_line.h"
 
 #include <cstdio>
+#include <sstream>
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "configs/suggest.h"
+#include "core/base/terminal_text.h"
 #include "launcher/commands.h"
 
 namespace carousel {
@@ -68,6 +73,75 @@ std::vector<std::string> SubcommandNames(const CLI::App& command) {
   }
   return names;
 }
+// The option that CLI11's `text` begins with the name of; null if it begins with another word.
+const CLI::Option* NamedOption(const CLI::App& command, const std::string& text) {
+  const std::string name = text.substr(0, text.find_first_of(": "));
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->get_name() == name || option->get_name(true) == name) return option;
+  }
+  return nullptr;
+}
+
+// What help calls the value of an option: "DIR"; "bash|zsh" where only these are allowed.
+std::string ValueName(const CLI::Option& option) {
+  const std::string type = option.get_type_name();  // "DIR", "INT:INT in [1 - 8]", "TEXT:{bash,zsh}"
+  const size_t begin = type.find(":{");
+  if (begin == std::string::npos || type.back() != '}') return type.substr(0, type.find(':'));
+  return absl::StrReplaceAll(type.substr(begin + 2, type.size() - begin - 3), {{",", "|"}});
+}
+
+// "0.000000" as people write it; what is no number as it is.
+std::string ShortNumber(const std::string& text) {
+  double value = 0;
+  return absl::StrContains(text, '.') && absl::SimpleAtod(text, &value) ? absl::StrFormat("%.15g", value)
+                                                                        : text;
+}
+
+// CLI11's words about the value of an option, with what would be right.
+std::string OptionProblem(const CLI::App& command, const CLI::ParseError& error) {
+  const std::string text = error.what(), kind = error.get_name();
+  const CLI::Option* const option = NamedOption(command, text);
+  if (kind == "RequiredError" && option != nullptr) {
+    const std::string value = ValueName(*option);
+    if (!option->get_positional()) {
+      return absl::StrCat(option->get_name(), " is missing; write ", option->get_name(), " ", value, ": ",
+                          option->get_description());
+    }
+    return absl::StrCat(option->get_name(true), " is missing: ", option->get_description(),
+                        absl::StrContains(value, '|') ? absl::StrCat("; write ", value) : "");
+  }
+  const std::vector<std::string> range = absl::StrSplit(text, ": Value ");
+  const std::vector<std::string> value = absl::StrSplit(range.back(), " not in range ");
+  if (range.size() == 2 && value.size() == 2) {
+    const std::string is_not = absl::StrCat(range[0], ": \"", value[0], "\" is not a number ");
+    const std::string type = option == nullptr ? "" : option->get_type_name();
+    if (absl::StrContains(type, "POSITIVE")) return absl::StrCat(is_not, "above 0");
+    if (absl::StrContains(type, "NONNEGATIVE")) return absl::StrCat(is_not, "of at least 0");
+    const std::vector<std::string> ends = absl::StrSplit(value[1], " to ");
+    if (ends.size() == 2) {
+      return absl::StrCat(is_not, "from ", ShortNumber(ends[0]), " to ", ShortNumber(ends[1]));
+    }
+  }
+  const std::vector<std::string> converted = absl::StrSplit(text, " = ");
+  constexpr absl::string_view kCouldNot = "Could not convert: ";
+  if (kind == "ConversionError" && converted.size() == 2 && absl::StartsWith(converted[0], kCouldNot)) {
+    return absl::StrCat(converted[0].substr(kCouldNot.size()), ": \"", converted[1],
+                        "\" is no number, or too large");
+  }
+  if (kind == "ArgumentMismatch" && option != nullptr) {
+    if (absl::StrContains(text, "At Most 1 required")) {
+      return absl::StrCat(option->get_name(), " is given several times; give it once");
+    }
+    if (absl::StrContains(text, " required ") && absl::EndsWith(text, " missing")) {
+      return absl::StrCat(option->get_name(), ": its value is missing; write ", option->get_name(), " ",
+                          ValueName(*option));
+    }
+  }
+  if (absl::StrContains(text, ": Directory ")) {
+    return absl::StrCat(text, "; give a directory that is there and may be written to");
+  }
+  return text;
+}
 }  // namespace
 
 HelpFormatter::HelpFormatter() {
@@ -100,19 +174,30 @@ std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error)
     } else if (!subcommands.empty()) {
       absl::StrAppend(&text, "no command \"", word, "\"", DidYouMean(word, subcommands));
     } else {
-      absl::StrAppend(&text, "unexpected argument \"", unknown.front(), "\"");
+      absl::StrAppend(&text, "unexpected argument \"", unknown.front(), "\"; options begin with --");
     }
+  } else if (!subcommands.empty() && absl::StrContains(error.what(), "subcommand is required")) {
+    absl::StrAppend(&text, "say which: ", absl::StrJoin(subcommands, ", "));
   } else {
-    absl::StrAppend(&text, error.what());
-    if (!subcommands.empty() && absl::StrContains(error.what(), "subcommand is required")) {
-      text = absl::StrCat(FullName(command), ": say which: ", absl::StrJoin(subcommands, ", "));
-    }
+    absl::StrAppend(&text, OptionProblem(command, error));
   }
-  return absl::StrCat(text, "\nHelp: ", FullName(command), " --help\n");
+  return EscapeControls(absl::StrCat(text, "\nHelp: ", FullName(command), " --help\n"));
+}
+
+CLI::Validator NumberFrom(double min, double max) {
+  std::ostringstream description;
+  description << "FLOAT in [" << min << " - " << max << "]";
+  const std::string range = absl::StrFormat("not a number from %.15g to %.15g", min, max);
+  return {[min, max, range](std::string& input) {
+            double value = 0;
+            const bool inside = absl::SimpleAtod(input, &value) && value >= min && value <= max;  // not NaN
+            return inside ? std::string() : absl::StrCat("\"", input, "\" is ", range);
+          },
+          description.str()};
 }
 
 int ReportError(const absl::Status& status) {
-  std::fprintf(stderr, "carousel: %s\n", std::string(status.message()).c_str());
+  std::fprintf(stderr, "carousel: %s\n", EscapeControls(std::string(status.message())).c_str());
   return ExitCodeOf(status);
 }
 

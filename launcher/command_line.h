@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/App.hpp>
 #include <CLI/Formatter.hpp>
+#include <CLI/Validators.hpp>
 #include <string>
 
 namespace carousel {
@@ -18,4 +19,7 @@ class HelpFormatter : public CLI::Formatter {
 // "carousel train: no option --confg; did you mean --config?" and how to get help. `app` is the top-level app
 // that threw `error` from its parse.
 std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error);
+
+// For an option: a number from min to max, both included, and not NaN.
+CLI::Validator NumberFrom(double min, double max);
 }  // namespace carousel

@@ -173,7 +173,9 @@ absl::StatusOr<std::optional<TcpNodeOptions>> DetectTcpLaunch(const GetEnv& get_
   }
   if (!absl::SimpleAtoi(values[2], &options.size) || options.size < 1) {
     return absl::InvalidArgumentError(
-        absl::StrCat("CAROUSEL_WORLD_SIZE='", values[2], "' is no number of ranks"));
+        absl::StrCat("CAROUSEL_WORLD_SIZE='", values[2],
+                     "' is no number of ranks; give how many there are, 1 or more, "
+                     "the same on all of them"));
   }
   if (!absl::SimpleAtoi(values[1], &options.rank) || options.rank < 0 || options.rank >= options.size) {
     return absl::InvalidArgumentError(absl::StrCat("CAROUSEL_RANK='", values[1],

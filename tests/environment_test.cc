@@ -111,6 +111,10 @@ TEST(DetectTcpLaunch, NamesTheVariableThatIsWrong) {
     return std::string(DetectTcp(variables).status().message());
   };
   EXPECT_EQ(message("CAROUSEL_RANK", "0"), "");
+  EXPECT_EQ(
+      message("CAROUSEL_WORLD_SIZE", "0"),
+      "CAROUSEL_WORLD_SIZE='0' is no number of ranks; give how many there are, 1 or more, the same on all "
+      "of them");
   for (const auto& [name, value] :
        std::vector<std::pair<const char*, const char*>>{{"CAROUSEL_RENDEZVOUS", "node7"},
                                                         {"CAROUSEL_RENDEZVOUS", ""},

@@ -24,7 +24,8 @@ texts() {
   code=$?
   {
     printf '== %02d %s\n' "$number" "$title"
-    printf '$ %s\n' "$*" | sed -e "s#$carousel#carousel#g" -e "s#$work#WORK#g" -e "s#$source_dir/launcher/scripts/mpirun.sh#mpirun#g"
+    printf '$ %s\n' "$*" | sed -e "s#$carousel#carousel#g" -e "s#$work#WORK#g" -e "s#$source_dir/launcher/scripts/mpirun.sh#mpirun#g" |
+      perl -pe 's/[\x01-\x08\x0b-\x1f]/sprintf("\\x%02x", ord $&)/ge'
     printf 'exit %d\n' "$code"
     # Log lines, what Open MPI adds, and what differs between machines: names, versions, checksums of trained weights, rows
     # that are no error.
@@ -112,6 +113,49 @@ CAROUSEL_RENDEZVOUS=tcp://127.0.0.1:29500 CAROUSEL_RANK=0 CAROUSEL_WORLD_SIZE=2 
 NCCL_SOCKET_IFNAME=nothere0 train "an interface that is not there"
 (ulimit -n 100 && train "too few open files" && cp texts.txt with_limits.txt)
 [ -e with_limits.txt ] && cp with_limits.txt texts.txt && number=$((number + 1))
+CAROUSEL_RENDEZVOUS=tcp://127.0.0.1:29500 CAROUSEL_RANK=0 CAROUSEL_WORLD_SIZE=0 CAROUSEL_RUN_SECRET=0123456789abcdef0123456789abcdef \
+  train "a world of no ranks"
+launch() { texts "$1" "$carousel" launch "${@:2}" train --config tiny.textproto --run_dir r; }
+printf '# to be filled in\n' >hosts
+launch "a hostfile without hosts" --hostfile hosts
+printf 'node1 slots=2\n\0\033[31mnode2 slots=2\n' >hosts
+launch "a hostfile that is no text" --hostfile hosts
+launch "an empty list of hosts" --host ""
+launch "more hosts demanded than named" --host node1:2 --min_nodes 3
+launch "a variable that is not set" -n 2 --export NOT_SET_ANYWHERE
+launch "a time that is no number" -n 2 --grace nan
+launch "no ranks" -n 0
+texts "another command launched" "$carousel" launch -n 2 generate --model run
+# ---- what is missing, or given in vain
+texts "completion for no shell" "$carousel" completion
+texts "a report of no run" "$carousel" report
+texts "a report of a directory without a run" "$carousel" report --run_dir nothing_here
+texts "an option twice" "$carousel" plan --config tiny.textproto --config tiny.textproto
+texts "an option without its value" "$carousel" plan --config
+texts "a number below the smallest" "$carousel" generate --model run --temperature=-1
+texts "a seed that is no number" "$carousel" generate --model run --seed first
+texts "a run directory with control characters" "$carousel" train --config tiny.textproto --run_dir $'runs/\033[31mred'
+texts "a command with control characters" "$carousel" $'tr\033[31mian'
+# ---- files in the way
+cp -r run in_the_way && rm in_the_way/metrics.jsonl && mkdir in_the_way/metrics.jsonl
+texts "a directory where metrics.jsonl goes" "$carousel" train --run_dir in_the_way --set train.steps=3 --accept_change
+texts "a report of it" "$carousel" report --run_dir in_the_way
+# ---- other commands
+texts "text that is not there" "$carousel" data build --input nowhere.txt --output x
+texts "token files where no folder can be" "$carousel" data build --input corpus.txt --output /proc/x/y
+texts "plain text as jsonl" "$carousel" data build --input corpus.txt --output x --format jsonl
+echo '{"text":1}' >number.jsonl
+texts "a number for a text" "$carousel" data build --input number.jsonl --output x
+texts "checkpoints of nothing" "$carousel" checkpoint ls nothing_here
+texts "nothing to prune" "$carousel" checkpoint prune nothing_here
+texts "a comparison with nothing" "$carousel" checkpoint diff run nothing_here
+texts "a merged file in no directory" "$carousel" checkpoint merge run nothing_here/x.safetensors
+texts "files of no ranks" "$carousel" checkpoint reshard run x --ranks 0
+cp -r run incomplete && rm incomplete/checkpoints/step-*/state.pb
+texts "text from an incomplete checkpoint" "$carousel" generate --model incomplete --prompt a
+texts "logits into no directory" "$carousel" generate --model run --prompt a --prompt_logits nothing_here/x.safetensors
+texts "logits over a file" "$carousel" generate --model run --prompt a --prompt_logits corpus.txt
+texts "import of a run of our own" "$carousel" import --model run --out x
 m=(mpirun.sh -np)
 PATH=$source_dir/launcher/scripts:$PATH
 texts "more ranks than micro-batches" "${m[@]}" 3 "$carousel" train --config tiny.textproto --run_dir r

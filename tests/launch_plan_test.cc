@@ -49,7 +49,7 @@ TEST(LaunchHosts, WhatIsNoHostfileIsNamedWithItsLine) {
     const char* text;
     const char* says;
   } cases[] = {
-      {"", "hosts names no host"},
+      {"# none\n", "hosts names no host; it holds one line HOST slots=N"},
       {"node1 slots=0", "hosts:1: 'slots=0' is no number of slots"},
       {"node1\nnode2 slots=many", "hosts:2: 'slots=many' is no number of slots"},
       {"node1 cores=8", "hosts:1: 'cores=8' is not understood"},
@@ -221,8 +221,9 @@ TEST(LaunchCommand, WhatCannotStartIsSaidWithTheFix) {
       {{.ranks = 2}, bare, "mpirun was not found in PATH; install Open MPI", kExitPreflight},
       {{.launcher = JobLauncher::kSrun}, Workstation(), "srun was not found in PATH", kExitPreflight},
       {{.hostfile = "h", .hosts = "a"}, Workstation(), "give one of them", kExitUsage},
-      {{.min_nodes = 2}, Workstation(), "--min_nodes 2, but there are only 1 hosts", kExitUsage},
+      {{.min_nodes = 2}, Workstation(), "--min_nodes 2, but there is only 1 host; name more", kExitUsage},
       {{.hosts = "a b"}, Workstation(), "is no host name", kExitUsage},
+      {{.exports = {"NOT_SET"}}, Workstation(), "set it (export NOT_SET=VALUE) or leave it out", kExitUsage},
   };
   for (const auto& c : cases) {
     const auto target = FindTarget(c.options, c.here, "");
@@ -269,6 +270,8 @@ TEST(TrainArgs, ARestartGoesOnAndGoesBackOnce) {
 TEST(QuotedCommand, CanBePastedIntoAShell) {
   EXPECT_EQ(QuotedCommand({"a", "b c", "", "it's", "$HOME", "--x=1,2"}),
             "a 'b c' '' 'it'\\''s' '$HOME' --x=1,2");
+  // What would command a terminal is written as the shell reads it.
+  EXPECT_EQ(QuotedCommand({"r\033[1m's\\"}), "$'r\\x1b[1m\\'s\\\\'");
 }
 }  // namespace
 }  // namespace carousel

@@ -185,6 +185,9 @@ TEST(PrometheusSink, ADirectoryThatIsNotThereIsNamed) {
   const absl::Status status = sink.Start({});
   ASSERT_FALSE(status.ok());
   EXPECT_NE(std::string(status.message()).find("/nonexistent/metrics.prom"), std::string::npos);
+  EXPECT_NE(std::string(status.message()).find("; log.prometheus_path must name a file in a folder"),
+            std::string::npos)
+      << status;
 }
 
 // ---- who is slow

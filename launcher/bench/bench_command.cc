@@ -16,6 +16,7 @@
 #include "launcher/bench/bench_ops_command.h"
 #include "launcher/bench/random_tokens.h"
 #include "launcher/command_device.h"
+#include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
 #include "launcher/plan/matmul_recorder.h"
@@ -164,6 +165,11 @@ absl::Status BenchStep(const BenchOptions& options) {
 CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed on this machine");
   bench->require_subcommand(1);
+  bench->footer(
+      "Examples:\n"
+      "  carousel bench step --steps 20\n"
+      "  carousel bench ops --config configs/demo_bytes.textproto\n"
+      "  carousel bench checkpoint --dir runs");
   CLI::App* step = bench->add_subcommand("step", "Time whole training steps on random tokens");
   const auto options = std::make_shared<BenchOptions>();
   options->config.config = "configs/bench_step.textproto";
@@ -179,7 +185,7 @@ CLI::App* AddBenchCommand(CLI::App& app, std::function<int()>* run) {
   step->add_option("--peak_tflops", options->peak_tflops,
                    "Also print the model's arithmetic as a share of this rate (one H100 in bf16: 989)")
       ->type_name("X")
-      ->check(CLI::Range(1e-3, 1e6));
+      ->check(NumberFrom(1e-3, 1e6));
   step->footer(
       "Prints tokens per second and the share of the rate at which the step's own matrix multiplications run "
       "alone,\n"

@@ -130,8 +130,9 @@ absl::Status ListRunCheckpoints(const CheckpointLsOptions& options) {
   PosixFileSystem files;
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo there, files.Stat(options.path));
   if (!there.is_directory) {
-    return absl::NotFoundError(
-        absl::StrCat(options.path, there.exists ? " is no directory" : " does not exist"));
+    return absl::NotFoundError(absl::StrCat(options.path,
+                                            there.exists ? " is no directory" : " does not exist",
+                                            "; give a run directory or one checkpoint"));
   }
   std::vector<std::string> dirs;
   std::vector<CheckpointMarks> marks;
@@ -207,6 +208,8 @@ absl::Status VerifyRunCheckpoints(const CheckpointVerifyOptions& options) {
   for (const std::string& dir : dirs) num_damaged += !VerifyOne(dir);
   if (num_damaged == 0) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(num_damaged, " of ", dirs.size(), " checkpoints ",
-                                          num_damaged == 1 ? "is" : "are", " damaged or cannot be read"));
+                                          num_damaged == 1 ? "is" : "are",
+                                          " damaged or cannot be read; put a copy back, or train "
+                                          "on with --checkpoint_fallback from one that is intact"));
 }
 }  // namespace carousel

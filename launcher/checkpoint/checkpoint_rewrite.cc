@@ -43,7 +43,9 @@ absl::Status PruneRun(const CheckpointPruneOptions& options) {
   const std::string run_dir = RunDirOf(options.run_dir);
   CAROUSEL_ASSIGN_OR_RETURN(const std::vector<CheckpointMarks> checkpoints, ReadMarks(run_dir));
   if (checkpoints.empty()) {
-    return absl::NotFoundError(absl::StrCat("there is no checkpoint in ", run_dir));
+    return absl::NotFoundError(
+        absl::StrCat("there is no checkpoint in ", run_dir,
+                     "; give the --run_dir of a run (`carousel checkpoint ls` lists them)"));
   }
   RetentionPolicy policy = PolicyOfRun(run_dir);
   if (options.keep_last >= 0) policy.keep_last = options.keep_last;

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "configs/suggest.h"
 #include "core/base/status_macros.h"
+#include "core/base/terminal_text.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/environment.h"
@@ -147,10 +148,17 @@ int RunLaunch(const CLI::App& launch, const LaunchOptions& options) {
       text = absl::StrCat("carousel launch: no option ", word, DidYouMean(word, names),
                           " (options of train stand behind the word train)");
     } else if (!train_args.empty()) {
-      text = absl::StrCat("carousel launch: \"", train_args[0], "\" cannot be launched, only train can");
+      text = absl::StrCat("carousel launch: \"", train_args[0],
+                          "\" cannot be launched; write train and its options there");
     }
-    std::fprintf(stderr, "%s\nHelp: carousel launch --help\n", text.c_str());
+    std::fprintf(stderr, "%s\nHelp: carousel launch --help\n", EscapeControls(text).c_str());
     return kExitUsage;
+  }
+  // An empty variable of a script must not mean this machine alone.
+  for (const char* name : {"--hostfile", "--host"}) {
+    if (launch.count(name) == 0 || !launch.get_option(name)->as<std::string>().empty()) continue;
+    return ReportError(absl::InvalidArgumentError(
+        absl::StrCat(name, " is empty: it names no host; leave it out to run on this machine")));
   }
   int exit_code = 0;
   if (!CheckTrainArgs(train_args, &exit_code)) return exit_code;
@@ -217,7 +225,7 @@ void AddPlaceOptions(CLI::App& launch, LaunchOptions* options) {
 void AddTimeOptions(CLI::App& launch, LaunchOptions* options) {
   const auto seconds = [&](const char* name, double* value, const char* text) {
     launch.add_option(name, *value, text)
-        ->check(CLI::Range(0.0, 1e6))
+        ->check(NumberFrom(0.0, 1e6))
         ->capture_default_str()
         ->type_name("SECONDS");
   };

@@ -87,7 +87,10 @@ absl::StatusOr<std::vector<LaunchHost>> ParseHostfile(const std::string& text, c
     AddHost(name, slots, &hosts);
     if (hosts.size() > kMaxHosts) return wrong("too many hosts");
   }
-  if (hosts.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " names no host"));
+  if (hosts.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, " names no host; it holds one line HOST slots=N for each, for example node1 slots=8"));
+  }
   return hosts;
 }
 

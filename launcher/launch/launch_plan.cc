@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "core/base/status_exit_code.h"
 #include "core/base/status_macros.h"
+#include "core/base/terminal_text.h"
 #include "launcher/launch/attempt_record.h"
 #include "launcher/train/train_setup.h"
 #include "parallel/mesh_builder.h"
@@ -97,8 +98,11 @@ absl::StatusOr<LaunchTarget> FindTarget(const LaunchOptions& options, const Laun
     }
     const bool set = std::any_of(here.environment.begin(), here.environment.end(),
                                  [&](const std::string& v) { return absl::StartsWith(v, name + "="); });
-    if (!set)
-      return absl::InvalidArgumentError(absl::StrCat("--export ", name, ": no such variable is set here"));
+    if (!set) {
+      return absl::InvalidArgumentError(absl::StrCat("--export ", name,
+                                                     ": no such variable is set here; set it (export ", name,
+                                                     "=VALUE) or leave it out"));
+    }
   }
 
   target.launcher = options.launcher;
@@ -147,8 +151,10 @@ absl::StatusOr<LaunchTarget> FindTarget(const LaunchOptions& options, const Laun
   }
   if (target.ranks == 0) target.ranks = TotalSlots(target.hosts);
   if (options.min_nodes > static_cast<int64_t>(target.hosts.size())) {
-    return absl::InvalidArgumentError(absl::StrCat("--min_nodes ", options.min_nodes, ", but there are only ",
-                                                   target.hosts.size(), " hosts"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--min_nodes ", options.min_nodes, ", but there ", target.hosts.size() == 1 ? "is" : "are", " only ",
+        target.hosts.size(), target.hosts.size() == 1 ? " host" : " hosts",
+        "; name more (--hostfile, --host, a larger allocation) or lower --min_nodes"));
   }
   return target;
 }
@@ -220,6 +226,10 @@ std::string QuotedCommand(const std::vector<std::string>& argv) {
     });
     if (plain) {
       out->append(word);
+    } else if (const std::string shown = EscapeControls(word); shown != word) {
+      // $'...' gives back what was escaped; what was an escape's backslash before must be doubled.
+      absl::StrAppend(out, "$'", EscapeControls(absl::StrReplaceAll(word, {{"\\", "\\\\"}, {"'", "\\'"}})),
+                      "'");
     } else {
       absl::StrAppend(out, "'", absl::StrReplaceAll(word, {{"'", "'\\''"}}), "'");
     }

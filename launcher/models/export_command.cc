@@ -14,6 +14,7 @@
 #include "core/base/status_macros.h"
 #include "core/device_memory.h"
 #include "core/text/hf_tokenizer_files.h"
+#include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/models/export_check.h"
 #include "launcher/models/model_card.h"
@@ -229,7 +230,7 @@ CLI::App* AddExportCommand(CLI::App& app, std::function<int()>* run) {
                    "Split the weights into files of at most this size")
       ->capture_default_str()
       ->type_name("BYTES")
-      ->check(CLI::Range(1.0, 1e18));
+      ->check(NumberFrom(1.0, 1e18));
   command->add_flag("--force", options->force, "Replace --out if it holds an exported model");
   command
       ->add_option(

@@ -14,6 +14,7 @@
 #include "core/text/tokenizer.h"
 #include "core/text/utf8.h"
 #include "launcher/command_device.h"
+#include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/models/model_source.h"
 
@@ -58,7 +59,9 @@ absl::Status WriteLogits(const std::string& path, const std::vector<int32_t>& id
   PosixFileSystem files;
   const int64_t T = static_cast<int64_t>(ids.size());
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(path));
-  if (info.exists) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
+  if (info.exists) {
+    return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
+  }
   CAROUSEL_ASSIGN_OR_RETURN(const SafetensorsLayout layout,
                             PlanSafetensors({{"input_ids", SafetensorsDType::kI32, {T}},
                                              {"logits", SafetensorsDType::kF32, {T, vocab_size}}},
@@ -85,8 +88,13 @@ absl::Status Generate(const Options& options) {
                     ? Generator::kPrefillTokens
                     : std::max(Generator::kPrefillTokens, static_cast<int64_t>(ids.size()))));
   if (!options.prompt_logits.empty()) {
-    CAROUSEL_RETURN_IF_ERROR(
-        WriteLogits(options.prompt_logits, ids, source.spec.vocab_size, Logits(*model, ids)));
+    const absl::Status written =
+        WriteLogits(options.prompt_logits, ids, source.spec.vocab_size, Logits(*model, ids));
+    if (!written.ok()) {
+      return absl::Status(written.code(),
+                          absl::StrCat(written.message(),
+                                       "; --prompt_logits must name a new file where there is room for it"));
+    }
   }
 
   GenerateArgs args = {.prompt = ids,
@@ -154,7 +162,7 @@ CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run) {
                    "0 takes the most likely token; 1 samples as the model says")
       ->capture_default_str()
       ->type_name("X")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(NumberFrom(0.0, 1e6));
   command->add_option("--top_k", options->top_k, "Sample among the K most likely tokens; 0: all")
       ->capture_default_str()
       ->type_name("K")
@@ -164,7 +172,7 @@ CLI::App* AddGenerateCommand(CLI::App& app, std::function<int()>* run) {
                    "Sample among the fewest tokens that have this probability together")
       ->capture_default_str()
       ->type_name("P")
-      ->check(CLI::Range(1e-9, 1.0));
+      ->check(NumberFrom(1e-9, 1.0));
   command->add_option("--seed", options->seed, "Another seed, another text")
       ->capture_default_str()
       ->type_name("N");

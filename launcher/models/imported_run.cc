@@ -129,7 +129,8 @@ absl::Status CheckSameModel(const ModelSpec& spec, const RunSpec& run) {
   if (lines.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "the config describes another model than the one to import (\"in the run\": the one to import)\n  ",
-      absl::StrJoin(lines, "\n  ")));
+      absl::StrJoin(lines, "\n  "),
+      "\nMake the model section of --config describe it, or leave --config out: import then writes it"));
 }
 
 namespace {
@@ -180,7 +181,7 @@ absl::StatusOr<std::string> WriteImportedRun(const WeightSource& weights, const 
     return absl::AlreadyExistsError(
         absl::StrCat(run.run_dir, " is ", id.empty() ? std::string("a run") : absl::StrCat("run ", id),
                      " with ", checkpoints.empty() ? std::string("no") : absl::StrCat(checkpoints.size()),
-                     " checkpoints; give another --out"));
+                     checkpoints.size() == 1 ? " checkpoint" : " checkpoints", "; give another --out"));
   }
   PosixFileSystem files;
   CAROUSEL_RETURN_IF_ERROR(CheckOutsideCheckpoints(run.run_dir, files));

@@ -104,7 +104,15 @@ absl::StatusOr<ModelSource> OpenPackage(const std::string& path) {
 
 absl::StatusOr<ModelSource> OpenRun(const std::string& path) {
   CAROUSEL_ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
-  CAROUSEL_ASSIGN_OR_RETURN(const CheckpointInfo info, OpenCheckpoint(dir));
+  const absl::StatusOr<CheckpointInfo> opened = OpenCheckpoint(dir);
+  if (!opened.ok()) {
+    return absl::Status(
+        opened.status().code(),
+        absl::StrCat(opened.status().message(),
+                     "; put a copy of it back, or name another checkpoint (`carousel checkpoint ls "
+                     "RUN_DIR` lists them)"));
+  }
+  const CheckpointInfo& info = *opened;
   CAROUSEL_ASSIGN_OR_RETURN(const std::string config, ReadCheckpointConfig(dir));
   CAROUSEL_ASSIGN_OR_RETURN(const RunSpec run,
                             LoadRunFromText(config, JoinPath(dir, "config.textproto"), {}));

@@ -5,6 +5,7 @@
 #include "configs/load.h"
 #include "core/base/status_macros.h"
 #include "launcher/command_device.h"
+#include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/plan/cost_model.h"
 #include "launcher/plan/plan.h"
@@ -61,7 +62,7 @@ CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run) {
   command
       ->add_option("--mfu", options->assumptions.mfu,
                    "Predicted time: share of the peak that computing reaches")
-      ->check(CLI::Range(0.001, 1.0))
+      ->check(NumberFrom(0.001, 1.0))
       ->capture_default_str();
   command
       ->add_option("--ranks_per_node", options->assumptions.ranks_per_node,

@@ -76,8 +76,9 @@ absl::Status WriteReport(const std::string& run_dir, const std::string& out) {
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo metrics, files.Stat(MetricsPath(run_dir)));
   CAROUSEL_ASSIGN_OR_RETURN(const FileInfo config, files.Stat(ConfigPath(run_dir)));
   if (!metrics.exists && !config.exists) {
-    return absl::NotFoundError(
-        absl::StrCat(run_dir, " holds no run (neither metrics.jsonl nor config.textproto)"));
+    return absl::NotFoundError(absl::StrCat(run_dir,
+                                            " holds no run (neither metrics.jsonl nor config.textproto); "
+                                            "give the --run_dir of `carousel train`"));
   }
   MetricsTail tail(MetricsPath(run_dir));
   CAROUSEL_RETURN_IF_ERROR(tail.Read());

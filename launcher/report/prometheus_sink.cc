@@ -137,7 +137,14 @@ std::string PrometheusSink::Text() const {
 
 absl::Status PrometheusSink::Write() {
   last_write_ = std::chrono::steady_clock::now();
-  return written_ = ReplaceFileQuickly(path_, Text());
+  written_ = ReplaceFileQuickly(path_, Text());
+  if (!written_.ok()) {
+    written_ = absl::Status(
+        written_.code(), absl::StrCat(written_.message(),
+                                      "; log.prometheus_path must name a file in a folder that is there and "
+                                      "may be written to (log.prometheus=false writes none)"));
+  }
+  return written_;
 }
 
 absl::Status PrometheusSink::Start(const RunStart& start) {

@@ -316,7 +316,8 @@ absl::Status MetricsTail::Read() {
   struct stat info {};
   absl::Status status = absl::OkStatus();
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-    status = absl::InvalidArgumentError(absl::StrCat(path_, " is not a regular file"));
+    status = absl::InvalidArgumentError(
+        absl::StrCat(path_, " is not a regular file; move away what stands there"));
   } else if (info.st_dev != device_ || info.st_ino != inode_ || info.st_size < offset_) {
     history_ = RunHistory();
     device_ = info.st_dev;
