@@ -21,6 +21,15 @@ double Seconds() {
 void Warn(const absl::Status& status) {
   if (!status.ok()) CAROUSEL_LOG(WARNING) << status.message();
 }
+// How long a save took and how long training stood still for it: a part of that time, or more, where training
+// also waited for what follows the commit.
+std::string SaveTimes(double seconds, double stalled_seconds) {
+  return stalled_seconds > seconds
+             ? absl::StrFormat("on disk after %.2f s; training waited %.2f s, for the tidying up as well",
+                               seconds, stalled_seconds)
+             : absl::StrFormat("on disk after %.2f s; training waited %.2f s of them", seconds,
+                               stalled_seconds);
+}
 }  // namespace
 
 int64_t RunSaver::PlannedStagingBytes(const RunSpec& run, const std::map<std::string, int64_t>& categories) {
@@ -147,8 +156,8 @@ absl::Status RunSaver::Report(const SaveOutcome& outcome) {
   const int64_t allowed = parts_.run->checkpoint.max_failed_saves;
   if (parts_.console != nullptr) {
     parts_.console->Message(
-        saved ? absl::StrFormat("step %d  checkpoint saved (%.1f s, training waited %.2f s)", outcome.step,
-                                outcome.seconds, outcome.stalled_seconds)
+        saved ? absl::StrFormat("step %d  checkpoint saved (%s)", outcome.step,
+                                SaveTimes(outcome.seconds, outcome.stalled_seconds))
               : absl::StrFormat(
                     "step %d  checkpoint FAILED (%d in a row, %s; earlier checkpoints are untouched): %s",
                     outcome.step, failed_in_row_,
