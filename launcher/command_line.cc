@@ -113,8 +113,9 @@ std::string OptionProblem(const CLI::App& command, const CLI::ParseError& error)
   const std::vector<std::string> range = absl::StrSplit(text, ": Value ");
   const std::vector<std::string> value = absl::StrSplit(range.back(), " not in range ");
   if (range.size() == 2 && value.size() == 2) {
-    const std::string is_not = absl::StrCat(range[0], ": \"", value[0], "\" is not a number ");
     const std::string type = option == nullptr ? "" : option->get_type_name();
+    const std::string is_not = absl::StrCat(range[0], ": \"", value[0], "\" is not a ",
+                                            absl::StrContains(type, "INT in [") ? "whole " : "", "number ");
     if (absl::StrContains(type, "POSITIVE")) return absl::StrCat(is_not, "above 0");
     if (absl::StrContains(type, "NONNEGATIVE")) return absl::StrCat(is_not, "of at least 0");
     const std::vector<std::string> ends = absl::StrSplit(value[1], " to ");
@@ -125,8 +126,10 @@ std::string OptionProblem(const CLI::App& command, const CLI::ParseError& error)
   const std::vector<std::string> converted = absl::StrSplit(text, " = ");
   constexpr absl::string_view kCouldNot = "Could not convert: ";
   if (kind == "ConversionError" && converted.size() == 2 && absl::StartsWith(converted[0], kCouldNot)) {
-    return absl::StrCat(converted[0].substr(kCouldNot.size()), ": \"", converted[1],
-                        "\" is no number, or too large");
+    const std::string name = converted[0].substr(kCouldNot.size());
+    const CLI::Option* const flag = NamedOption(command, name);
+    if (flag != nullptr && flag->get_items_expected() == 0) return absl::StrCat(name, " takes no value");
+    return absl::StrCat(name, ": \"", converted[1], "\" is no number, or too large");
   }
   if (kind == "ArgumentMismatch" && option != nullptr) {
     if (absl::StrContains(text, "At Most 1 required")) {
@@ -137,6 +140,7 @@ std::string OptionProblem(const CLI::App& command, const CLI::ParseError& error)
                           ValueName(*option));
     }
   }
+  if (kind == "ExcludesError") return absl::StrCat(text, "; give one of them");
   if (absl::StrContains(text, ": Directory ")) {
     return absl::StrCat(text, "; give a directory that is there and may be written to");
   }

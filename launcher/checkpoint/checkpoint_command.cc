@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "launcher/checkpoint/checkpoint_actions.h"
+#include "launcher/command_line.h"
 #include "launcher/commands.h"
 
 namespace carousel {
@@ -78,13 +79,13 @@ void AddDiff(CLI::App* command, std::function<int()>* run) {
               "--tolerance", options->tolerance,
               "Read them, too, and call the checkpoints close (exit 0) if that quotient of norms is at "
               "most this for every tensor")
-          ->check(CLI::NonNegativeNumber)
+          ->check(NumberFrom(0.0, 1e6))
           ->type_name("NUMBER");
   diff->add_option(
           "--floor", options->floor,
           "Take the elements of A's tensors for at least this large on the average, so that those of "
           "tensors that should be 0 need not agree")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NumberFrom(0.0, 1e6))
       ->type_name("NUMBER")
       ->needs(tolerance);
   diff->footer(

@@ -149,7 +149,7 @@ int RunLaunch(const CLI::App& launch, const LaunchOptions& options) {
                           " (options of train stand behind the word train)");
     } else if (!train_args.empty()) {
       text = absl::StrCat("carousel launch: \"", train_args[0],
-                          "\" cannot be launched; write train and its options there");
+                          "\" cannot be launched, only train can; write train and its options there");
     }
     std::fprintf(stderr, "%s\nHelp: carousel launch --help\n", EscapeControls(text).c_str());
     return kExitUsage;

@@ -58,7 +58,7 @@ CLI::App* AddPlanCommand(CLI::App& app, std::function<int()>* run) {
   command
       ->add_option("--peak_tflops", options->peak_tflops,
                    "Predicted time: peak of a GPU; default: 989, H100 bf16")
-      ->check(CLI::PositiveNumber);
+      ->check(NumberFrom(1e-3, 1e9));
   command
       ->add_option("--mfu", options->assumptions.mfu,
                    "Predicted time: share of the peak that computing reaches")
