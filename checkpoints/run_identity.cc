@@ -90,7 +90,10 @@ absl::Status WriteRunId(const std::string& run_dir, const std::string& id, FileS
   FileSystem& fs = files != nullptr ? *files : posix;
   CAROUSEL_ASSIGN_OR_RETURN(const std::string there, ReadRunIdFile(run_dir, &fs));
   if (there == id) return absl::OkStatus();
-  return ReplaceFile(fs, JoinPath(run_dir, kRunIdFile), Checksummed(absl::StrCat(kPrefix, id)));
+  const absl::Status written =
+      ReplaceFile(fs, JoinPath(run_dir, kRunIdFile), Checksummed(absl::StrCat(kPrefix, id)));
+  if (!absl::IsAlreadyExists(written)) return written;
+  return absl::AlreadyExistsError(absl::StrCat(written.message(), "; move away what stands there"));
 }
 
 std::string RunDirAbove(const std::string& dir) {

@@ -140,6 +140,10 @@ texts "a command with control characters" "$carousel" $'tr\033[31mian'
 cp -r run in_the_way && rm in_the_way/metrics.jsonl && mkdir in_the_way/metrics.jsonl
 texts "a directory where metrics.jsonl goes" "$carousel" train --run_dir in_the_way --set train.steps=3 --accept_change
 texts "a report of it" "$carousel" report --run_dir in_the_way
+mkdir -p taken_config/config.textproto taken_id/run_id taken_build/build.txt
+for name in config id build; do
+  texts "a directory where another file goes: $name" "$carousel" train --config tiny.textproto --run_dir taken_$name
+done
 # ---- other commands
 texts "text that is not there" "$carousel" data build --input nowhere.txt --output x
 texts "token files where no folder can be" "$carousel" data build --input corpus.txt --output /proc/x/y

@@ -21,9 +21,11 @@ namespace {
 constexpr int64_t kStartBytes = 64 << 10;  // config, lease and marks, in blocks of 4 KiB
 
 absl::Status ErrnoError(const std::string& what, const std::string& path, const std::string& fix) {
-  const std::string reason = std::strerror(errno);
-  const std::string message = absl::StrCat(what, " ", path, ": ", reason, fix.empty() ? "" : "; ", fix);
-  return errno == ENOSPC ? absl::ResourceExhaustedError(message) : absl::PermissionDeniedError(message);
+  const int error = errno;
+  const std::string usual = error == EISDIR ? "move away what stands there" : "may this user write there?";
+  const std::string message =
+      absl::StrCat(what, " ", path, ": ", std::strerror(error), "; ", fix.empty() ? usual : fix);
+  return error == ENOSPC ? absl::ResourceExhaustedError(message) : absl::PermissionDeniedError(message);
 }
 
 // Writes `text` to `path` through a temporary file, synced and renamed.
