@@ -154,7 +154,7 @@ void GradientSum::BeginGradients(int group) {
     const Tensor buffer = F() > 1 ? Leaf(*place, s) : s.buffers[options_.ordered ? leaf_buffer_ : 0];
     params_.SetGradBuffer(group, s.segment, buffer);
     const bool adds_to_others = F() == 1 && !options_.ordered && turn_ > 0;
-    if (HasMemory(buffer) && !adds_to_others) ops_->Fill({.y = buffer, .value = 0});
+    if (HasMemory(buffer) && !adds_to_others) params_.BeginGradients(*ops_, group, s.segment);
   }
   if (state == State::kWaited) state = State::kBegun;
 }

@@ -118,8 +118,9 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-Outcome RunCase(const Case& c, const TrainSpec& spec, Device& device, int64_t num_steps) {
-  ShardedSyncFactory sync;
+Outcome RunCase(const Case& c, const TrainSpec& spec, Device& device, int64_t num_steps,
+                const SyncOptions& options = {}) {
+  ShardedSyncFactory sync(options);
   Trainer trainer(spec, device, Mesh{}, sync);
   trainer.Initialize(4);
   Outcome outcome;
@@ -255,13 +256,17 @@ TEST(DeviceModel, RecordsAndRunsHaveTheSameBits) {
   for (const size_t i : {1, 3}) {
     const Case c = Cases()[i];
     TrainSpec spec = Spec(c, DType::kBF16);
-    // Two buffers take turns: each sequence is issued, recorded and played.
-    const Outcome recorded = RunCase(c, spec, *device, 4);
-    spec.graphs = false;
-    const Outcome eager = RunCase(c, spec, *device, 4);
-    EXPECT_TRUE(recorded == eager) << c.name;
-    EXPECT_TRUE(RunCase(c, spec, *device, 4) == eager) << c.name;
-    EXPECT_NE(eager.losses[0], eager.losses[3]);
+    // Two buffers take turns, or one buffer is begun and then added to: each sequence is issued, recorded and
+    // played.
+    for (const auto reduction : {SyncOptions::Reduction::kOrdered, SyncOptions::Reduction::kUnordered}) {
+      spec.graphs = true;
+      const Outcome recorded = RunCase(c, spec, *device, 4, {.reduction = reduction});
+      spec.graphs = false;
+      const Outcome eager = RunCase(c, spec, *device, 4, {.reduction = reduction});
+      EXPECT_TRUE(recorded == eager) << c.name;
+      EXPECT_TRUE(RunCase(c, spec, *device, 4, {.reduction = reduction}) == eager) << c.name;
+      EXPECT_NE(eager.losses[0], eager.losses[3]);
+    }
   }
 }
 

@@ -16,7 +16,7 @@ namespace carousel::testing {
 class FaultyDevice final : public Device {
  public:
   enum class Where {
-    kGradient,  // a matmul that adds to a gradient of weights
+    kGradient,  // a matmul that makes a gradient of weights: the only ones that sum over tokens
     kForward,   // a matmul of activations
     kSum,       // the additions of gradients after this rank has given its own
   };
@@ -59,7 +59,7 @@ class FaultyDevice final : public Device {
     explicit WrongOps(FaultyDevice& device) : ForwardingOps(device.device_->ops()), device_(device) {}
     void Matmul(const MatmulArgs& a) override {
       ForwardingOps::Matmul(a);
-      device_.Called(a.accumulate ? Where::kGradient : Where::kForward, a.c);
+      device_.Called(a.transpose_a ? Where::kGradient : Where::kForward, a.c);
     }
     void Digest(const DigestArgs& a) override {
       ForwardingOps::Digest(a);

@@ -23,7 +23,8 @@ Ffn::Ffn(const ModelSpec& spec, ParamStore& params, const std::string& prefix, i
                             .decay = true,
                             .init = init,
                             .group = group,
-                            .tensor = tensor});
+                            .tensor = tensor,
+                            .written = true});
   };
   const auto bias = [&](const char* name, int64_t size, Placement tensor) {
     return params.Register(
@@ -112,7 +113,11 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
   ctx.ops.GluBackward(
       {.dgate = gate, .dup = up, .y = act, .dy = dact, .gate = gate, .up = up, .activation = activation_});
   const Tensor dgate_up = gate_up;
-  ctx.ops.Matmul({.c = params.Grad(down_), .a = all_dy, .b = act, .transpose_a = true, .accumulate = true});
+  ctx.ops.Matmul({.c = params.Grad(down_),
+                  .a = all_dy,
+                  .b = act,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(down_)});
   if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
   // [gate|up] = x W^T + b
@@ -123,7 +128,7 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
                   .a = dgate_up,
                   .b = all_x,
                   .transpose_a = true,
-                  .accumulate = true});
+                  .accumulate = params.AddsToGradient(gate_up_)});
   ctx.ops.Matmul({.c = all_dx, .a = dgate_up, .b = params.FusedWeight(gate_up_, 2)});
   border.SumTokens(a.dx, all_dx);
 }

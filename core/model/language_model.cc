@@ -68,16 +68,17 @@ LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool dec
                      "tied embeddings need the first and the last block on one stage of the pipe axis");
   const int64_t V = spec.vocab_size, D = spec.embedding_dim;
   // Each rank of the tensor axis has the rows of some ids.
-  const auto vocabulary = [&](const char* name, bool decay, int group) {
+  const auto vocabulary = [&](const char* name, bool decay, int group, bool written) {
     return params.Register({.name = name,
                             .shape = {V, D},
                             .decay = decay,
                             .init = SmallInit(D),
                             .group = group,
                             .tensor = Sharded(0),
-                            .tensor_activation = kByFeatures});
+                            .tensor_activation = kByFeatures,
+                            .written = written});
   };
-  if (part_.embeds) embedding_ = vocabulary("embedding.weight", decay_embedding, 0);
+  if (part_.embeds) embedding_ = vocabulary("embedding.weight", decay_embedding, 0, /*written=*/false);
   for (int64_t l = part_.first_block; l < part_.first_block + part_.num_blocks; ++l) {
     blocks_.push_back(std::make_unique<Block>(spec, params, "backbone.blocks." + std::to_string(l) + ".",
                                               static_cast<int>(l) + 1, l));
@@ -85,7 +86,8 @@ LanguageModel::LanguageModel(const ModelSpec& spec, ParamStore& params, bool dec
   }
   if (!part_.has_head) return;
   if (spec.add_out_norm) out_norm_.emplace(spec, params, "backbone.out_norm", head_group());
-  head_weight_ = spec.tie_embeddings ? embedding_ : vocabulary("lm_head.weight", true, head_group());
+  head_weight_ =
+      spec.tie_embeddings ? embedding_ : vocabulary("lm_head.weight", true, head_group(), /*written=*/true);
 }
 
 Block::Mode LanguageModel::mode() const {

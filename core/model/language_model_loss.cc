@@ -27,6 +27,8 @@ void LanguageModel::HeadLoss(const LayerContext& ctx, const Input& input, Tensor
     ctx.ops.EmbeddingForward({.y = wide, .weight = all_u, .ids = input.rows.of_targets});
     ctx.ops.Cast({.y = u, .x = wide});
     HeadLossOf(ctx, u, input.targets, loss_sum, backward ? u : Tensor(), correct, input.gate_stats);
+  } else if (backward && head_weight_ != embedding_ && !params_.AddsToGradient(head_weight_)) {
+    ctx.ops.Fill({.y = params_.Grad(head_weight_), .value = 0});
   }
   if (!backward) return;
   // Each token takes its gradient from there, or that of token n, zero.
@@ -40,6 +42,8 @@ void LanguageModel::HeadLossOf(const LayerContext& ctx, Tensor u, Tensor targets
                                Tensor correct, Tensor gate_stats) {
   const int64_t N = u.dim[0], chunk = head_.logits.dim[0];
   const Tensor weight = params_.Weight(head_weight_);
+  // A tied weight has the embedding's gradient, too.
+  const bool writes = du.defined() && head_weight_ != embedding_ && !params_.AddsToGradient(head_weight_);
   for (int64_t begin = 0; begin < N; begin += chunk) {
     const int64_t n = std::min(chunk, N - begin);
     const Tensor rows = u.Rows(begin, n), logits = head_.logits.Rows(0, n);
@@ -55,8 +59,11 @@ void LanguageModel::HeadLossOf(const LayerContext& ctx, Tensor u, Tensor targets
     if (gate_stats.defined()) MeasureLogits(ctx, gate_stats.Rows(gate_stat_rows().of_head(), 2), loss);
     if (!du.defined()) continue;
     // The weight's gradient first: du may take the place of u.
-    ctx.ops.Matmul(
-        {.c = params_.Grad(head_weight_), .a = dlogits, .b = rows, .transpose_a = true, .accumulate = true});
+    ctx.ops.Matmul({.c = params_.Grad(head_weight_),
+                    .a = dlogits,
+                    .b = rows,
+                    .transpose_a = true,
+                    .accumulate = !writes || begin > 0});
     ctx.ops.Matmul({.c = du.Rows(begin, n), .a = dlogits, .b = weight});
   }
   // Every rank of the tensor axis knows all losses: the first one counts them.

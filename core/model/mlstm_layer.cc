@@ -26,7 +26,8 @@ MlstmLayer::MlstmLayer(const ModelSpec& spec, ParamStore& params, const std::str
                             .decay = true,
                             .init = init,
                             .group = group,
-                            .tensor = tensor});
+                            .tensor = tensor,
+                            .written = true});
   };
   const auto vector = [&](const char* name, int64_t size, const ParamInit& init, Placement tensor) {
     return params.Register(
@@ -202,8 +203,11 @@ void MlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const B
   const Tensor all_dy = border.AllRows(memory.scratch.rows, a.dy);
   border.GatherTokens(all_dy, a.dy);
   ctx.ops.Matmul({.c = dgated, .a = all_dy, .b = params.Weight(out_weight_)});
-  ctx.ops.Matmul(
-      {.c = params.Grad(out_weight_), .a = all_dy, .b = gated, .transpose_a = true, .accumulate = true});
+  ctx.ops.Matmul({.c = params.Grad(out_weight_),
+                  .a = all_dy,
+                  .b = gated,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(out_weight_)});
   if (out_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(out_bias_), .x = a.dy});
 
   // gated = sigmoid(o_pre) * headnorm(h)
@@ -255,8 +259,11 @@ void MlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const B
   const Tensor all_x = border.AllRows(memory.scratch.rows, a.x);
   const Tensor all_dx = border.AllRows(memory.scratch.rows, a.dx);
   border.GatherTokens(all_x, a.x);
-  ctx.ops.Matmul(
-      {.c = params.FusedGrad(qkvo_, 6), .a = dproj, .b = all_x, .transpose_a = true, .accumulate = true});
+  ctx.ops.Matmul({.c = params.FusedGrad(qkvo_, 6),
+                  .a = dproj,
+                  .b = all_x,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(qkvo_)});
   ctx.ops.Matmul({.c = all_dx, .a = dproj, .b = params.FusedWeight(qkvo_, 6)});
   border.SumTokens(a.dx, all_dx);
 }

@@ -38,14 +38,15 @@ MlstmPaperLayer::MlstmPaperLayer(const ModelSpec& spec, ParamStore& params, cons
   const int64_t D = spec.embedding_dim, W = spec.v_dim, NH = spec.num_heads, K = spec.conv_kernel;
   const ParamInit zero = {}, one = {.rule = InitRule::kOne}, small = SmallInit(D);
   const ParamInit uniform = {.rule = InitRule::kUniform, .a = 1 / std::sqrt(static_cast<double>(K))};
-  const auto matrix = [&](const char* name, int64_t out, int64_t in, const ParamInit& init,
-                          Placement tensor) {
+  const auto matrix = [&](const char* name, int64_t out, int64_t in, const ParamInit& init, Placement tensor,
+                          bool written = false) {
     return params.Register({.name = prefix + name + ".weight",
                             .shape = {out, in},
                             .decay = true,
                             .init = init,
                             .group = group,
-                            .tensor = tensor});
+                            .tensor = tensor,
+                            .written = written});
   };
   const auto vector = [&](const char* name, int64_t size, const ParamInit& init, Placement tensor,
                           Placement activation = kByTokens) {
@@ -57,7 +58,7 @@ MlstmPaperLayer::MlstmPaperLayer(const ModelSpec& spec, ParamStore& params, cons
                             .tensor_activation = activation});
   };
   const Placement by_heads = Sharded(0), both_by_heads = Sharded(0, /*parts=*/2);
-  up_ = matrix("proj_up", 2 * W, D, small, both_by_heads);
+  up_ = matrix("proj_up", 2 * W, D, small, both_by_heads, /*written=*/true);
   if (spec.use_bias) up_bias_ = vector("proj_up.bias", 2 * W, zero, both_by_heads);
   conv_weight_ = matrix("conv", W, K, uniform, by_heads);
   conv_bias_ = vector("conv.bias", W, uniform, by_heads);
@@ -76,7 +77,7 @@ MlstmPaperLayer::MlstmPaperLayer(const ModelSpec& spec, ParamStore& params, cons
   vector("fgate_preact.bias", NH, {.rule = InitRule::kLinspace, .a = 3, .b = 6}, Replicated(), Replicated());
   norm_weight_ = vector("multihead_norm.weight", W, spec.residual_norm_weights() ? zero : one, by_heads);
   skip_ = vector("skip", W, one, by_heads);
-  down_ = matrix("proj_down", D, W, WangInit(D, spec.num_blocks), Sharded(1));
+  down_ = matrix("proj_down", D, W, WangInit(D, spec.num_blocks), Sharded(1), /*written=*/true);
   if (spec.use_bias) down_bias_ = vector("proj_down.bias", D, zero, Replicated());
 }
 
@@ -340,7 +341,11 @@ void MlstmPaperLayer::Backward(const LayerContext& ctx, const Memory& memory, co
   const Tensor dgated = scratch.dgated.Rows(0, N), all_dy = border.AllRows(scratch.rows, dy);
   border.GatherTokens(all_dy, dy);
   ctx.ops.Matmul({.c = dgated, .a = all_dy, .b = params.Weight(down_)});
-  ctx.ops.Matmul({.c = params.Grad(down_), .a = all_dy, .b = gated, .transpose_a = true, .accumulate = true});
+  ctx.ops.Matmul({.c = params.Grad(down_),
+                  .a = all_dy,
+                  .b = gated,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(down_)});
   if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
   // gated = (headnorm(h) + skip * conv) * silu(z)
@@ -404,7 +409,11 @@ void MlstmPaperLayer::Backward(const LayerContext& ctx, const Memory& memory, co
   // [xm | z] = x W_up^T + b
   const Tensor all_x = border.AllRows(scratch.rows, a.x), all_dx = border.AllRows(scratch.rows, a.dx);
   border.GatherTokens(all_x, a.x);
-  ctx.ops.Matmul({.c = params.Grad(up_), .a = dxz, .b = all_x, .transpose_a = true, .accumulate = true});
+  ctx.ops.Matmul({.c = params.Grad(up_),
+                  .a = dxz,
+                  .b = all_x,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(up_)});
   if (up_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(up_bias_), .x = dxz});
   ctx.ops.Matmul({.c = all_dx, .a = dxz, .b = params.Weight(up_)});
   border.SumTokens(a.dx, all_dx);

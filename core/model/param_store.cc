@@ -49,6 +49,15 @@ int ParamStore::Register(Param param) {
   param.offset = segment.size;
   segment.size += param.local_elems;
   segment.padded_size = RoundUp(segment.size, num_shards() * kSquaredNormBlock);
+  // The last run goes to the end of the padding.
+  std::vector<std::pair<int64_t, int64_t>>& runs = segment.unwritten;
+  if (runs.empty()) runs.emplace_back(0, 0);
+  if (param.written) {
+    runs.back().second = param.offset;
+    if (runs.back().first == runs.back().second) runs.pop_back();
+    runs.emplace_back(segment.size, 0);
+  }
+  runs.back().second = segment.padded_size;
   params_.push_back(std::move(param));
   return index;
 }
@@ -119,9 +128,31 @@ void ParamStore::BindGradients(Arena& arena) {
 }
 
 void ParamStore::ZeroGradients(Ops& ops) {
+  KeepGradients();
   for (const Group& group : groups_) {
     for (const Segment& segment : group.segments) ops.Fill({.y = segment.grads, .value = 0});
   }
+}
+
+void ParamStore::BeginGradients(Ops& ops, int group, int segment) {
+  Segment& s = group_at(group).segments[segment];
+  CAROUSEL_CHECK_MSG(s.grads.defined(), "no gradient buffer is set");
+  s.begun = true;
+  for (const auto& [begin, end] : s.unwritten) {
+    if (begin < end) ops.Fill({.y = s.grads.Rows(begin, end - begin), .value = 0});
+  }
+}
+
+void ParamStore::KeepGradients() {
+  for (Group& group : groups_) {
+    for (Segment& segment : group.segments) segment.begun = false;
+  }
+}
+
+bool ParamStore::AddsToGradient(int index) const {
+  const Param& p = param(index);
+  CAROUSEL_CHECK_MSG(p.written, p.name + ": its gradient is added to");
+  return !segment(p.group, p.segment).begun;
 }
 
 void ParamStore::SetWeightBuffer(int group, int segment, Tensor weights) {
@@ -139,6 +170,7 @@ void ParamStore::SetGradBuffer(int group, int segment, Tensor grads) {
   CAROUSEL_CHECK_SHAPE(grads, {s.padded_size});
   CAROUSEL_CHECK(grads.dtype == wide());
   s.grads = grads;
+  s.begun = false;
 }
 
 void ParamStore::SetShardGrad(int group, int segment, Tensor grad) {

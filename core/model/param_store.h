@@ -19,6 +19,7 @@
 #pragma once
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
@@ -50,6 +51,9 @@ struct Param {
   // are split by tokens, a head's columns by features.
   Placement tensor = Replicated();
   Placement tensor_activation = kByTokens;
+  // The layer's Backward makes the gradient with one product, which writes it where nothing is there yet
+  // (ParamStore::AddsToGradient). Other gradients begin at zero and are added to.
+  bool written = false;
   // Set by registration:
   int segment = 0;        // kMatrix or kVector
   int64_t offset = 0;     // elements from the segment's start
@@ -117,6 +121,9 @@ class ParamStore {
     Tensor weight_shard;      // (padded_size / weight_shards) the part that is kept: all of `weights` if 1
     Tensor grads;             // (padded_size) wide; set by SetGradBuffer
     Tensor master, m, v;      // (padded_size / num_shards) wide: this rank's shard
+    bool begun = false;       // nothing has been added to `grads` (BeginGradients)
+    // Elements between parameters with Param::written, to the end of the padding: [begin, end) of each run.
+    std::vector<std::pair<int64_t, int64_t>> unwritten;
     int64_t shard_size(int64_t num_shards) const { return padded_size / num_shards; }
   };
   const Segment& segment(int group, int segment) const {
@@ -126,11 +133,18 @@ class ParamStore {
   // the shard's gradient. A ParamSync that needs more calls SetGradBuffer and SetShardGrad itself.
   // REQUIRES: num_shards == 1.
   void BindGradients(Arena& arena);
+  // Sets all gradients to zero; every Backward adds to them.
   void ZeroGradients(Ops& ops);
+  // A pass begins in the segment's gradient buffer, whatever is in it: sets to zero what no layer writes.
+  void BeginGradients(Ops& ops, int group, int segment);
+  // Further passes add to what the one after BeginGradients has left.
+  void KeepGradients();
+  // For a parameter with Param::written: whether Backward adds to its gradient, or writes it.
+  bool AddsToGradient(int index) const;
   // Sets the tensor that Weight and FusedWeight view: (padded_size) compute or wide; undefined: none. Only
   // with several weight shards.
   void SetWeightBuffer(int group, int segment, Tensor weights);
-  // Sets the tensor that Grad and FusedGrad view: (padded_size) wide.
+  // Sets the tensor that Grad and FusedGrad view: (padded_size) wide. Backward adds to what is in it.
   void SetGradBuffer(int group, int segment, Tensor grads);
   // This rank's shard of the current gradient buffer after ParamSync::FinishStep: (shard size) wide; set by
   // the ParamSync.

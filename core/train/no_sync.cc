@@ -10,8 +10,11 @@ class NoSync final : public ParamSync {
   void Bind(Arena& arena) { params_.BindGradients(arena); }
 
   void BeginMicroBatch(int64_t) override {
-    // Micro-batches accumulate: only the first one's gradients begin at zero.
-    if (step_begins_) params_.ZeroGradients(ops_);
+    // Micro-batches accumulate: only the first one's gradients begin.
+    if (!step_begins_) return params_.KeepGradients();
+    for (int group = 0; group < params_.num_groups(); ++group) {
+      for (int s = 0; s < ParamStore::kNumSegments; ++s) params_.BeginGradients(ops_, group, s);
+    }
     step_begins_ = false;
   }
   void Prefetch(int) override {}

@@ -63,7 +63,8 @@ PassRunner::PassKey PassRunner::KeyOf(const LanguageModel::Input& input) const {
   PassKey key = {.resets = input.resets.defined(), .gradients = {}};
   for (int g = 0; g < params_.num_groups(); ++g) {
     for (int s = 0; s < ParamStore::kNumSegments; ++s) {
-      key.gradients.push_back(params_.segment(g, s).grads.data);
+      const ParamStore::Segment& segment = params_.segment(g, s);
+      key.gradients.emplace_back(segment.grads.data, segment.begun);
     }
   }
   return key;

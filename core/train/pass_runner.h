@@ -3,6 +3,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/comm/stage_link.h"
@@ -36,7 +37,8 @@ class PassRunner {
   // What the arguments of a pass's ops depend on. Everything else stays where Bind put it.
   struct PassKey {
     bool resets;
-    std::vector<const void*> gradients;  // the sync changes the buffers from leaf to leaf
+    // The sync changes the buffers from leaf to leaf, and whether anything is in them.
+    std::vector<std::pair<const void*, bool>> gradients;
     auto operator<=>(const PassKey&) const = default;
   };
   int64_t SlotOf(int64_t micro) const { return micro % num_slots(); }
