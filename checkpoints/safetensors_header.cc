@@ -208,9 +208,9 @@ absl::StatusOr<int64_t> SafetensorsHeaderBytes(const void* first_8_bytes, int64_
   }
   const int64_t total = 8 + static_cast<int64_t>(length);
   if (total > file_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, " is cut off: its header needs ", total, " bytes and the file has ", file_bytes,
-                     "; copy or download it again"));
+    return absl::InvalidArgumentError(absl::StrCat(file, " is cut off: its header needs ", total,
+                                                   " bytes and the file has ", file_bytes,
+                                                   "; copy or download it again"));
   }
   return total;
 }
