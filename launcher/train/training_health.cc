@@ -78,7 +78,11 @@ absl::Status TrainingRun::CheckSkipped() {
                                    state_.step - state_.skipped_in_row));
 }
 
-absl::Status TrainingRun::NumericError(const std::string& what) const {
+absl::Status TrainingRun::NumericError(const std::string& what) {
+  // A mark may still be on its way to the disk; all ranks name the same checkpoint.
+  EnterSection(options_.watchdog, Watchdog::Section::kSave);
+  if (IsMain() && !saver_->hung()) static_cast<void>(health_->Finish(kMaxMarksSeconds));
+  CAROUSEL_RETURN_IF_ERROR(Agree(absl::OkStatus()));
   const absl::StatusOr<std::string> good = FindGoodCheckpoint(run_.run_dir);
   return WithExitCode(
       absl::DataLossError(

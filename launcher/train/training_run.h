@@ -103,7 +103,7 @@ class TrainingRun {
   absl::Status RollBack(int64_t bad_step, const std::string& why);
   absl::Status CheckSkipped();
   absl::Status HardwareSuspected(int64_t step, const std::string& found, const Rerun& rerun);
-  absl::Status NumericError(const std::string& what) const;
+  absl::Status NumericError(const std::string& what);
   void NoteHealth(int64_t step, const std::string& kind, const std::string& message);
   void Evaluate();  // nothing is noted if a signal stops it
   absl::Status StoppedBySignal() const;
