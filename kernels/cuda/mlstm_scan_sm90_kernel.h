@@ -81,7 +81,7 @@ class Sm90Scan : Sm90State<C> {
       const unsigned char* const row_box = stage + C::kRowAt + this->RowGroup(group) * C::kBox;
       const Joint joint = JointOf(step);
       this->ForgetPlaces();
-      gpu::mbar_wait_cluster(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
+      gpu::mbar_wait(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
       gpu::wgmma_settled(state);
       float out[L / 2];  // out^T: the group's 64 rows x the step's tokens
       ReadState(out, state, n, stage, joint, group);

@@ -27,7 +27,7 @@ class Sm90Scores : protected Sm90Block<C> {
       const unsigned char* const stage = StageOf(step);
       const Joint joint = JointOf(step);
       this->ForgetPlaces();
-      gpu::mbar_wait_cluster(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
+      gpu::mbar_wait(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
       float s[C::kUpdRows / 2];
       gpu::wgmma_fence();
 #pragma unroll
