@@ -76,9 +76,9 @@ __global__ void ClusterKernel(uint32_t* y, const uint32_t* x) {
 
 // Two blocks pass 16-byte parts of two alternating tiles to both; the bytes of an item may come before they
 // are expected.
-constexpr unsigned kItems = 7;
 __global__ void ExchangeKernel(uint32_t* y, const uint32_t* x) {
 #if CAROUSEL_DEVICE_HAS_HOPPER
+  constexpr unsigned kItems = 7;
   SHARED_ARRAY(uint4, tiles, [2][2 * kThreads]);
   SHARED_ARRAY(uint64_t, full, [2]);
   const unsigned t = threadIdx.x, rank = gpu::cluster_rank(), part = rank * kThreads + t;
