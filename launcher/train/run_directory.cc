@@ -22,7 +22,9 @@ constexpr int64_t kStartBytes = 64 << 10;  // config, lease and marks, in blocks
 
 absl::Status ErrnoError(const std::string& what, const std::string& path, const std::string& fix) {
   const int error = errno;
-  const std::string usual = error == EISDIR ? "move away what stands there" : "may this user write there?";
+  const std::string usual = error == EISDIR   ? "move away what stands there"
+                            : error == ENOSPC ? "make room on that disk"
+                                              : "may this user write there?";
   const std::string message =
       absl::StrCat(what, " ", path, ": ", std::strerror(error), "; ", fix.empty() ? usual : fix);
   return error == ENOSPC ? absl::ResourceExhaustedError(message) : absl::PermissionDeniedError(message);
