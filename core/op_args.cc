@@ -99,6 +99,9 @@ void CheckArgs(const RmsNormBackwardArgs& a) {
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
   CAROUSEL_CHECK_TENSOR(a.dx, wide, {N, D});
   CAROUSEL_CHECK_OPTIONAL(a.dx_rounded, compute, {N, D});
+  CAROUSEL_CHECK_OPTIONAL(a.y, compute, {N, D});
+  CAROUSEL_CHECK_MSG(!a.y.defined() || a.y.data != a.dx_rounded.data || a.y.num_elems() == 0,
+                     "y and dx_rounded share memory");
   CAROUSEL_CHECK_TENSOR(a.dweight, wide, {D});
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, D});
@@ -106,6 +109,7 @@ void CheckArgs(const RmsNormBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.x, wide, {N, D});
   CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
+  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {D});
 }
 
 void CheckArgs(const LayerNormForwardArgs& a) {
@@ -129,6 +133,9 @@ void CheckArgs(const LayerNormBackwardArgs& a) {
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
   CAROUSEL_CHECK_TENSOR(a.dx, wide, {N, D});
   CAROUSEL_CHECK_OPTIONAL(a.dx_rounded, compute, {N, D});
+  CAROUSEL_CHECK_OPTIONAL(a.y, compute, {N, D});
+  CAROUSEL_CHECK_MSG(!a.y.defined() || a.y.data != a.dx_rounded.data || a.y.num_elems() == 0,
+                     "y and dx_rounded share memory");
   CAROUSEL_CHECK_TENSOR(a.dweight, wide, {D});
   CAROUSEL_CHECK_OPTIONAL(a.dbias, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.dy, compute, {N, D});
@@ -137,6 +144,7 @@ void CheckArgs(const LayerNormBackwardArgs& a) {
   CAROUSEL_CHECK_TENSOR(a.weight, wide, {D});
   CAROUSEL_CHECK_TENSOR(a.mean, wide, {N});
   CAROUSEL_CHECK_TENSOR(a.rstd, wide, {N});
+  CAROUSEL_CHECK_OPTIONAL(a.bias, wide, {D});
 }
 
 void CheckArgs(const SoftCapForwardArgs& a) {
@@ -168,6 +176,7 @@ void CheckArgs(const HeadNormGateBackwardArgs& a) {
   const int64_t N = a.h.dim[0], width = a.h.dim[1];
   CAROUSEL_CHECK(a.NH >= 1 && width % a.NH == 0);
   CAROUSEL_CHECK_TENSOR(a.dh, compute, {N, width});
+  CAROUSEL_CHECK_OPTIONAL(a.y, compute, {N, width});
   CAROUSEL_CHECK_MSG(a.do_pre.defined() == a.o_pre.defined(), "do_pre is given if and only if o_pre is");
   if (a.o_pre.defined()) CAROUSEL_CHECK_STRIDED(a.do_pre, compute, {N, width});
   CAROUSEL_CHECK_MSG(a.dskip.defined() == a.skip.defined() && a.dskip_weight.defined() == a.skip.defined(),

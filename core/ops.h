@@ -80,13 +80,15 @@ struct RmsNormForwardArgs {
 };
 struct RmsNormBackwardArgs {
   Tensor dx;  // (N, D) wide out: gradient of s (= of x and of delta) (+ dresidual); may alias dresidual
-  Tensor dx_rounded = {};  // (N, D) compute out, optional: dx as Cast gives it; may be dy
+  Tensor dx_rounded = {};  // (N, D) compute out, optional: dx as Cast gives it; may be dy if y is not
+  Tensor y = {};           // (N, D) compute out, optional: y of the forward once more; may be dy
   Tensor dweight;          // (D) wide +=
   Tensor dbias = {};       // (D) wide +=, optional
   Tensor dy;               // (N, D) compute
   Tensor dresidual = {};   // (N, D) wide, optional: gradient that reaches s by another way, added
   Tensor x;                // (N, D) wide: s of the forward
   Tensor weight;           // (D) wide
+  Tensor bias = {};        // (D) wide, optional: only y needs it
   Tensor rstd;             // (N) wide
 };
 
@@ -106,13 +108,15 @@ struct LayerNormForwardArgs {
 };
 struct LayerNormBackwardArgs {
   Tensor dx;               // (N, D) wide out: gradient of s (+ dresidual); may alias dresidual
-  Tensor dx_rounded = {};  // (N, D) compute out, optional: dx as Cast gives it; may be dy
+  Tensor dx_rounded = {};  // (N, D) compute out, optional: dx as Cast gives it; may be dy if y is not
+  Tensor y = {};           // (N, D) compute out, optional: y of the forward once more; may be dy
   Tensor dweight;          // (D) wide +=
   Tensor dbias = {};       // (D) wide +=, optional
   Tensor dy;               // (N, D) compute
   Tensor dresidual = {};   // (N, D) wide, optional: gradient that reaches s by another way, added
   Tensor x;                // (N, D) wide: s of the forward
   Tensor weight;           // (D) wide
+  Tensor bias = {};        // (D) wide, optional: only y needs it
   Tensor mean, rstd;       // (N) wide
   bool residual_weight = false;
 };
@@ -154,6 +158,7 @@ struct HeadNormGateForwardArgs {
 };
 struct HeadNormGateBackwardArgs {
   Tensor dh;                 // (N, NH*DHV) compute out
+  Tensor y = {};             // (N, NH*DHV) compute out, optional: y of the forward once more; may be dy
   Tensor do_pre = {};        // (N, NH*DHV) compute out, strided; given if and only if o_pre is
   Tensor dskip = {};         // (N, NH*DHV) compute out, strided; given if and only if skip is
   Tensor dweight = {};       // (NH*DHV) wide +=; given if and only if weight is

@@ -1,7 +1,7 @@
 // Ops that do in one pass what others do one after the other give the bits of those: the residual addition in
-// the norms, the rounding of their gradient, and the product of a gated feed-forward in its backward. On
-// every device: the one made of the sources in kernels/cuda, the CPU on every instruction set, and the
-// specification.
+// the norms, the rounding of their gradient, and in the backward of norms and of a gated feed-forward what
+// the forward gave. On every device: the one made of the sources in kernels/cuda, the CPU on every
+// instruction set, and the specification.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -190,6 +190,169 @@ TEST(FusedBits, ANormRoundsItsGradientAsACastDoesEvenInPlace) {
       EXPECT_EQ(one.dy.Bits(), two.dy.Bits());
       EXPECT_EQ(one.rounded.Bits(), two.rounded.Bits());
       EXPECT_EQ(in_place.dy.Bits(), two.rounded.Bits());
+    }
+  });
+}
+
+TEST(FusedBits, TheBackwardOfANormGivesTheNormOnceMore) {
+  ForEachCase([](Device& device, DType compute, const Shape& s) {
+    const DType wide = WideOf(compute);
+    for (const bool layer_norm : {false, true}) {
+      for (const bool with_bias : {false, true}) {
+        SCOPED_TRACE(std::string(layer_norm ? "layer norm" : "RMS norm") + (with_bias ? ", bias" : ""));
+        const Operand x(device, wide, {s.N, s.D}, s.shift, 1, -3, 3), weight(device, wide, {s.D}, s.shift, 2),
+            bias_memory(device, wide, {s.D}, s.shift, 3);
+        const Tensor bias = with_bias ? bias_memory.t() : Tensor();
+        Operand y(device, compute, {s.N, s.D}, s.shift, 4), mean(device, wide, {s.N}, 0, 5),
+            rstd(device, wide, {s.N}, 0, 6);
+        if (layer_norm) {
+          device.ops().LayerNormForward({.y = y.t(),
+                                         .mean = mean.t(),
+                                         .rstd = rstd.t(),
+                                         .x = x.t(),
+                                         .weight = weight.t(),
+                                         .bias = bias,
+                                         .residual_weight = true,
+                                         .eps = 1e-5});
+        } else {
+          device.ops().RmsNormForward(
+              {.y = y.t(), .rstd = rstd.t(), .x = x.t(), .weight = weight.t(), .bias = bias, .eps = 1e-5});
+        }
+        struct Gradients {
+          Operand dx, dy, again, dweight, dbias;
+        };
+        const auto gradients = [&] {
+          return Gradients{.dx = Operand(device, wide, {s.N, s.D}, s.shift, 7),
+                           .dy = Operand(device, compute, {s.N, s.D}, s.shift, 8),
+                           .again = Operand(device, compute, {s.N, s.D}, s.shift, 9),
+                           .dweight = Operand(device, wide, {s.D}, s.shift, 10),
+                           .dbias = Operand(device, wide, {s.D}, s.shift, 11)};
+        };
+        const auto backward = [&](Gradients& g, Tensor to_y) {
+          if (layer_norm) {
+            device.ops().LayerNormBackward({.dx = g.dx.t(),
+                                            .y = to_y,
+                                            .dweight = g.dweight.t(),
+                                            .dbias = with_bias ? g.dbias.t() : Tensor(),
+                                            .dy = g.dy.t(),
+                                            .dresidual = g.dx.t(),
+                                            .x = x.t(),
+                                            .weight = weight.t(),
+                                            .bias = bias,
+                                            .mean = mean.t(),
+                                            .rstd = rstd.t(),
+                                            .residual_weight = true});
+          } else {
+            device.ops().RmsNormBackward({.dx = g.dx.t(),
+                                          .y = to_y,
+                                          .dweight = g.dweight.t(),
+                                          .dbias = with_bias ? g.dbias.t() : Tensor(),
+                                          .dy = g.dy.t(),
+                                          .dresidual = g.dx.t(),
+                                          .x = x.t(),
+                                          .weight = weight.t(),
+                                          .bias = bias,
+                                          .rstd = rstd.t()});
+          }
+        };
+        Gradients without = gradients(), beside = gradients(), in_place = gradients();
+        backward(without, Tensor());
+        backward(beside, beside.again.t());
+        backward(in_place, in_place.dy.t());
+        EXPECT_EQ(beside.again.Bits(), y.Bits());
+        EXPECT_EQ(beside.dy.Bits(), without.dy.Bits());
+        EXPECT_EQ(in_place.dy.Bits(), y.Bits());
+        for (Gradients* g : {&beside, &in_place}) {
+          EXPECT_EQ(g->dx.Bits(), without.dx.Bits());
+          EXPECT_EQ(g->dweight.Bits(), without.dweight.Bits());
+          EXPECT_EQ(g->dbias.Bits(), without.dbias.Bits());
+        }
+      }
+    }
+  });
+}
+
+TEST(FusedBits, TheBackwardOfAHeadNormGivesItsOutputOnceMore) {
+  ForEachCase([](Device& device, DType compute, const Shape& s) {
+    const int64_t NH = s.D < 1000 ? 3 : 1, width = NH * s.D;
+    const DType wide = WideOf(compute);
+    const auto operand = [&](uint64_t seed, double range) {
+      return Operand(device, compute, {s.N, width}, s.shift, seed, -range, range);
+    };
+    const auto vector = [&](uint64_t seed) { return Operand(device, wide, {width}, s.shift, seed); };
+    struct Options {
+      bool gate, skip;
+      OutputGate kind;
+    };
+    for (const Options& o :
+         {Options{false, false, OutputGate::kSigmoid}, Options{false, true, OutputGate::kSilu},
+          Options{true, false, OutputGate::kSigmoid}, Options{true, true, OutputGate::kSigmoid},
+          Options{true, false, OutputGate::kSilu}, Options{true, true, OutputGate::kSilu}}) {
+      if (s.D > 1000 && !(o.skip && o.kind == OutputGate::kSilu && o.gate))
+        continue;  // long, and the same code
+      const std::string gate = !o.gate ? "" : o.kind == OutputGate::kSilu ? "SiLU " : "sigmoid ";
+      SCOPED_TRACE(gate + (o.skip ? "skip" : ""));
+      const Operand h = operand(1, 3), weight = vector(2), skip_weight = vector(3), bias = vector(4);
+      const auto if_skip = [&](const Tensor& t) { return o.skip ? t : Tensor(); };
+      const auto if_gate = [&](const Tensor& t) { return o.gate ? t : Tensor(); };
+      Operand y = operand(5, 1), mean(device, wide, {s.N, NH}, 0, 6), rstd(device, wide, {s.N, NH}, 0, 7);
+      const Operand o_pre = operand(8, 8), skip = operand(9, 2);
+      device.ops().HeadNormGateForward({.y = y.t(),
+                                        .mean = mean.t(),
+                                        .rstd = rstd.t(),
+                                        .h = h.t(),
+                                        .o_pre = if_gate(o_pre.t()),
+                                        .weight = weight.t(),
+                                        .bias = bias.t(),
+                                        .skip = if_skip(skip.t()),
+                                        .skip_weight = if_skip(skip_weight.t()),
+                                        .NH = NH,
+                                        .eps = 1e-5,
+                                        .gate = o.kind,
+                                        .residual_weight = true});
+      struct Gradients {
+        Operand dh, dy, again, do_pre, dskip, dweight, dbias, dskip_weight;
+      };
+      const auto gradients = [&] {
+        return Gradients{operand(10, 1), operand(11, 1), operand(12, 1), operand(13, 1),
+                         operand(14, 1), vector(15),     vector(16),     vector(17)};
+      };
+      const auto backward = [&](Gradients& g, Tensor to_y) {
+        device.ops().HeadNormGateBackward({.dh = g.dh.t(),
+                                           .y = to_y,
+                                           .do_pre = if_gate(g.do_pre.t()),
+                                           .dskip = if_skip(g.dskip.t()),
+                                           .dweight = g.dweight.t(),
+                                           .dbias = g.dbias.t(),
+                                           .dskip_weight = if_skip(g.dskip_weight.t()),
+                                           .dy = g.dy.t(),
+                                           .h = h.t(),
+                                           .o_pre = if_gate(o_pre.t()),
+                                           .weight = weight.t(),
+                                           .bias = bias.t(),
+                                           .skip = if_skip(skip.t()),
+                                           .skip_weight = if_skip(skip_weight.t()),
+                                           .mean = mean.t(),
+                                           .rstd = rstd.t(),
+                                           .NH = NH,
+                                           .gate = o.kind,
+                                           .residual_weight = true});
+      };
+      Gradients without = gradients(), beside = gradients(), in_place = gradients();
+      backward(without, Tensor());
+      backward(beside, beside.again.t());
+      backward(in_place, in_place.dy.t());
+      EXPECT_EQ(beside.again.Bits(), y.Bits());
+      EXPECT_EQ(beside.dy.Bits(), without.dy.Bits());
+      EXPECT_EQ(in_place.dy.Bits(), y.Bits());
+      for (Gradients* g : {&beside, &in_place}) {
+        EXPECT_EQ(g->dh.Bits(), without.dh.Bits());
+        EXPECT_EQ(g->do_pre.Bits(), without.do_pre.Bits());
+        EXPECT_EQ(g->dskip.Bits(), without.dskip.Bits());
+        EXPECT_EQ(g->dweight.Bits(), without.dweight.Bits());
+        EXPECT_EQ(g->dbias.Bits(), without.dbias.Bits());
+        EXPECT_EQ(g->dskip_weight.Bits(), without.dskip_weight.Bits());
+      }
     }
   });
 }

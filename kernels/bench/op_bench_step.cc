@@ -99,13 +99,15 @@ class StepOps {
                  dweight = timer_.Random(wide_, {D_}), dx = timer_.Random(wide_, {N_, D_});
     // rounded for the matmuls, where they take a narrower type
     const Tensor rounded = compute_ == wide_ ? Tensor() : timer_.Random(compute_, {N_, D_});
+    const Tensor u = timer_.Random(compute_, {N_, D_});  // not in place of dy, so that repeats see the same
     Time("rms norm", norms_, 0, Rows(2 * D_, 2 * D_), [&] {
       timer_.ops().RmsNormForward(
           {.y = y, .rstd = rstd, .sum = sum, .x = x, .delta = delta, .weight = weight, .eps = 1e-6});
     });
-    Time("rms norm backward", norms_, 0, Rows(3 * D_, rounded.defined() ? 2 * D_ : D_), [&] {
+    Time("rms norm backward", norms_, 0, Rows(3 * D_, rounded.defined() ? 3 * D_ : 2 * D_), [&] {
       timer_.ops().RmsNormBackward({.dx = dx,
                                     .dx_rounded = rounded,
+                                    .y = u,
                                     .dweight = dweight,
                                     .dy = y,
                                     .dresidual = dx,
@@ -128,8 +130,9 @@ class StepOps {
                                         .eps = 1e-6});
     });
     const Tensor dh = timer_.Random(compute_, {N_, D_});
-    Time("head norm gate backward", mlstm_, 0, Rows(0, 5 * D_), [&] {
+    Time("head norm gate backward", mlstm_, 0, Rows(0, 6 * D_), [&] {
       timer_.ops().HeadNormGateBackward({.dh = dh,
+                                         .y = u,
                                          .do_pre = do_pre,
                                          .dweight = dweight,
                                          .dy = gated,
@@ -178,7 +181,7 @@ class StepOps {
                  weight = timer_.Random(wide_, {width}), skip_weight = timer_.Random(wide_, {width}),
                  dh = timer_.Random(compute_, {N_, width}), do_pre = timer_.Random(compute_, {N_, width}),
                  dskip = timer_.Random(compute_, {N_, width}), dweight = timer_.Random(wide_, {width}),
-                 dskip_weight = timer_.Random(wide_, {width});
+                 dskip_weight = timer_.Random(wide_, {width}), u = timer_.Random(compute_, {N_, width});
     const auto option = [&](const Tensor& t) { return skip_and_gate ? t : Tensor(); };
     Time(name, calls, 0, Rows(0, (skip_and_gate ? 4 : 2) * width), [&] {
       timer_.ops().HeadNormGateForward({.y = y,
@@ -194,8 +197,9 @@ class StepOps {
                                         .gate = OutputGate::kSilu,
                                         .residual_weight = true});
     });
-    Time(name + " back", calls, 0, Rows(0, (skip_and_gate ? 7 : 3) * width), [&] {
+    Time(name + " back", calls, 0, Rows(0, (skip_and_gate ? 8 : 3) * width), [&] {
       timer_.ops().HeadNormGateBackward({.dh = dh,
+                                         .y = option(u),
                                          .do_pre = option(do_pre),
                                          .dskip = option(dskip),
                                          .dweight = dweight,
@@ -222,7 +226,8 @@ class StepOps {
                  mean = timer_.Random(wide_, {N_}), rstd = timer_.Random(wide_, {N_}),
                  weight = timer_.Random(wide_, {D_}), dweight = timer_.Random(wide_, {D_}),
                  dx = timer_.Random(wide_, {N_, D_}),
-                 rounded = compute_ == wide_ ? Tensor() : timer_.Random(compute_, {N_, D_});
+                 rounded = compute_ == wide_ ? Tensor() : timer_.Random(compute_, {N_, D_}),
+                 u = timer_.Random(compute_, {N_, D_});
     Time("layer norm", paper_norms(), 0, Rows(2 * D_, 2 * D_), [&] {
       timer_.ops().LayerNormForward({.y = y,
                                      .mean = mean,
@@ -234,9 +239,10 @@ class StepOps {
                                      .residual_weight = true,
                                      .eps = 1e-5});
     });
-    Time("layer norm backward", paper_norms(), 0, Rows(3 * D_, rounded.defined() ? 2 * D_ : D_), [&] {
+    Time("layer norm backward", paper_norms(), 0, Rows(3 * D_, rounded.defined() ? 3 * D_ : 2 * D_), [&] {
       timer_.ops().LayerNormBackward({.dx = dx,
                                       .dx_rounded = rounded,
+                                      .y = u,
                                       .dweight = dweight,
                                       .dy = y,
                                       .dresidual = dx,

@@ -106,7 +106,7 @@ void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
         mean /= static_cast<W>(DHV);
         mean_xhat /= static_cast<W>(DHV);
         for (int64_t c = first; c < last; ++c) {
-          // everything that column c needs before anything is written
+          // everything that column c needs before anything is written; y, which may be dy, comes last
           const W z = xhat(r, c) * Scale<W>(a, c) + At<W>(a.bias, c, 0) + Skip<T>(a, r, c);
           const W dz = g(r, c);
           Row<T>(a.dh, r)[c] =
@@ -117,6 +117,9 @@ void Backward(const HeadNormGateBackwardArgs& a, ThreadPool& pool) {
           if (a.o_pre.defined()) {
             const W o_pre = static_cast<W>(Row<T>(a.o_pre, r)[c]), dy = static_cast<W>(Row<T>(a.dy, r)[c]);
             Row<T>(a.do_pre, r)[c] = static_cast<T>(TimesSlope(a.gate, dy, o_pre) * z);
+            if (a.y.defined()) Row<T>(a.y, r)[c] = static_cast<T>(Act(a.gate, o_pre) * z);
+          } else if (a.y.defined()) {
+            Row<T>(a.y, r)[c] = static_cast<T>(z);
           }
         }
       }
@@ -169,6 +172,7 @@ void CpuOps::FastHeadNormGateBackward(const HeadNormGateBackwardArgs& a) {
   float* scale_room = row_scratch + pool_.num_threads() * DHV;
   const HeadNormGateBackwardRows<T> rows = {
       .dh = RawData<T>(a.dh),
+      .y = RawDataOrNull<T>(a.y),
       .do_pre = RawDataOrNull<T>(a.do_pre),
       .do_stride = a.do_pre.row_stride,
       .dskip = RawDataOrNull<T>(a.dskip),

@@ -80,6 +80,10 @@ void Backward(const LayerNormBackwardArgs& a, ThreadPool& pool) {
         const W ds = (dxhat - sum - (x[c] - mean[r]) * rstd[r] * products) * rstd[r];
         dx[c] = ds + (a.dresidual.defined() ? Row<W>(a.dresidual, r)[c] : W{0});
         if (a.dx_rounded.defined()) Row<T>(a.dx_rounded, r)[c] = static_cast<T>(dx[c]);
+        if (a.y.defined()) {
+          const W xhat = (x[c] - mean[r]) * rstd[r], bias = a.bias.defined() ? a.bias.as<W>()[c] : W{0};
+          Row<T>(a.y, r)[c] = static_cast<T>(xhat * (one + weight[c]) + bias);
+        }
       }
     }
   });
@@ -115,10 +119,12 @@ void CpuOps::FastLayerNormBackward(const LayerNormBackwardArgs& a) {
   float* scale_room = dweight + 2 * num_partials * D;
   const LayerNormBackwardRows<T> rows = {.dx = a.dx.as<float>(),
                                          .dx_rounded = RawDataOrNull<T>(a.dx_rounded),
+                                         .y = RawDataOrNull<T>(a.y),
                                          .dy = RawData<T>(a.dy),
                                          .dresidual = RawDataOrNull<float>(a.dresidual),
                                          .x = a.x.as<float>(),
                                          .scale = NormScale(a.weight, a.residual_weight, D, scale_room),
+                                         .bias = RawDataOrNull<float>(a.bias),
                                          .mean = a.mean.as<float>(),
                                          .rstd = a.rstd.as<float>(),
                                          .D = D};

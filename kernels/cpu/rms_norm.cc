@@ -42,7 +42,7 @@ void Backward(const RmsNormBackwardArgs& a, ThreadPool& pool) {
   const int64_t N = a.x.dim[0], D = a.x.dim[1];
   const W* weight = a.weight.as<W>();
   const W* rstd = a.rstd.as<W>();
-  // Before dx is written: dx may be dresidual and dx_rounded dy, but neither is x.
+  // Before dx is written: dx may be dresidual and dx_rounded or y dy, but none is x.
   pool.ParallelForBlocks(D, 16, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       W dweight = 0, dbias = 0;
@@ -67,6 +67,10 @@ void Backward(const RmsNormBackwardArgs& a, ThreadPool& pool) {
         const W ds = (static_cast<W>(dy[c]) * weight[c] - x[c] * rstd[r] * mean) * rstd[r];
         dx[c] = ds + (a.dresidual.defined() ? Row<W>(a.dresidual, r)[c] : W{0});
         if (a.dx_rounded.defined()) Row<T>(a.dx_rounded, r)[c] = static_cast<T>(dx[c]);
+        if (a.y.defined()) {
+          const W bias = a.bias.defined() ? a.bias.as<W>()[c] : W{0};
+          Row<T>(a.y, r)[c] = static_cast<T>(x[c] * rstd[r] * weight[c] + bias);
+        }
       }
     }
   });
@@ -92,10 +96,12 @@ template <class T>
 void CpuOps::FastRmsNormBackward(const RmsNormBackwardArgs& a) {
   const RmsNormBackwardRows<T> rows = {.dx = a.dx.as<float>(),
                                        .dx_rounded = RawDataOrNull<T>(a.dx_rounded),
+                                       .y = RawDataOrNull<T>(a.y),
                                        .dy = RawData<T>(a.dy),
                                        .dresidual = RawDataOrNull<float>(a.dresidual),
                                        .x = a.x.as<float>(),
                                        .weight = a.weight.as<float>(),
+                                       .bias = RawDataOrNull<float>(a.bias),
                                        .rstd = a.rstd.as<float>(),
                                        .D = a.x.dim[1]};
   const int64_t N = a.x.dim[0], per_partial = RowsPerPartial(N), num_partials = CeilDiv(N, per_partial);

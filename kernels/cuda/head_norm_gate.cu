@@ -2,7 +2,8 @@
 // head's columns (layer norm per head). The scale is weight, 1 + weight or 1. Backward, with g = dy
 // act(o_pre) the gradient of z: do_pre = dy z act'(o_pre); dskip = g skip_weight; dh = rstd (scale g -
 // mean(scale g) - xhat mean(scale g xhat)). Kernels, grids, shared memory and what is read twice:
-// head_norm_rows.h. Per element in bf16 with a gate: 6 bytes forward, 10 backward; with a skip 8 and 14.
+// head_norm_rows.h. Per element in bf16 with a gate: 6 bytes forward, 10 backward; with a skip 8 and 14;
+// and 2 more backward with y.
 #include "kernels/cuda/device_ops.h"
 #include "kernels/cuda/head_norm_rows.h"
 
@@ -72,6 +73,7 @@ void Backward(Context& context, const HeadNormGateBackwardArgs& a) {
   using W = Wide<T>;
   HeadNormBackwardRows<T> rows = {.in = InputsOf<T>(a),
                                   .dh = a.dh.as<T>(),
+                                  .y = DataOrNull<T>(a.y),
                                   .do_pre = DataOrNull<T>(a.do_pre),
                                   .dskip = DataOrNull<T>(a.dskip),
                                   .do_stride = a.do_pre.row_stride,
@@ -84,8 +86,8 @@ void Backward(Context& context, const HeadNormGateBackwardArgs& a) {
                                   .dskip_weight = nullptr};
   const auto& in = rows.in;
   const int64_t width = in.NH * in.DHV;
-  const int V =
-      PickV<T>(in.DHV, a.dh, a.do_pre, a.dskip, a.dy, a.h, a.o_pre, a.weight, a.bias, a.skip, a.skip_weight);
+  const int V = PickV<T>(in.DHV, a.dh, a.y, a.do_pre, a.dskip, a.dy, a.h, a.o_pre, a.weight, a.bias, a.skip,
+                         a.skip_weight);
   const RowLayout layout = PickRowLayout(in.N, in.NH, in.DHV, V, kMaxHeadItems<T>, kRowBlockThreads);
   constexpr int64_t kRowsPerPartial = 64, kMaxPartials = 256;  // of the loops
   const bool loops = layout.items == 0 || !kRowsInRegisters<T>;

@@ -44,6 +44,7 @@ struct HeadNormBackwardRows {
   using W = Wide<T>;
   HeadNormInputs<T> in;
   T* dh;
+  T* y;       // may be null, may be dy
   T* do_pre;  // null if gate is kNone
   T* dskip;   // null if skip is
   int64_t do_stride, dskip_stride;
@@ -86,7 +87,12 @@ __device__ inline void GateAndSlope(HeadGate gate, Wide<T> o, Wide<T>& act, Wide
   slope = gate == HeadGate::kSigmoid ? s * (1 - s) : SiluSlope<T>(o, s);
 }
 
-// y of V columns; `at` is the row, h, o and skip its values.
+// z of column e, forward and backward.
+template <int V, class W>
+__device__ inline W HeadNormZ(const HeadNormParams<W, V>& p, int e, W xhat, W skip) {
+  return xhat * p.scale[e] + p.bias[e] + p.skip_weight[e] * skip;
+}
+// y of V columns; h, o and skip are the row's values.
 template <int V, class T>
 __device__ inline void StoreHeadNormed(const HeadNormForwardRows<T>& a, int64_t row, int64_t column,
                                        const Wide<T> (&h)[V], const Wide<T> (&o)[V], const Wide<T> (&skip)[V],
@@ -96,7 +102,7 @@ __device__ inline void StoreHeadNormed(const HeadNormForwardRows<T>& a, int64_t 
   W y[V];
 #pragma unroll
   for (int e = 0; e < V; ++e) {
-    const W z = (h[e] - mean) * rstd * p.scale[e] + p.bias[e] + p.skip_weight[e] * skip[e];
+    const W z = HeadNormZ<V>(p, e, (h[e] - mean) * rstd, skip[e]);
     y[e] = a.in.gate == HeadGate::kNone ? z : GateOf<T>(a.in.gate, o[e]) * z;
   }
   Store(a.y + row * (a.in.NH * a.in.DHV) + column, y);
@@ -191,7 +197,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) HeadNormForwardLoopKernel(Head
   }
 }
 
-// V columns of one row in backward: reads everything of theirs, then writes do_pre and dskip.
+// V columns of one row in backward: reads everything of theirs, then writes do_pre, dskip and y.
 //   g = dy act(o_pre): the gradient of z, and of bias; scaled_g = scale g: of xhat; skip_g = g skip
 template <class T, int V>
 struct HeadNormColumns {
@@ -205,21 +211,26 @@ struct HeadNormColumns {
 #pragma unroll
     for (int e = 0; e < V; ++e) xhat[e] = (xhat[e] - mean) * rstd;
   }
-  // Afterwards g and scaled_g hold what is said above, and do_pre and dskip are written if kStore.
+  // Afterwards g and scaled_g hold what is said above, and do_pre, dskip and y are written if kStore.
   template <bool kStore>
   __device__ void Gate(const HeadNormBackwardRows<T>& a, int64_t row, int64_t column) {
     const HeadNormParams<W, V> p(a.in, column);
+    W y[V];
+#pragma unroll
+    for (int e = 0; e < V; ++e) y[e] = HeadNormZ<V>(p, e, xhat[e], skip[e]);
     if (a.in.gate != HeadGate::kNone) {
       W do_pre[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         W act, slope;
         GateAndSlope<T>(a.in.gate, o[e], act, slope);
-        do_pre[e] = g[e] * slope * (xhat[e] * p.scale[e] + p.bias[e] + p.skip_weight[e] * skip[e]);
+        do_pre[e] = g[e] * slope * y[e];
         g[e] *= act;
+        y[e] *= act;
       }
       if constexpr (kStore) Store(a.do_pre + row * a.do_stride + column, do_pre);
     }
+    if (kStore && a.y != nullptr) Store(a.y + row * (a.in.NH * a.in.DHV) + column, y);
     if (kStore && a.in.skip != nullptr) {
       W dskip[V];
 #pragma unroll

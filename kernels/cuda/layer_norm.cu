@@ -2,7 +2,7 @@
 // biased variance. Ba et al. 2016, arXiv:1607.06450. The scale is weight, or 1 + weight. Backward: ds =
 // rstd (scale dy - mean(scale dy) - xhat mean(scale dy xhat)), dw = sum of dy xhat. Kernels, grids, shared
 // memory and what is read twice: norm_rows.h. Per element in bf16 with a residual: 12 bytes forward, 14
-// backward, 16 with the rounded gradient.
+// backward, 16 with the rounded gradient, and 2 more with y.
 #include "kernels/cuda/device_ops.h"
 #include "kernels/cuda/norm_rows.h"
 
@@ -40,12 +40,14 @@ void DeviceOps::LayerNormBackward(const LayerNormBackwardArgs& a) {
     using W = Wide<T>;
     const NormBackwardRows<T> rows = {.dx = a.dx.as<W>(),
                                       .dx_rounded = DataOrNull<T>(a.dx_rounded),
+                                      .y = DataOrNull<T>(a.y),
                                       .dweight = nullptr,
                                       .dbias = nullptr,
                                       .dy = a.dy.as<T>(),
                                       .dresidual = DataOrNull<W>(a.dresidual),
                                       .x = a.x.as<W>(),
                                       .weight = a.weight.as<W>(),
+                                      .bias = DataOrNull<W>(a.bias),
                                       .mean = a.mean.as<W>(),
                                       .rstd = a.rstd.as<W>(),
                                       .one = static_cast<W>(a.residual_weight ? 1 : 0),
@@ -53,7 +55,7 @@ void DeviceOps::LayerNormBackward(const LayerNormBackwardArgs& a) {
                                       .D = D};
     LaunchNormBackward</*kCentered=*/true>(
         context_, "LayerNormBackward", rows, a.dweight.as<W>(), DataOrNull<W>(a.dbias),
-        AllVectorisable(kVecElems<T>, a.dx, a.dx_rounded, a.dy, a.dresidual, a.x, a.weight));
+        AllVectorisable(kVecElems<T>, a.dx, a.dx_rounded, a.y, a.dy, a.dresidual, a.x, a.weight, a.bias));
   });
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -37,12 +37,14 @@ struct NormBackwardRows {
   using W = Wide<T>;
   W* dx;          // may be dresidual
   T* dx_rounded;  // may be null, may be dy
+  T* y;           // may be null, may be dy
   W* dweight;     // (blocks, D) partial sums
   W* dbias;       // the same, may be null
   const T* dy;
   const W* dresidual;  // may be null
   const W* x;
   const W* weight;
+  const W* bias;  // may be null
   const W* mean;  // centred only
   const W* rstd;
   W one;
@@ -60,15 +62,20 @@ __device__ inline void LoadSum(Wide<T> (&s)[V], const NormForwardRows<T>& a, int
     for (int e = 0; e < V; ++e) s[e] += d[e];
   }
 }
-template <int V, class T>
-__device__ inline void StoreNormed(const NormForwardRows<T>& a, int64_t at, int64_t column,
-                                   const Wide<T> (&s)[V], Wide<T> mean, Wide<T> rstd) {
-  Wide<T> weight[V], bias[V], y[V];
+// y of V columns, forward and backward.
+template <int V, class Rows, class W>
+__device__ inline void StoreNormed(const Rows& a, int64_t at, int64_t column, const W (&xhat)[V]) {
+  W weight[V], bias[V], y[V];
   Load(weight, a.weight + column);
-  LoadOr(bias, a.bias, column, Wide<T>{0});
+  LoadOr(bias, a.bias, column, W{0});
 #pragma unroll
-  for (int e = 0; e < V; ++e) y[e] = (s[e] - mean) * rstd * (a.one + weight[e]) + bias[e];
+  for (int e = 0; e < V; ++e) y[e] = xhat[e] * (a.one + weight[e]) + bias[e];
   Store(a.y + at, y);
+}
+template <int V, class W>
+__device__ inline void Normalise(W (&s)[V], W mean, W rstd) {
+#pragma unroll
+  for (int e = 0; e < V; ++e) s[e] = (s[e] - mean) * rstd;
 }
 
 template <class T, int V, int kItems, bool kCentered>
@@ -116,7 +123,9 @@ __global__ void __launch_bounds__(kRowThreads<V, kItems>, 1) NormForwardKernel(N
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int64_t column = ColumnOf<V>(i);
-    if (column < width) StoreNormed(a, offset + column, column, s[i], mean[0], rstd);
+    if (column >= width) continue;
+    Normalise(s[i], mean[0], rstd);
+    StoreNormed(a, offset + column, column, s[i]);
   }
 }
 
@@ -161,7 +170,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) NormForwardLoopKernel(NormForw
   for (int64_t column = first; column < a.D; column += step) {
     W s[V];
     Load(s, sum + column);
-    StoreNormed(a, offset + column, column, s, mean[0], rstd);
+    Normalise(s, mean[0], rstd);
+    StoreNormed(a, offset + column, column, s);
   }
 }
 
@@ -216,6 +226,7 @@ __global__ void __launch_bounds__(kRowThreads<V, kItems>, 1) NormBackwardKernel(
       for (int e = 0; e < V; ++e) dx[e] += (g[i][e] - mean_g - xhat[i][e] * mean_product) * rstd;
       Store(a.dx + offset + column, dx);
       if (a.dx_rounded != nullptr) Store(a.dx_rounded + offset + column, dx);
+      if (a.y != nullptr) StoreNormed(a, offset + column, column, xhat[i]);
     }
   }
   const int64_t partial = static_cast<int64_t>(blockIdx.x) * a.D;
@@ -237,11 +248,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) NormBackwardLoopKernel(NormBac
     Load(g, a.dy + offset + column);
     Load(xhat, a.x + offset + column);
     Load(weight, a.weight + column);
+    Normalise(xhat, mean, rstd);
 #pragma unroll
-    for (int e = 0; e < V; ++e) {
-      xhat[e] = (xhat[e] - mean) * rstd;
-      g[e] *= a.one + weight[e];
-    }
+    for (int e = 0; e < V; ++e) g[e] *= a.one + weight[e];
   };
   W sums[2] = {0, 0};
   for (int64_t column = first; column < a.D; column += step) {
@@ -263,6 +272,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) NormBackwardLoopKernel(NormBac
     for (int e = 0; e < V; ++e) dx[e] += (g[e] - mean_g - xhat[e] * mean_product) * rstd;
     Store(a.dx + offset + column, dx);
     if (a.dx_rounded != nullptr) Store(a.dx_rounded + offset + column, dx);
+    if (a.y != nullptr) StoreNormed(a, offset + column, column, xhat);
   }
 }
 

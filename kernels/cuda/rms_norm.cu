@@ -1,7 +1,7 @@
 // y = s rstd weight (+ bias), s = x (+ delta), rstd = 1 / sqrt(mean(s^2) + eps). Zhang & Sennrich 2019,
 // arXiv:1910.07467. Backward, with xhat = s rstd: ds = rstd (w dy - xhat mean(w dy xhat)), dw = sum of dy
 // xhat. Kernels, grids, shared memory and what is read twice: norm_rows.h. Per element in bf16 with a
-// residual: 12 bytes forward, 14 backward, 16 with the rounded gradient.
+// residual: 12 bytes forward, 14 backward, 16 with the rounded gradient, and 2 more with y.
 #include "kernels/cuda/device_ops.h"
 #include "kernels/cuda/norm_rows.h"
 
@@ -39,12 +39,14 @@ void DeviceOps::RmsNormBackward(const RmsNormBackwardArgs& a) {
     using W = Wide<T>;
     const NormBackwardRows<T> rows = {.dx = a.dx.as<W>(),
                                       .dx_rounded = DataOrNull<T>(a.dx_rounded),
+                                      .y = DataOrNull<T>(a.y),
                                       .dweight = nullptr,
                                       .dbias = nullptr,
                                       .dy = a.dy.as<T>(),
                                       .dresidual = DataOrNull<W>(a.dresidual),
                                       .x = a.x.as<W>(),
                                       .weight = a.weight.as<W>(),
+                                      .bias = DataOrNull<W>(a.bias),
                                       .mean = nullptr,
                                       .rstd = a.rstd.as<W>(),
                                       .one = 0,
@@ -52,7 +54,7 @@ void DeviceOps::RmsNormBackward(const RmsNormBackwardArgs& a) {
                                       .D = D};
     LaunchNormBackward</*kCentered=*/false>(
         context_, "RmsNormBackward", rows, a.dweight.as<W>(), DataOrNull<W>(a.dbias),
-        AllVectorisable(kVecElems<T>, a.dx, a.dx_rounded, a.dy, a.dresidual, a.x, a.weight));
+        AllVectorisable(kVecElems<T>, a.dx, a.dx_rounded, a.y, a.dy, a.dresidual, a.x, a.weight, a.bias));
   });
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -6,6 +6,16 @@
 
 namespace carousel::cpu::CAROUSEL_SIMD_NS {
 
+// z of columns c, c + 1, .. of a head: forward and backward have the same bits of it.
+template <bool kSkip, class Count>
+CAROUSEL_INLINE VecF HeadNormZ(VecF xhat, VecF scale, const float* bias, VecF skip_weight, VecF skip,
+                               int64_t c, Count count) {
+  VecF z = Opaque(xhat * scale);
+  if (bias != nullptr) z += Load(bias + c, count);
+  if constexpr (kSkip) z += Opaque(skip_weight * skip);
+  return z;
+}
+
 template <class T, RowGate kGate, bool kSkip>
 static void HeadNormGateForward(const HeadNormGateForwardRows<T>& a, int64_t begin, int64_t end) {
   const float inverse = 1.0f / static_cast<float>(a.DHV);
@@ -16,6 +26,7 @@ static void HeadNormGateForward(const HeadNormGateForwardRows<T>& a, int64_t beg
       const T* o = kGate == RowGate::kNone ? nullptr : a.o_pre + r * a.o_stride + column;
       const T* skip = kSkip ? a.skip + r * a.skip_stride + column : nullptr;
       const float* scale = a.scale + column;
+      const float* bias = a.bias == nullptr ? nullptr : a.bias + column;
       VecF sum = {};
       ForEachVec(a.DHV, [&](int64_t c, auto count) { sum += Load(h + c, count); });
       const float mean = SumLanes(sum) * inverse;
@@ -29,9 +40,13 @@ static void HeadNormGateForward(const HeadNormGateForwardRows<T>& a, int64_t beg
       a.rstd[r * a.NH + head] = rstd;
       T* y = a.y + r * a.NH * a.DHV + column;
       ForEachVec(a.DHV, [&](int64_t c, auto count) {
-        VecF z = (Load(h + c, count) - mean) * rstd * Load(scale + c, count);
-        if (a.bias != nullptr) z += Load(a.bias + column + c, count);
-        if constexpr (kSkip) z += Load(a.skip_weight + column + c, count) * Load(skip + c, count);
+        VecF skip_weight = {}, skipped = {};
+        if constexpr (kSkip) {
+          skip_weight = Load(a.skip_weight + column + c, count);
+          skipped = Load(skip + c, count);
+        }
+        const VecF z = HeadNormZ<kSkip>((Load(h + c, count) - mean) * rstd, Load(scale + c, count), bias,
+                                        skip_weight, skipped, c, count);
         if constexpr (kGate == RowGate::kNone) {
           Store(y + c, z, count);
         } else {
@@ -72,7 +87,9 @@ static void HeadNormGateBackward(const HeadNormGateBackwardRows<T>& a, int64_t b
       T* do_pre = kGate == RowGate::kNone ? nullptr : a.do_pre + r * a.do_stride + column;
       const T* skip = kSkip ? a.skip + r * a.skip_stride + column : nullptr;
       T* dskip = kSkip ? a.dskip + r * a.dskip_stride + column : nullptr;
+      T* y = a.y == nullptr ? nullptr : a.y + r * width + column;
       const float* scale = a.scale + column;
+      const float* bias = a.bias == nullptr ? nullptr : a.bias + column;
       const float mean = a.mean[r * a.NH + head], rstd = a.rstd[r * a.NH + head];
       VecF sum = {}, products = {};
       ForEachVec(a.DHV, [&](int64_t c, auto count) {
@@ -90,15 +107,18 @@ static void HeadNormGateBackward(const HeadNormGateBackwardRows<T>& a, int64_t b
         VecF g = Load(dy + c, count);  // 0 in missing lanes, and all that it multiplies
         if constexpr (kGate != RowGate::kNone) {
           g *= gate;
-          VecF z = xhat * w;
-          if (a.bias != nullptr) z += Load(a.bias + column + c, count);
-          if constexpr (kSkip) z += skip_weight * skipped;
+          const VecF z = HeadNormZ<kSkip>(xhat, w, bias, skip_weight, skipped, c, count);
           if constexpr (kGate == RowGate::kSigmoid) {
             Store(do_pre + c, g * (1.0f - gate) * z, count);
           } else {
             Store(do_pre + c, g * (1.0f + o_pre * (1.0f - gate)) * z, count);
             g *= o_pre;
+            gate *= o_pre;
           }
+          if (y != nullptr) Store(y + c, gate * z, count);
+        } else {
+          if (y != nullptr)
+            Store(y + c, HeadNormZ<kSkip>(xhat, w, bias, skip_weight, skipped, c, count), count);
         }
         if constexpr (kSkip) {
           Store(dskip + c, g * skip_weight, count);

@@ -6,6 +6,15 @@
 namespace carousel::cpu::CAROUSEL_SIMD_NS {
 namespace {
 
+// The forward's y of columns c, c + 1, .. of a row, out of xhat: the backward gives the same bits.
+template <class T, class Count>
+CAROUSEL_INLINE void StoreNormed(T* y, VecF xhat, const float* scale, const float* bias, int64_t c,
+                                 Count count) {
+  VecF value = Opaque(xhat * Load(scale + c, count));
+  if (bias != nullptr) value += Load(bias + c, count);
+  Store(y + c, value, count);
+}
+
 template <class T>
 void RmsNormForward(const RmsNormForwardRows<T>& a, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
@@ -31,9 +40,7 @@ void RmsNormForward(const RmsNormForwardRows<T>& a, int64_t begin, int64_t end) 
     a.rstd[r] = rstd;
     T* y = a.y + r * a.D;
     ForEachVec(a.D, [&](int64_t c, auto count) {
-      VecF value = Load(s + c, count) * rstd * Load(a.weight + c, count);
-      if (a.bias != nullptr) value += Load(a.bias + c, count);
-      Store(y + c, value, count);
+      StoreNormed(y, Load(s + c, count) * rstd, a.weight, a.bias, c, count);
     });
   }
 }
@@ -66,6 +73,7 @@ void RmsNormBackward(const RmsNormBackwardRows<T>& a, int64_t begin, int64_t end
       if (a.dresidual != nullptr) value += Load(a.dresidual + r * a.D + c, count);
       Store(dx + c, value, count);
       if (a.dx_rounded != nullptr) Store(a.dx_rounded + r * a.D + c, value, count);
+      if (a.y != nullptr) StoreNormed(a.y + r * a.D, xhat, a.weight, a.bias, c, count);
     });
   }
 }
@@ -100,9 +108,7 @@ void LayerNormForward(const LayerNormForwardRows<T>& a, int64_t begin, int64_t e
     a.rstd[r] = rstd;
     T* y = a.y + r * a.D;
     ForEachVec(a.D, [&](int64_t c, auto count) {
-      VecF value = (Load(s + c, count) - mean) * rstd * Load(a.scale + c, count);
-      if (a.bias != nullptr) value += Load(a.bias + c, count);
-      Store(y + c, value, count);
+      StoreNormed(y, (Load(s + c, count) - mean) * rstd, a.scale, a.bias, c, count);
     });
   }
 }
@@ -140,6 +146,7 @@ void LayerNormBackward(const LayerNormBackwardRows<T>& a, int64_t begin, int64_t
       if (a.dresidual != nullptr) value += Load(a.dresidual + r * a.D + c, count);
       Store(dx + c, value, count);
       if (a.dx_rounded != nullptr) Store(a.dx_rounded + r * a.D + c, value, count);
+      if (a.y != nullptr) StoreNormed(a.y + r * a.D, xhat, a.scale, a.bias, c, count);
     });
   }
 }

@@ -24,10 +24,12 @@ template <class T>
 struct RmsNormBackwardRows {
   float* dx;
   T* dx_rounded;  // may be null
+  T* y;           // may be null, may be dy
   const T* dy;
   const float* dresidual;  // may be null
   const float* x;
   const float* weight;
+  const float* bias;  // may be null
   const float* rstd;
   int64_t D;
 };
@@ -49,10 +51,12 @@ template <class T>
 struct LayerNormBackwardRows {
   float* dx;
   T* dx_rounded;  // may be null
+  T* y;           // may be null, may be dy
   const T* dy;
   const float* dresidual;  // may be null
   const float* x;
   const float* scale;
+  const float* bias;  // may be null
   const float* mean;
   const float* rstd;
   int64_t D;
@@ -76,6 +80,7 @@ struct HeadNormGateForwardRows {
 template <class T>
 struct HeadNormGateBackwardRows {
   T* dh;
+  T* y;  // may be null, may be dy
   T* do_pre;
   int64_t do_stride;
   T* dskip;

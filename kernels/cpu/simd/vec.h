@@ -37,6 +37,18 @@ typedef uint16_t UnalignedVecU16 __attribute__((vector_size(2 * kLanes), aligned
 // minus zero, not plus: x - 0 is x for every x, so it costs nothing
 CAROUSEL_INLINE VecF Broadcast(float x) { return x - VecF{}; }
 
+// x, out of the compiler's sight: a product that is not fused with what is added to it, wherever it stands
+CAROUSEL_INLINE VecF Opaque(VecF x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  asm("" : "+m"(x));
+#endif
+  return x;
+}
+
 // bit casts and constants, for one value and for a vector, so that simd_math.h serves both
 CAROUSEL_INLINE VecI AsInt(VecF x) { return reinterpret_cast<VecI>(x); }
 CAROUSEL_INLINE VecF AsFloat(VecI x) { return reinterpret_cast<VecF>(x); }
