@@ -136,7 +136,7 @@ TEST(Block, RecomputationFromItsInputGivesTheSameBits) {
     saved.Forward();
     recomputed.Forward();
     // Another block uses the shared memory in between.
-    for (const Tensor& t : {recomputed.bound.saved.u1, recomputed.bound.saved.x2, recomputed.bound.saved.u2,
+    for (const Tensor& t : {recomputed.bound.saved.x2, recomputed.bound.scratch.u,
                             MixerSaved(recomputed.bound).qkvo, MixerSaved(recomputed.bound).h,
                             recomputed.bound.ffn.saved.gate_up, recomputed.bound.ffn.scratch.act}) {
       device->ops().Fill({.y = t, .value = std::nan("")});

@@ -1,5 +1,6 @@
 #include "core/model/ffn.h"
 
+#include "tests/layer_backward.h"
 #include "tests/model_testing.h"
 
 namespace carousel {
@@ -78,7 +79,7 @@ TEST(Ffn, GradientsEqualCentralDifferences) {
     Rig rig(*device, spec, 5, DType::kF64);
     rig.Loss();
     rig.params.ZeroGradients(device->ops());
-    rig.ffn.Backward(rig.Context(), rig.bound, {.dx = rig.dx, .dy = rig.dy, .x = rig.x});
+    testing::LayerBackward(rig.ffn, rig.Context(), rig.bound, rig.dx, rig.dy, rig.x);
     const auto loss = [&] { return rig.Loss(); };
     testing::ExpectGradient("x", loss, rig.x.Flatten(), rig.dx.Flatten());
     testing::ExpectParameterGradients(loss, rig.params, 40);
@@ -92,7 +93,7 @@ TEST(Ffn, WeightGradientsAccumulate) {
   std::vector<double> once;
   for (int pass = 0; pass < 2; ++pass) {
     rig.Loss();
-    rig.ffn.Backward(rig.Context(), rig.bound, {.dx = rig.dx, .dy = rig.dy, .x = rig.x});
+    testing::LayerBackward(rig.ffn, rig.Context(), rig.bound, rig.dx, rig.dy, rig.x);
     const Tensor grads = rig.params.segment(0, ParamStore::kMatrix).grads;
     if (pass == 0) once.assign(grads.as<double>(), grads.as<double>() + grads.num_elems());
     for (int64_t j = 0; j < grads.num_elems(); ++j) {
@@ -109,7 +110,7 @@ TEST(Ffn, WithoutAnOutputItStillSavesWhatBackwardNeeds) {
     saving.ffn.Forward(saving.Context(), saving.bound, Tensor(), saving.x);
     for (Rig* rig : {&full, &saving}) {
       rig->params.ZeroGradients(device->ops());
-      rig->ffn.Backward(rig->Context(), rig->bound, {.dx = rig->dx, .dy = rig->dy, .x = rig->x});
+      testing::LayerBackward(rig->ffn, rig->Context(), rig->bound, rig->dx, rig->dy, rig->x);
     }
     EXPECT_EQ(std::memcmp(full.dx.data, saving.dx.data, static_cast<size_t>(full.dx.num_bytes())), 0);
   }

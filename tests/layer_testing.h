@@ -1,6 +1,7 @@
 // What the tests of the mixers share: a layer with random weights and inputs, and the checks that hold for
 // every mixer.
 #pragma once
+#include "tests/layer_backward.h"
 #include "tests/model_testing.h"
 
 namespace carousel::testing {
@@ -57,7 +58,7 @@ struct LayerRig {
   void Backward() {
     Loss();
     params.ZeroGradients(device.ops());
-    layer.Backward(Context(), bound, {.dx = dx, .dy = dy, .x = x});
+    LayerBackward(layer, Context(), bound, dx, dy, x);
   }
   std::vector<double> Values(Tensor t) const {
     return std::vector<double>(t.as<double>(), t.as<double>() + t.num_elems());
@@ -135,8 +136,8 @@ void ExpectPackingEqualsSeparateDocuments(const ModelSpec& spec) {
     const LayerContext context = {.ops = device->ops(), .params = alone.params, .B = 1, .T = count};
     const Tensor x = alone.x.Rows(begin, count);
     alone.layer.Forward(context, alone.bound, {.y = alone.y.Rows(begin, count), .x = x});
-    alone.layer.Backward(context, alone.bound,
-                         {.dx = alone.dx.Rows(begin, count), .dy = alone.dy.Rows(begin, count), .x = x});
+    LayerBackward(alone.layer, context, alone.bound, alone.dx.Rows(begin, count), alone.dy.Rows(begin, count),
+                  x);
   }
   EXPECT_LT(RelativeL2(packed.Values(packed.y), alone.Values(alone.y)), 1e-13);
   EXPECT_LT(RelativeL2(packed.Values(packed.dx), alone.Values(alone.dx)), 1e-12);

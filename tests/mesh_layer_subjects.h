@@ -1,6 +1,7 @@
 // The layers of the large family as subjects of mesh_layer_testing.h.
 #pragma once
 #include "core/model/block.h"
+#include "tests/layer_backward.h"
 #include "tests/mesh_layer_testing.h"
 
 namespace carousel::testing {
@@ -41,7 +42,7 @@ class FfnSubject {
   }
   void Forward(const LayerContext& ctx, Tensor y, Tensor x) { ffn_.Forward(ctx, memory_, y, x); }
   void Backward(const LayerContext& ctx, Tensor dx, Tensor dy, Tensor x) {
-    ffn_.Backward(ctx, memory_, {.dx = dx, .dy = dy, .x = x});
+    LayerBackward(ffn_, ctx, memory_, dx, dy, x);
   }
 
  private:
@@ -61,7 +62,7 @@ class MlstmSubject {
     layer_.Forward(ctx, memory_, {.y = y, .x = x});
   }
   void Backward(const LayerContext& ctx, Tensor dx, Tensor dy, Tensor x) {
-    layer_.Backward(ctx, memory_, {.dx = dx, .dy = dy, .x = x});
+    LayerBackward(layer_, ctx, memory_, dx, dy, x);
   }
 
  private:

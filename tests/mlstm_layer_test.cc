@@ -1,5 +1,6 @@
 #include "core/model/mlstm_layer.h"
 
+#include "tests/layer_backward.h"
 #include "tests/model_testing.h"
 
 namespace carousel {
@@ -41,7 +42,7 @@ struct Rig {
   void Backward() {
     Loss();
     params.ZeroGradients(device.ops());
-    layer.Backward(Context(), bound, {.dx = dx, .dy = dy, .x = x});
+    testing::LayerBackward(layer, Context(), bound, dx, dy, x);
   }
   std::vector<double> Values(Tensor t) const {
     return std::vector<double>(t.as<double>(), t.as<double>() + t.num_elems());

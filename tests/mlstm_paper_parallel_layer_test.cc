@@ -2,6 +2,7 @@
 // axis, and both: forward and all gradients equal those of one rank.
 #include "core/model/mlstm_paper_layer.h"
 
+#include "tests/layer_backward.h"
 #include "tests/mesh_layer_subjects.h"
 
 namespace carousel {
@@ -32,7 +33,7 @@ class PaperSubject {
     layer_.Forward(ctx, memory_, {.y = y, .x = x});
   }
   void Backward(const LayerContext& ctx, Tensor dx, Tensor dy, Tensor x) {
-    layer_.Backward(ctx, memory_, {.dx = dx, .dy = dy, .x = x});
+    testing::LayerBackward(layer_, ctx, memory_, dx, dy, x);
   }
 
  private:

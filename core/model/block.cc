@@ -30,16 +30,16 @@ Block::Memory Block::Bind(Arena& arena, const Ops& ops, const PassShape& shape, 
   if (mode == Mode::kInference) arena.BeginSharedSaved("blocks");
   s.x1 = arena.Saved(wide, {N, D_});
   if (mode == Mode::kRecompute) arena.BeginSharedSaved("recomputed blocks");
-  s.u1 = arena.Saved(compute_, {N, D_});
+  if (saves_input()) s.u1 = arena.Saved(compute_, {N, D_});
   s.norm1 = norm_.Bind(arena, N);
   if (ffn_) {
     s.x2 = arena.Saved(wide, {N, D_});
-    s.u2 = arena.Saved(compute_, {N, D_});
     s.norm2 = norm_ffn_->Bind(arena, N);
   }
 
   // The block's own scratch is in use while a layer runs: the layers' scratch lies above it.
   const ScratchScope scope(arena);
+  if (ffn_ || !saves_input()) memory.scratch.u = arena.Scratch(compute_, {N, D_});
   memory.scratch.delta = arena.Scratch(compute_, {N, D_});
   std::visit([&](const auto& mixer) { memory.mixer = mixer.Bind(arena, ops, compute_, shape, train); },
              mixer_);
@@ -62,11 +62,22 @@ void Block::MixerForward(const LayerContext& ctx, const Memory& memory, Tensor y
       mixer_);
 }
 
-void Block::MixerBackward(const LayerContext& ctx, const Memory& memory, Tensor dx, Tensor dy,
-                          Tensor x) const {
+void Block::MixerBackward(const LayerContext& ctx, const Memory& memory, Tensor dx, Tensor dy) const {
   std::visit(
       [&]<class Layer>(const Layer& mixer) {
-        mixer.Backward(ctx, std::get<typename Layer::Memory>(memory.mixer), {.dx = dx, .dy = dy, .x = x});
+        typename Layer::BackwardArgs args = {.dx = dx, .dy = dy};
+        if constexpr (requires { args.x; }) args.x = memory.saved.u1.Rows(0, ctx.stream_rows());
+        mixer.Backward(ctx, std::get<typename Layer::Memory>(memory.mixer), args);
+      },
+      mixer_);
+}
+
+void Block::MixerWeightGradients(const LayerContext& ctx, const Memory& memory, Tensor x) const {
+  std::visit(
+      [&]<class Layer>(const Layer& mixer) {
+        if constexpr (requires { &Layer::WeightGradients; }) {
+          mixer.WeightGradients(ctx, std::get<typename Layer::Memory>(memory.mixer), x);
+        }
       },
       mixer_);
 }
@@ -74,7 +85,8 @@ void Block::MixerBackward(const LayerContext& ctx, const Memory& memory, Tensor 
 void Block::Forward(const LayerContext& ctx, const Memory& memory, const ForwardArgs& a) const {
   const int64_t N = ctx.stream_rows();
   const Saved& s = memory.saved;
-  const Tensor x1 = s.x1.Rows(0, N), u1 = s.u1.Rows(0, N), delta = memory.scratch.delta.Rows(0, N);
+  const Tensor x1 = s.x1.Rows(0, N), delta = memory.scratch.delta.Rows(0, N);
+  const Tensor u1 = (saves_input() ? s.u1 : memory.scratch.u).Rows(0, N);
   CAROUSEL_CHECK_MSG(a.delta_in.defined() || a.x.data == x1.data, "the stream must be in x1 already");
 
   // x1 = x + delta_in;  u1 = norm(x1)
@@ -87,7 +99,7 @@ void Block::Forward(const LayerContext& ctx, const Memory& memory, const Forward
   MixerForward(ctx, memory, delta, u1, a.initial, a.last);
 
   // x2 = x1 + mixer;  u2 = norm(x2)
-  const Tensor u2 = s.u2.Rows(0, N);
+  const Tensor u2 = memory.scratch.u.Rows(0, N);
   norm_ffn_->Forward(ctx, s.norm2, {.y = u2, .sum = s.x2.Rows(0, N), .x = x1, .delta = delta});
   ffn_->Forward(ctx, memory.ffn, a.delta_out, u2);
 }
@@ -101,19 +113,26 @@ void Block::Backward(const LayerContext& ctx, const Memory& memory, Mode mode, c
 
   // The norms round the stream's gradient for the matmuls that come next.
   const Tensor dx = a.dx, rounded = a.dy.data == dx.data ? Tensor() : a.dy;
-  const Tensor du = memory.scratch.delta.Rows(0, N);
+  const Tensor du = memory.scratch.delta.Rows(0, N), u = du;
 
-  // output = x2 + ffn(norm(x2))
+  // output = x2 + ffn(u), u = norm(x2), which takes the place of its gradient
   if (ffn_) {
-    ffn_->Backward(ctx, memory.ffn, {.dx = du, .dy = a.dy, .x = s.u2.Rows(0, N)});
-    norm_ffn_->Backward(ctx, s.norm2,
-                        {.dx = dx, .dx_rounded = rounded, .dy = du, .dresidual = dx, .x = s.x2.Rows(0, N)});
+    ffn_->Backward(ctx, memory.ffn, {.dx = du, .dy = a.dy});
+    norm_ffn_->Backward(
+        ctx, s.norm2,
+        {.dx = dx, .dx_rounded = rounded, .y = u, .dy = du, .dresidual = dx, .x = s.x2.Rows(0, N)});
+    ffn_->WeightGradients(ctx, memory.ffn, u);
   }
 
-  // x2 = x1 + mixer(norm(x1))
-  MixerBackward(ctx, memory, du, a.dy, s.u1.Rows(0, N));
-  norm_.Backward(
-      ctx, s.norm1,
-      {.dx = dx, .dx_rounded = a.round_out ? rounded : Tensor(), .dy = du, .dresidual = dx, .x = x1});
+  // x2 = x1 + mixer(u), u = norm(x1)
+  MixerBackward(ctx, memory, du, a.dy);
+  norm_.Backward(ctx, s.norm1,
+                 {.dx = dx,
+                  .dx_rounded = a.round_out ? rounded : Tensor(),
+                  .y = saves_input() ? Tensor() : u,
+                  .dy = du,
+                  .dresidual = dx,
+                  .x = x1});
+  if (!saves_input()) MixerWeightGradients(ctx, memory, u);
 }
 }  // namespace carousel

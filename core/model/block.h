@@ -26,14 +26,15 @@ class Block {
 
   struct Saved {
     Tensor x1;               // (N, D) wide: the block input. All that a recomputed block keeps
-    Tensor u1;               // (N, D) compute: norm(x1)
+    Tensor u1;               // (N, D) compute: norm(x1), if the mixer's backward reads it (sLSTM)
     NormLayer::Saved norm1;  // (N) wide
     Tensor x2;               // (N, D) wide: x1 + mixer; this and what follows only with a feed-forward
-    Tensor u2;               // (N, D) compute: norm_ffn(x2)
     NormLayer::Saved norm2;  // (N) wide
   };
   struct Scratch {
-    Tensor delta;  // (N, D) compute: the mixer's output; in backward the gradient of u2, then of u1
+    Tensor u;      // (N, D) compute: norm(x1), if it is not saved, then norm_ffn(x2). Forward alone
+    Tensor delta;  // (N, D) compute: the mixer's output; in backward the gradient of norm_ffn(x2), then
+                   // itself; the gradient of norm(x1), then itself
   };
   struct Memory {
     Saved saved;
@@ -74,7 +75,11 @@ class Block {
                          int64_t block);
   void MixerForward(const LayerContext&, const Memory&, Tensor y, Tensor x, const LayerState& initial,
                     const LayerState& last) const;
-  void MixerBackward(const LayerContext&, const Memory&, Tensor dx, Tensor dy, Tensor x) const;
+  // Whether the mixer's backward reads its input. If not, its WeightGradients do, after the norm's backward
+  // has made it once more.
+  bool saves_input() const { return std::holds_alternative<SlstmLayer>(mixer_); }
+  void MixerBackward(const LayerContext&, const Memory&, Tensor dx, Tensor dy) const;
+  void MixerWeightGradients(const LayerContext&, const Memory&, Tensor x) const;
 
   int64_t D_;
   DType compute_;

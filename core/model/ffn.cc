@@ -112,7 +112,6 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
   const Tensor gate = gate_up.Columns(0, F_), up = gate_up.Columns(F_, F_);
   ctx.ops.GluBackward(
       {.dgate = gate, .dup = up, .y = act, .dy = dact, .gate = gate, .up = up, .activation = activation_});
-  const Tensor dgate_up = gate_up;
   ctx.ops.Matmul({.c = params.Grad(down_),
                   .a = all_dy,
                   .b = act,
@@ -121,15 +120,22 @@ void Ffn::Backward(const LayerContext& ctx, const Memory& memory, const Backward
   if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
   // [gate|up] = x W^T + b
+  const Tensor dgate_up = gate_up, all_dx = border.AllRows(rows, a.dx);
+  ctx.ops.Matmul({.c = all_dx, .a = dgate_up, .b = params.FusedWeight(gate_up_, 2)});
+  border.SumTokens(a.dx, all_dx);
+}
+
+void Ffn::WeightGradients(const LayerContext& ctx, const Memory& memory, Tensor x) const {
+  const ParamStore& params = ctx.params;
+  const TensorBoundary border(ctx.axes.tensor);
+  const Tensor dgate_up = memory.saved.gate_up.Rows(0, ctx.N());
   if (gate_up_bias_ >= 0) ctx.ops.ColumnSum({.y = params.FusedGrad(gate_up_bias_, 2), .x = dgate_up});
-  const Tensor all_x = border.AllRows(rows, a.x), all_dx = border.AllRows(rows, a.dx);
-  border.GatherTokens(all_x, a.x);
+  const Tensor all_x = border.AllRows(memory.scratch.rows, x);
+  border.GatherTokens(all_x, x);
   ctx.ops.Matmul({.c = params.FusedGrad(gate_up_, 2),
                   .a = dgate_up,
                   .b = all_x,
                   .transpose_a = true,
                   .accumulate = params.AddsToGradient(gate_up_)});
-  ctx.ops.Matmul({.c = all_dx, .a = dgate_up, .b = params.FusedWeight(gate_up_, 2)});
-  border.SumTokens(a.dx, all_dx);
 }
 }  // namespace carousel

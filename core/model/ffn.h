@@ -4,7 +4,7 @@
 // Gate and up are split by columns over the tensor axis, down by rows: a rank has F = ffn_dim / t features of
 // all N tokens in between, and gathers and sums rows of the stream at the two ends (core/comm/
 // tensor_boundary.h). x, y and their gradients are the stream's n = N / t rows. Crossings: forward a gather
-// of x and a sum of y; backward a gather of dy, one of x again, and a sum of dx.
+// of x and a sum of y; backward a gather of dy, a sum of dx, and a gather of x again.
 #pragma once
 #include <string>
 
@@ -23,7 +23,7 @@ class Ffn {
   };
   struct Scratch {
     Tensor rows;  // (N, D) compute: rows of all ranks; undefined with one rank
-    // (N, F) compute: act(gate) * up. Backward has its gradient here, then the same once more, computed from
+    // (N, F) compute: act(gate) * up. Backward has its gradient here, then itself once more, computed from
     // gate and up with their gradients.
     Tensor act;
     Tensor dropped;  // (N, D) compute: gradient after dropout; undefined without dropout, with several ranks
@@ -41,9 +41,10 @@ class Ffn {
   struct BackwardArgs {
     Tensor dx;  // (n, D) compute out
     Tensor dy;  // (n, D) compute
-    Tensor x;   // (n, D) compute: as forward
   };
   void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
+  // After it, as in MlstmLayer.
+  void WeightGradients(const LayerContext&, const Memory&, Tensor x) const;
 
  private:
   bool drops(const LayerContext& ctx) const { return dropout_ > 0 && ctx.dropout_key.has_value(); }

@@ -66,11 +66,11 @@ MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute,
                   .gates = arena.Saved(wide, {N, 2 * NH_}),
                   .h = arena.Saved(compute, {N, v_dim_}),
                   .mean = arena.Saved(wide, {N, NH_}),
-                  .rstd = arena.Saved(wide, {N, NH_}),
-                  .gated = arena.Saved(compute, {N, v_dim_})};
+                  .rstd = arena.Saved(wide, {N, NH_})};
   const ScratchScope scope(arena);
   Scratch& scratch = memory.scratch;
   if (tensor_size_ > 1) scratch.rows = arena.Scratch(compute, {N, D});
+  scratch.gated = arena.Scratch(compute, {N, v_dim_});
   memory.cell = cell_.Bind(arena, ops, compute, shape, train);
   if (!keeps_qkv) {
     // Only in the forward pass: the gradients take its place.
@@ -78,7 +78,6 @@ MlstmLayer::Memory MlstmLayer::Bind(Arena& arena, const Ops& ops, DType compute,
     scratch.qkv = arena.Scratch(compute, {N, 2 * qk_dim_ + v_dim_});
   }
   if (train) {
-    scratch.dgated = arena.Scratch(compute, {N, v_dim_});
     scratch.dh = arena.Scratch(compute, {N, v_dim_});
     scratch.dgates = arena.Scratch(wide, {N, 2 * NH_});
     scratch.dproj = arena.Scratch(compute, {N, W + 2 * NH_});
@@ -167,7 +166,7 @@ void MlstmLayer::Forward(const LayerContext& ctx, const Memory& memory, const Fo
                  .f_pre = gates.Columns(NH_, NH_),
                  .initial = a.initial.mlstm,
                  .last = a.last.mlstm});
-  const Tensor gated = s.gated.Rows(0, N);
+  const Tensor gated = memory.scratch.gated.Rows(0, N);
   ctx.ops.HeadNormGateForward({.y = gated,
                                .mean = s.mean.Rows(0, N),
                                .rstd = s.rstd.Rows(0, N),
@@ -195,26 +194,22 @@ void MlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const B
   const Saved& s = memory.saved;
   const TensorBoundary border(ctx.axes.tensor);
   CAROUSEL_CHECK_EQ(border.size(), tensor_size_);
-  const Tensor gates = s.gates.Rows(0, N), h = s.h.Rows(0, N), gated = s.gated.Rows(0, N);
+  const Tensor gates = s.gates.Rows(0, N), h = s.h.Rows(0, N);
   const Projections projected = ProjectionsOf(memory, N);
 
   // y = gated W_out^T + b
-  const Tensor dgated = memory.scratch.dgated.Rows(0, N);
+  const Tensor gated = memory.scratch.gated.Rows(0, N), dgated = gated;
   const Tensor all_dy = border.AllRows(memory.scratch.rows, a.dy);
   border.GatherTokens(all_dy, a.dy);
   ctx.ops.Matmul({.c = dgated, .a = all_dy, .b = params.Weight(out_weight_)});
-  ctx.ops.Matmul({.c = params.Grad(out_weight_),
-                  .a = all_dy,
-                  .b = gated,
-                  .transpose_a = true,
-                  .accumulate = params.AddsToGradient(out_weight_)});
   if (out_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(out_bias_), .x = a.dy});
 
-  // gated = sigmoid(o_pre) * headnorm(h)
+  // gated = sigmoid(o_pre) * headnorm(h), which takes the place of its gradient
   const int64_t qkv_width = 2 * qk_dim_ + v_dim_, qkvo_width = qkv_width + v_dim_;
   const Tensor dproj = memory.scratch.dproj.Rows(0, N);
   const Tensor dh = memory.scratch.dh.Rows(0, N);
   ctx.ops.HeadNormGateBackward({.dh = dh,
+                                .y = gated,
                                 .do_pre = dproj.Columns(qkv_width, v_dim_),
                                 .dweight = params.Grad(norm_weight_),
                                 .dbias = norm_bias_ >= 0 ? params.Grad(norm_bias_) : Tensor(),
@@ -226,6 +221,11 @@ void MlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const B
                                 .mean = s.mean.Rows(0, N),
                                 .rstd = s.rstd.Rows(0, N),
                                 .NH = NH_});
+  ctx.ops.Matmul({.c = params.Grad(out_weight_),
+                  .a = all_dy,
+                  .b = gated,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(out_weight_)});
 
   // h = mLSTM(q, k, v, i_pre, f_pre). Where the cell keeps q, k and v itself these views are not read: their
   // memory has been used again.
@@ -255,16 +255,21 @@ void MlstmLayer::Backward(const LayerContext& ctx, const Memory& memory, const B
     ctx.ops.ColumnSum({.y = params.FusedGrad(qkvo_bias_, 4), .x = dproj.Columns(0, qkvo_width)});
   }
 
-  // [q|k|v|o_pre|i|f] = x W^T: all six weights at once.
-  const Tensor all_x = border.AllRows(memory.scratch.rows, a.x);
+  // [q|k|v|o_pre|i|f] = x W^T
   const Tensor all_dx = border.AllRows(memory.scratch.rows, a.dx);
-  border.GatherTokens(all_x, a.x);
-  ctx.ops.Matmul({.c = params.FusedGrad(qkvo_, 6),
-                  .a = dproj,
-                  .b = all_x,
-                  .transpose_a = true,
-                  .accumulate = params.AddsToGradient(qkvo_)});
   ctx.ops.Matmul({.c = all_dx, .a = dproj, .b = params.FusedWeight(qkvo_, 6)});
   border.SumTokens(a.dx, all_dx);
+}
+
+void MlstmLayer::WeightGradients(const LayerContext& ctx, const Memory& memory, Tensor x) const {
+  const TensorBoundary border(ctx.axes.tensor);
+  const Tensor all_x = border.AllRows(memory.scratch.rows, x);
+  border.GatherTokens(all_x, x);
+  // all six weights at once
+  ctx.ops.Matmul({.c = ctx.params.FusedGrad(qkvo_, 6),
+                  .a = memory.scratch.dproj.Rows(0, ctx.N()),
+                  .b = all_x,
+                  .transpose_a = true,
+                  .accumulate = ctx.params.AddsToGradient(qkvo_)});
 }
 }  // namespace carousel

@@ -7,8 +7,8 @@
 //
 // A rank of the tensor axis has 1/t of the heads: NH, qk_dim and v_dim below are its own. Between the two
 // matmuls it has all N tokens, x, y and their gradients are the stream's n = N / t rows. Crossings: forward a
-// gather of x and a sum of y; backward a gather of dy, one of x again, and a sum of dx. How the cell runs on
-// a sequence axis: core/model/mlstm_cell.h.
+// gather of x and a sum of y; backward a gather of dy, a sum of dx, and a gather of x again. How the cell
+// runs on a sequence axis: core/model/mlstm_cell.h.
 #pragma once
 #include <string>
 
@@ -32,12 +32,11 @@ class MlstmLayer {
     Tensor gates;  // (N, 2*NH) wide: i_pre, f_pre after the soft cap
     Tensor h;      // (N, v_dim) compute
     Tensor mean, rstd;  // (N, NH) wide: of the head norm
-    Tensor gated;       // (N, v_dim) compute: input of the output projection
   };
   struct Scratch {
     Tensor rows;    // (N, D) compute: rows of all ranks; undefined with one rank of the tensor axis
     Tensor qkv;     // (N, 2*qk_dim + v_dim) compute: q, k, v where the cell keeps them itself
-    Tensor dgated;  // (N, v_dim) compute
+    Tensor gated;   // (N, v_dim) compute: g; Backward has its gradient here, then itself once more
     Tensor dh;      // (N, v_dim) compute
     Tensor dgates;  // (N, 2*NH) wide
     Tensor dproj;   // (N, W + 2*NH) compute: gradients of q, k, v, o_pre, i_pre, f_pre side by side
@@ -64,9 +63,11 @@ class MlstmLayer {
   struct BackwardArgs {
     Tensor dx;  // (n, D) compute out
     Tensor dy;  // (n, D) compute
-    Tensor x;   // (n, D) compute: as forward
   };
   void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
+  // Then, with the scratch as Backward left it: the gradients of the weights that multiply x, (n, D) compute
+  // as forward. Apart, so that x need not be saved: the norm's backward, which comes between the two, has it.
+  void WeightGradients(const LayerContext&, const Memory&, Tensor x) const;
 
  private:
   struct Projections;  // views of q, k, v and o_pre

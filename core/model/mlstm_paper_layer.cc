@@ -104,18 +104,17 @@ MlstmPaperLayer::Memory MlstmPaperLayer::Bind(Arena& arena, const Ops& ops, DTyp
                   .gates = arena.Saved(wide, {N, 2 * all_NH}),
                   .h = arena.Saved(compute, {N, W}),
                   .mean = arena.Saved(wide, {N, NH_}),
-                  .rstd = arena.Saved(wide, {N, NH_}),
-                  .gated = arena.Saved(compute, {N, W})};
+                  .rstd = arena.Saved(wide, {N, NH_})};
   const ScratchScope scope(arena);
   Scratch& scratch = memory.scratch;
   if (tensor_size_ > 1) scratch.rows = arena.Scratch(compute, {N, D});
   if (!keeps_qkv) scratch.qkv = arena.Scratch(compute, {N, 3 * W});
   scratch.conv_after = bind_conv_state(scratch_of);
+  scratch.gated = arena.Scratch(compute, {N, W});
   memory.cell = cell_.Bind(arena, ops, compute, shape, train);
   if (train) {
     if (spec_.dropout > 0) scratch.dropped = arena.Scratch(compute, {shape.stream_rows(), D});
     scratch.conv_gradient = bind_conv_state(scratch_of);
-    scratch.dgated = arena.Scratch(compute, {N, W});
     scratch.dh = arena.Scratch(compute, {N, W});
     scratch.dqkv = arena.Scratch(compute, {N, 3 * W});
     scratch.dgates = arena.Scratch(wide, {N, 2 * all_NH});
@@ -284,7 +283,7 @@ void MlstmPaperLayer::Forward(const LayerContext& ctx, const Memory& memory, con
                  .f_pre = gates.f_pre,
                  .initial = a.initial.mlstm,
                  .last = a.last.mlstm});
-  const Tensor gated = s.gated.Rows(0, N);
+  const Tensor gated = memory.scratch.gated.Rows(0, N);
   ctx.ops.HeadNormGateForward({.y = gated,
                                .mean = s.mean.Rows(0, N),
                                .rstd = s.rstd.Rows(0, N),
@@ -324,7 +323,7 @@ void MlstmPaperLayer::Backward(const LayerContext& ctx, const Memory& memory, co
   const TensorBoundary border(ctx.axes.tensor);
   CAROUSEL_CHECK_EQ(border.size(), tensor_size_);
   const Tensor xz = s.xz.Rows(0, N), conv = s.conv.Rows(0, N);
-  const Tensor h = s.h.Rows(0, N), gated = s.gated.Rows(0, N);
+  const Tensor h = s.h.Rows(0, N), gated = scratch.gated.Rows(0, N), dgated = gated;
   const Tensor xm = xz.Columns(0, W), z = xz.Columns(W, W);
   const Tensor dxz = scratch.dxz.Rows(0, N), dxm = dxz.Columns(0, W), dz = dxz.Columns(W, W);
 
@@ -338,19 +337,15 @@ void MlstmPaperLayer::Backward(const LayerContext& ctx, const Memory& memory, co
                      .key = ctx.DropoutKey(1 + 2 * block_),
                      .places = ctx.StreamPlaces()});
   }
-  const Tensor dgated = scratch.dgated.Rows(0, N), all_dy = border.AllRows(scratch.rows, dy);
+  const Tensor all_dy = border.AllRows(scratch.rows, dy);
   border.GatherTokens(all_dy, dy);
   ctx.ops.Matmul({.c = dgated, .a = all_dy, .b = params.Weight(down_)});
-  ctx.ops.Matmul({.c = params.Grad(down_),
-                  .a = all_dy,
-                  .b = gated,
-                  .transpose_a = true,
-                  .accumulate = params.AddsToGradient(down_)});
   if (down_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(down_bias_), .x = dy});
 
-  // gated = (headnorm(h) + skip * conv) * silu(z)
+  // gated = (headnorm(h) + skip * conv) * silu(z), which takes the place of its gradient
   const Tensor dh = scratch.dh.Rows(0, N), dconv = scratch.dconv.Rows(0, N);
   ctx.ops.HeadNormGateBackward({.dh = dh,
+                                .y = gated,
                                 .do_pre = dz,
                                 .dskip = dconv,
                                 .dweight = params.Grad(norm_weight_),
@@ -366,6 +361,11 @@ void MlstmPaperLayer::Backward(const LayerContext& ctx, const Memory& memory, co
                                 .NH = NH_,
                                 .gate = OutputGate::kSilu,
                                 .residual_weight = spec_.residual_norm_weights()});
+  ctx.ops.Matmul({.c = params.Grad(down_),
+                  .a = all_dy,
+                  .b = gated,
+                  .transpose_a = true,
+                  .accumulate = params.AddsToGradient(down_)});
 
   // h = mLSTM(q, k, v, i_pre, f_pre)
   Tensor qkv = s.qkv.defined() ? s.qkv.Rows(0, N) : scratch.qkv.Rows(0, N);
@@ -407,15 +407,20 @@ void MlstmPaperLayer::Backward(const LayerContext& ctx, const Memory& memory, co
   BackwardConv(ctx, memory, dxm, dconv);
 
   // [xm | z] = x W_up^T + b
-  const Tensor all_x = border.AllRows(scratch.rows, a.x), all_dx = border.AllRows(scratch.rows, a.dx);
-  border.GatherTokens(all_x, a.x);
-  ctx.ops.Matmul({.c = params.Grad(up_),
+  const Tensor all_dx = border.AllRows(scratch.rows, a.dx);
+  ctx.ops.Matmul({.c = all_dx, .a = dxz, .b = params.Weight(up_)});
+  border.SumTokens(a.dx, all_dx);
+}
+
+void MlstmPaperLayer::WeightGradients(const LayerContext& ctx, const Memory& memory, Tensor x) const {
+  const TensorBoundary border(ctx.axes.tensor);
+  const Tensor dxz = memory.scratch.dxz.Rows(0, ctx.N()), all_x = border.AllRows(memory.scratch.rows, x);
+  if (up_bias_ >= 0) ctx.ops.ColumnSum({.y = ctx.params.Grad(up_bias_), .x = dxz});
+  border.GatherTokens(all_x, x);
+  ctx.ops.Matmul({.c = ctx.params.Grad(up_),
                   .a = dxz,
                   .b = all_x,
                   .transpose_a = true,
-                  .accumulate = params.AddsToGradient(up_)});
-  if (up_bias_ >= 0) ctx.ops.ColumnSum({.y = params.Grad(up_bias_), .x = dxz});
-  ctx.ops.Matmul({.c = all_dx, .a = dxz, .b = params.Weight(up_)});
-  border.SumTokens(a.dx, all_dx);
+                  .accumulate = ctx.params.AddsToGradient(up_)});
 }
 }  // namespace carousel

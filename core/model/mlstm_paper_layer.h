@@ -41,7 +41,6 @@ class MlstmPaperLayer {
     Tensor gates;        // (N, 2*NH*t) wide: i_pre, f_pre of all ranks' heads
     Tensor h;            // (N, W) compute
     Tensor mean, rstd;   // (N, NH) wide: of the head norm
-    Tensor gated;        // (N, W) compute: input of the down-projection
   };
   struct Scratch {
     Tensor rows;            // (N, D) compute: rows of all ranks; undefined with one rank of the tensor axis
@@ -49,7 +48,7 @@ class MlstmPaperLayer {
     Tensor conv_after;      // (B, K-1, W) wide: as conv_before: what goes to the next rank, the gradient of
     Tensor conv_gradient;   //   that, and the gradient of conv_before
     Tensor dropped;         // (n, D) compute: gradient after dropout; undefined without dropout
-    Tensor dgated;          // (N, W) compute
+    Tensor gated;           // (N, W) compute: g; Backward has its gradient here, then itself once more
     Tensor dh;              // (N, W) compute
     Tensor dqkv;            // (N, 3*W) compute
     Tensor dgates;          // (N, 2*NH*t) wide
@@ -80,9 +79,10 @@ class MlstmPaperLayer {
   struct BackwardArgs {
     Tensor dx;  // (n, D) compute out
     Tensor dy;  // (n, D) compute
-    Tensor x;   // (n, D) compute: as forward
   };
   void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
+  // After it, as in MlstmLayer.
+  void WeightGradients(const LayerContext&, const Memory&, Tensor x) const;
 
  private:
   CausalConvShape ConvShape(int64_t B, int64_t T) const;

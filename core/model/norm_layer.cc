@@ -49,6 +49,7 @@ void NormLayer::Backward(const LayerContext& ctx, const Saved& saved, const Back
   if (layer_norm_) {
     ctx.ops.LayerNormBackward({.dx = a.dx,
                                .dx_rounded = a.dx_rounded,
+                               .y = a.y,
                                .dweight = dweight,
                                .dy = a.dy,
                                .dresidual = a.dresidual,
@@ -61,12 +62,14 @@ void NormLayer::Backward(const LayerContext& ctx, const Saved& saved, const Back
   }
   ctx.ops.RmsNormBackward({.dx = a.dx,
                            .dx_rounded = a.dx_rounded,
+                           .y = a.y,
                            .dweight = dweight,
                            .dbias = bias_ >= 0 ? ctx.params.Grad(bias_) : Tensor(),
                            .dy = a.dy,
                            .dresidual = a.dresidual,
                            .x = a.x,
                            .weight = weight,
+                           .bias = bias_ >= 0 ? ctx.params.Weight(bias_) : Tensor(),
                            .rstd = saved.rstd.Rows(0, N)});
 }
 }  // namespace carousel

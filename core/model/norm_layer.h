@@ -31,7 +31,8 @@ class NormLayer {
 
   struct BackwardArgs {
     Tensor dx;               // (N, D) wide out; may alias dresidual
-    Tensor dx_rounded = {};  // (N, D) compute out, optional: dx rounded; may be dy
+    Tensor dx_rounded = {};  // (N, D) compute out, optional: dx rounded; may be dy if y is not
+    Tensor y = {};           // (N, D) compute out, optional: y of the forward once more; may be dy
     Tensor dy;               // (N, D) compute
     Tensor dresidual = {};   // (N, D) wide, optional, added
     Tensor x;                // (N, D) wide: x + delta of the forward

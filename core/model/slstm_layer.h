@@ -83,9 +83,9 @@ class SlstmLayer {
 
   // Sequences are taken to start from the zero state and nothing is known of a gradient of the last state.
   struct BackwardArgs {
-    Tensor dx;  // (stream rows, D) compute out
-    Tensor dy;  // (stream rows, D) compute
-    Tensor x;   // (stream rows, D) compute: as forward; read only with one rank
+    Tensor dx;      // (stream rows, D) compute out
+    Tensor dy;      // (stream rows, D) compute
+    Tensor x = {};  // (stream rows, D) compute: as forward; read only with one rank
   };
   void Backward(const LayerContext&, const Memory&, const BackwardArgs&) const;
 
