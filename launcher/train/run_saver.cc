@@ -27,7 +27,7 @@ std::string SaveTimes(double seconds, double stalled_seconds) {
   return stalled_seconds > seconds
              ? absl::StrFormat("on disk after %.2f s; training waited %.2f s, for the tidying up as well",
                                seconds, stalled_seconds)
-             : absl::StrFormat("on disk after %.2f s; training waited %.2f s of them", seconds,
+             : absl::StrFormat("on disk after %.2f s; training waited %.2f s of it", seconds,
                                stalled_seconds);
 }
 }  // namespace
