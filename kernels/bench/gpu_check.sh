@@ -6,19 +6,21 @@
 #     --device N          the GPU to use (default 0)
 #     --no_bench          correctness only
 #     --no_sanitizer      leave compute-sanitizer out
+#     --part_seconds N    a part that takes longer is ended and has failed (default 2700): a kernel may hang
 #     --only PART         one of: conformance tests golden train nccl sanitizer probes cells
 #                         portable public ops step cudnn
 # Exits 0 only if every check passed; a part that cannot run here (no compute-sanitizer) is named in the report.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-report="" device=0 bench=1 sanitizer=1 only=""
+report="" device=0 bench=1 sanitizer=1 part_seconds=2700 only=""
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift ;;
     --no_bench) bench=0 ;;
     --no_sanitizer) sanitizer=0 ;;
+    --part_seconds) part_seconds=$2; shift ;;
     --only) only=$2; shift ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "gpu_check.sh: unknown option $1; see --help" >&2; exit 2 ;;
     *) report=$1 ;;
   esac
@@ -26,8 +28,14 @@ while [ $# -gt 0 ]; do
 done
 report=$(realpath -m "${report:-gpu_report.md}")
 work=$(mktemp -d)
+running=""  # the part's process group
 trap 'rm -rf "$work"' EXIT
+trap 'if [ -n "$running" ]; then kill -KILL -- "-$running" 2>/dev/null; fi; exit 130' INT TERM
 cd "$here"
+if ! [[ $part_seconds =~ ^[1-9][0-9]*$ ]]; then
+  echo "gpu_check.sh: --part_seconds $part_seconds is not a number of seconds" >&2
+  exit 2
+fi
 
 # Where the CUDA libraries lie: on the loader's path, in the toolkit, or among Python's packages.
 find_cuda_library() {
@@ -51,13 +59,34 @@ if [ -z "$(find_cuda_library 'libcublasLt.so.13')" ]; then
   exit 1
 fi
 
+# limited COMMAND...: runs it, a function too; ends it and all that it started after part_seconds, with status 124.
+limited() {
+  local end=$((SECONDS + part_seconds)) status
+  set -m  # a process group of its own
+  "$@" &
+  running=$!
+  set +m
+  while kill -0 "$running" 2>/dev/null && [ $SECONDS -lt $end ]; do sleep 0.2; done
+  if kill -0 "$running" 2>/dev/null; then
+    echo "ENDED after $part_seconds s (--part_seconds)"
+    kill -KILL -- "-$running"
+    wait "$running" 2>/dev/null
+    status=124
+  else
+    wait "$running"
+    status=$?
+  fi
+  running=""
+  return $status
+}
+
 # part NAME TITLE COMMAND...: runs it, puts its output's end into the report, notes a failure.
 part() {
   local name=$1 title=$2 start=$SECONDS status
   shift 2
   if [ -n "$only" ] && [ "$only" != "$name" ]; then return; fi
   echo "== $title"
-  "$@" >"$work/$name.log" 2>&1
+  limited "$@" >"$work/$name.log" 2>&1
   status=$?
   tail -n 3 "$work/$name.log"
   local verdict=FAIL
