@@ -32,6 +32,7 @@ expect 1 "spills where local memory is allowed" "$(kernel CheckIdsKernel 32 4 0)
 expect 1 "too much static shared memory" "$(kernel NormKernel 0 0 40000)"
 expect 1 "spills of a function that a kernel calls" "$(kernel NormKernel 0 0 0 | sed '3a ptxas info    : Function properties for helper\n    16 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads')"
 expect 1 "waits that ptxas adds to wgmma" "$(echo "ptxas info    : (C7517) warpgroup.wait is injected in around line 7 by compiler"; kernel NormKernel 0 0 0)"
+expect 1 "setmaxnreg ignored" "$(echo "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum register requirements."; kernel NormKernel 0 0 0)"
 expect 1 "a compiler that says nothing of registers" "note: all is well"
 expect 0 "a file without kernels" "ptxas info    : 0 bytes gmem"
 printf '#!/bin/sh\necho "x.cu(3): error: no" >&2\nexit 2\n' >"$work/compiler"

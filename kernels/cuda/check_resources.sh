@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a compiler (its command line follows) and fails if a kernel got fewer resources than it was written for:
 #   - any kernel spills registers,
-#   - ptxas makes wgmma wait where the kernel does not (its remarks C7510 to C7519),
+#   - ptxas makes wgmma wait where the kernel does not (its remarks C7510 to C7519) or ignores setmaxnreg (C7508, C7509),
 #   - a kernel that resources_allowed.txt does not name keeps an array or anything else in local memory, or has more static
 #     shared memory than our launches assume (32 KB; device_launch.h). Dynamic shared memory is the
 #     launchers' choice: they ask the device, and tests/*config_test.cc hold every shipped shape to 163 KB (sm_80) or 227 KB.
@@ -27,7 +27,7 @@ if ! grep -q '^ptxas info' "$log"; then
   exit 1
 fi
 
-serialised=$(grep -E '\(C751[0-9]\)|wgmma.mma_async instructions are serialized' "$log")
+serialised=$(grep -E "\(C751[0-9]\)|\(C750[89]\)|wgmma.mma_async instructions are serialized|setmaxnreg.* ignored" "$log")
 if [ -n "$serialised" ]; then
   echo "error: $serialised" >&2
   rm -f "$object"
