@@ -6,8 +6,10 @@
 // everything else agrees.
 #include "kernels/cuda/conformance.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -31,6 +33,20 @@ std::vector<Case> AllCases() {
   return cases;
 }
 
+// Until the case's kernels have ended. One that hangs leaves no device for the others: ends the program.
+cudaError_t WaitFor(const Case& c) {
+  constexpr auto kAtMost = std::chrono::seconds(60);
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    const cudaError_t status = cudaStreamQuery(nullptr);
+    if (status != cudaErrorNotReady) return status;
+    if (std::chrono::steady_clock::now() - start < kAtMost) continue;
+    std::printf("FAIL %s: has not ended after %d s\n", c.name.c_str(), static_cast<int>(kAtMost.count()));
+    std::fflush(stdout);
+    std::_Exit(1);
+  }
+}
+
 // Results of one case on this device; empty and *error if the CUDA runtime reports one.
 std::string RunCase(const Case& c, const std::string& operands, std::string* error) {
   void *in = nullptr, *out = nullptr;
@@ -41,7 +57,7 @@ std::string RunCase(const Case& c, const std::string& operands, std::string* err
   if (status == cudaSuccess) status = cudaMemcpy(in, operands.data(), in_bytes, cudaMemcpyHostToDevice);
   if (status == cudaSuccess) status = cudaMemset(out, 0xff, out_bytes);
   if (status == cudaSuccess) status = c.run(out, in);
-  if (status == cudaSuccess) status = cudaDeviceSynchronize();
+  if (status == cudaSuccess) status = WaitFor(c);
   if (status == cudaSuccess) status = cudaMemcpy(results.data(), out, out_bytes, cudaMemcpyDeviceToHost);
   if (status != cudaSuccess) {
     *error = cudaGetErrorString(status);

@@ -132,6 +132,15 @@ cudaError_t RunAtomics(void* results, const void* operands) {
 void FillExp(Random& random, void* operands) {
   for (int i = 0; i < kElems; ++i) static_cast<float*>(operands)[i] = Uniform(random, -20, 20);
 }
+// Where results leave the range of float, and what is no number.
+void FillSpecial(Random& random, void* operands) {
+  const float special[] = {0.0f,      -0.0f,    INFINITY, -INFINITY, NAN,    1e-40f, -1e-40f,
+                           0x1p-126f, 0x1p126f, 0x1p127f, -0x1p127f, 1e30f,  -1e30f, -126.0f,
+                           -126.5f,   -127.0f,  -149.0f,  -150.0f,   127.5f, 128.0f, -88.0f,
+                           -104.0f,   89.0f,    1.0f,     -1.0f};
+  for (int i = 0; i < kElems; ++i)
+    static_cast<float*>(operands)[i] = special[random() % (sizeof special / sizeof special[0])];
+}
 void FillPositive(Random& random, void* operands) {  // many magnitudes
   for (int i = 0; i < kElems; ++i) {
     static_cast<float*>(operands)[i] =
@@ -167,6 +176,11 @@ void AppendArithmeticCases(std::vector<Case>& cases) {
   cases.push_back(Map<Log2Fast>("log2_fast", FillPositive, {Tolerance::kFloat, 4 * 0x1p-23, 0x1p-21}));
   cases.push_back(Map<TanhFast>("tanh_fast", FillExp, {Tolerance::kFloat, 0x1p-10}));
   cases.push_back(Map<RcpFast>("rcp_fast", FillPositive, {Tolerance::kFloat, 2 * 0x1p-23}));
+  // Results below 2^-126 may be 0.
+  cases.push_back(Map<ExpFast>("exp_fast_special", FillSpecial, {Tolerance::kFloat, 27 * 0x1p-23, 0x1p-126}));
+  cases.push_back(
+      Map<Exp2Fast>("exp2_fast_special", FillSpecial, {Tolerance::kFloat, 0x1p-22 + 0x1p-23, 0x1p-126}));
+  cases.push_back(Map<RcpFast>("rcp_fast_special", FillSpecial, {Tolerance::kFloat, 2 * 0x1p-23, 0x1p-126}));
   cases.push_back(Map<RsqrtFast>("rsqrt_fast", FillPositive, {Tolerance::kFloat, 0x1p-22 + 0x1p-23}));
   cases.push_back(Map<PackBf16, float2, uint32_t>("pack_bf16", FillConversions));
   cases.push_back(Map<ToBf16, float, uint32_t>("to_bf16", FillConversionsHalf));

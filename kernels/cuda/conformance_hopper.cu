@@ -1,5 +1,5 @@
 // conformance_hopper.cu - compute capability 9.0: clusters, mbarriers, bulk copies, TMA, stmatrix, elect_one.
-// Grid: one block, or a cluster of two. Shared memory: dynamic, up to 16 KB, and mbarriers.
+// Grid: one block, or a cluster of two to eight. Shared memory: dynamic, up to 16 KB, and mbarriers.
 #include "kernels/cuda/conformance.h"
 
 namespace carousel::conformance {
@@ -98,6 +98,48 @@ __global__ void ExchangeKernel(uint32_t* y, const uint32_t* x) {
   y[4 * part + 1] = own.y;
   y[4 * part + 2] = own.z;
   y[4 * part + 3] = own.w;
+#endif
+}
+
+// The blocks of a cluster fetch a part each of what all of them read, into a ring of two slots; every warp
+// says to every block that it has left a slot.
+template <unsigned kBlocks>
+__global__ void RingKernel(uint32_t* y, const uint32_t* x) {
+#if CAROUSEL_DEVICE_HAS_HOPPER
+  constexpr unsigned kItems = 9, kPart = kThreads, kSlot = kBlocks * kPart;  // words
+  SHARED_ARRAY(uint4, slots, [2][kSlot / 4]);
+  SHARED_ARRAY(uint64_t, full, [2]);
+  SHARED_ARRAY(uint64_t, empty, [2]);
+  const unsigned t = threadIdx.x, rank = gpu::cluster_rank();
+  for (unsigned i = 0; i < 2; ++i) {
+    InitBarrier(&full[i], 1);
+    InitBarrier(&empty[i], kBlocks * kThreads / 32);
+  }
+  gpu::cluster_sync();  // the barriers of all blocks
+  const auto fetch = [&](unsigned item) {
+    gpu::mbar_arrive_expect_tx(&full[item % 2], kSlot * 4);
+    gpu::bulk_g2s_multicast(&slots[item % 2][rank * kPart / 4], x + item * kSlot + rank * kPart, kPart * 4,
+                            &full[item % 2], (1u << kBlocks) - 1);
+  };
+  if (t == 0) {
+    fetch(0);
+    fetch(1);
+  }
+  uint32_t sum = 0;
+  for (unsigned item = 0; item < kItems; ++item) {
+    const unsigned parity = item / 2 & 1;
+    gpu::mbar_wait(&full[item % 2], parity);
+    const auto* const words = reinterpret_cast<const uint32_t*>(slots[item % 2]);
+    for (unsigned i = 0; i < kBlocks; ++i) sum = sum * 5 + words[(i * kPart + t * 7 + rank) % kSlot];
+    __syncwarp();  // the warp's reads -> its arrivals
+    if (t % 32 < kBlocks) gpu::mbar_arrive_remote(&empty[item % 2], t % 32);
+    if (t == 0 && item + 2 < kItems) {
+      gpu::mbar_wait(&empty[item % 2], parity);
+      fetch(item + 2);
+    }
+  }
+  y[rank * kThreads + t] = sum;
+  gpu::cluster_sync();  // a block must not exit while others may arrive at its barriers
 #endif
 }
 
@@ -229,6 +271,12 @@ cudaError_t RunExchange(void* results, const void* operands) {
   return gpu::launch(ExchangeKernel, {.grid = 2, .block = kThreads, .cluster = 2, .name = "ExchangeKernel"},
                      static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands));
 }
+template <unsigned kBlocks>
+cudaError_t RunRing(void* results, const void* operands) {
+  return gpu::launch(RingKernel<kBlocks>,
+                     {.grid = kBlocks, .block = kThreads, .cluster = kBlocks, .name = "RingKernel"},
+                     static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands));
+}
 cudaError_t RunBulk(void* results, const void* operands) {
   return gpu::launch(BulkKernel, {.grid = 1, .block = kThreads, .name = "BulkKernel"},
                      static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands));
@@ -273,6 +321,11 @@ void AppendHopperCases(std::vector<Case>& cases) {
       {"cluster", 2 * kThreads * 4, 2 * 6 * kThreads * 4, FillBits<2 * kThreads>, RunCluster, {}, true});
   cases.push_back(
       {"exchange", 8 * kThreads * 4, 8 * kThreads * 4, FillBits<8 * kThreads>, RunExchange, {}, true});
+  // sizes that clusters of the kernels have, one of them no power of two
+  cases.push_back(
+      {"ring_3", 9 * 3 * kThreads * 4, 3 * kThreads * 4, FillBits<9 * 3 * kThreads>, RunRing<3>, {}, true});
+  cases.push_back(
+      {"ring_8", 9 * 8 * kThreads * 4, 8 * kThreads * 4, FillBits<9 * 8 * kThreads>, RunRing<8>, {}, true});
   cases.push_back({"bulk", 192 * 4, 1024, FillBits<192>, RunBulk, {}, true});
   cases.push_back(
       {"multicast", kTensorBytes, 2 * 320 * 4, FillBits<kTensorBytes / 4>, RunMulticast, {}, true});

@@ -1,6 +1,6 @@
 // conformance_wgmma.cu - wgmma (sm_90a): every width, operands in shared memory and registers, K-major and
-// MN-major. Grid: one block of 128 threads, a warpgroup. Shared memory: a (64 x 64) and b (64 x N) as boxes
-// of rows of 128 bytes with the 128-byte swizzle, 8 to 40 KB.
+// MN-major; setmaxnreg. Grid: one block of 128 threads, a warpgroup (384 for setmaxnreg). Shared memory: a
+// (64 x 64) and b (64 x N) as boxes of rows of 128 bytes with the 128-byte swizzle, 8 to 40 KB.
 #include "kernels/cuda/conformance.h"
 
 namespace carousel::conformance {
@@ -62,6 +62,88 @@ __global__ void __launch_bounds__(128) WgmmaKernel(float* y, const uint4* x) {
 #endif
 }
 
+// As the scans of the mLSTM do it: a in registers that are written anew while the products before go on; b
+// MN-major, boxes of kDepth rows of k with 8 lines that are none of it behind each.
+template <int N, int kDepth>
+__global__ void __launch_bounds__(128) WgmmaApartKernel(float* y, const uint4* x) {
+#if CAROUSEL_DEVICE_HAS_WGMMA
+  constexpr int kBoxBytes = (kDepth + 8) * 128;
+  unsigned char* const b = gpu::dyn_shared<unsigned char>();
+  for (int box = 0; box < N / 64; ++box) {
+    StoreSwizzled(b + box * kBoxBytes, x + (64 + box * kDepth) * 8, kDepth);
+    StoreSwizzled(b + box * kBoxBytes + kDepth * 128, x, 8);
+  }
+  gpu::fence_proxy_async();
+  __syncthreads();  // b: written above, read by wgmma
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t* const words = reinterpret_cast<const uint32_t*>(x) + (warp * 16 + lane / 4) * 32 + lane % 4;
+  float d[N / 2];
+  uint32_t a[2][4];
+#pragma unroll
+  for (int k = 0; k < kDepth / 16; ++k) {
+    for (int i = 0; i < 4; ++i) a[k % 2][i] = words[k * 8 + i % 2 * 8 * 32 + i / 2 * 4];
+    gpu::wgmma_fence();  // the fragments -> the products
+    gpu::wgmma_bf16_ra<N, true>(
+        d, a[k % 2],
+        gpu::make_smem_desc(gpu::smem_addr(b) + static_cast<uint32_t>(k) * 2048, kBoxBytes, 1024, 1), k > 0);
+    gpu::wgmma_commit();
+    if (k > 0) gpu::wgmma_wait<1>();  // the fragments before -> the next ones
+  }
+  gpu::wgmma_wait<0>();
+  gpu::wgmma_registers(d);
+  for (int i = 0; i < N / 2; ++i) y[static_cast<int>(threadIdx.x) * (N / 2) + i] = d[i];
+#endif
+}
+template <int N, int kDepth>
+cudaError_t RunApart(void* results, const void* operands) {
+  return gpu::launch(
+      WgmmaApartKernel<N, kDepth>,
+      {.grid = 1, .block = 128, .smem = N / 64 * (kDepth + 8) * 128, .name = "WgmmaApartKernel"},
+      static_cast<float*>(results), static_cast<const uint4*>(operands));
+}
+template <int N, int kDepth>
+void AppendApart(std::vector<Case>& cases, const char* name) {
+  cases.push_back({name,
+                   (64 + N / 64 * kDepth) * 128,
+                   64 * N * 4,
+                   FillUnitBf16<(64 + N / 64 * kDepth) * 64>,
+                   RunApart<N, kDepth>,
+                   {Tolerance::kFloat, 0, 64 * 64 * 0x1p-23},
+                   true,
+                   true});
+}
+
+// Three warpgroups, of which the last gives registers to the others: more are in use at a time than a launch
+// of 384 threads gets. It hangs if they do not come.
+__global__ void __launch_bounds__(384, 1) RegistersKernel(uint32_t* y, const uint32_t* x, int turns) {
+#if CAROUSEL_DEVICE_HAS_WGMMA
+  constexpr int kWords = 180;
+  const int t = static_cast<int>(threadIdx.x), group = __shfl_sync(~0u, t / 128, 0);
+  if (group == 2) {
+    gpu::setmaxnreg_dec<72>();
+    y[t] = x[t] * 3;
+  } else {
+    gpu::setmaxnreg_inc<216>();
+    uint32_t v[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) v[i] = x[t + i];
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) v[i] = v[i] * 5 + v[(i + 7) % kWords];
+    }
+    uint32_t sum = 0;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) sum = sum * 3 + v[i];
+    y[t] = sum;
+  }
+#endif
+}
+cudaError_t RunRegisters(void* results, const void* operands) {
+  return gpu::launch(RegistersKernel, {.grid = 1, .block = 384, .name = "RegistersKernel"},
+                     static_cast<uint32_t*>(results), static_cast<const uint32_t*>(operands), 5);
+}
+
 template <int N, bool kTransposeA, bool kTransposeB, bool kRegisters>
 cudaError_t RunWgmma(void* results, const void* operands) {
   return gpu::launch(WgmmaKernel<N, kTransposeA, kTransposeB, kRegisters>,
@@ -100,5 +182,9 @@ void AppendWgmmaCases(std::vector<Case>& cases) {
   Append<192, false, false>(cases, "wgmma_n192");
   Append<192, false, true, true>(cases, "wgmma_n192_a_in_registers_b_mn_major");
   Append<256, false, true, true>(cases, "wgmma_n256_a_in_registers_b_mn_major");
+  Append<64, false, true, true>(cases, "wgmma_n64_a_in_registers_b_mn_major");
+  AppendApart<256, 64>(cases, "wgmma_boxes_of_72_lines");
+  AppendApart<256, 32>(cases, "wgmma_boxes_of_40_lines");
+  cases.push_back({"setmaxnreg", 600 * 4, 384 * 4, FillBits<600>, RunRegisters, {}, true, true});
 }
 }  // namespace carousel::conformance
