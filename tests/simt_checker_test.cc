@@ -233,6 +233,41 @@ TEST(Checker, ReportsAMissingClusterSync) {
   ExpectPair("", ReadOtherBlock<true>, ReadOtherBlock<false>, Config(32, 2, 2), y.get());
 }
 
+// Block 0 learns from an arrival of block 1 that this has read, but not what it wrote.
+template <bool kRight>
+__global__ void ArriveAtOtherBlock(float* y) {
+  SHARED_ARRAY(float, s, [32]);
+  SHARED_ARRAY(uint64_t, bar, [1]);
+  s[threadIdx.x] = 1;
+  if (threadIdx.x == 0) {
+    gpu::mbar_init(bar, 32);
+    gpu::fence_mbar_init();
+  }
+  gpu::cluster_sync();
+  if (gpu::cluster_rank() == 1) {
+    float& theirs = gpu::map_shared(s, 0)[threadIdx.x];
+    if (kRight) {
+      y[threadIdx.x] = theirs;
+    } else {
+      theirs = 2;
+    }
+    gpu::mbar_arrive_remote(bar, 0);
+  } else {
+    gpu::mbar_wait(bar, 0);
+    if (kRight) {
+      s[threadIdx.x] = 3;
+    } else {
+      y[threadIdx.x] = s[threadIdx.x];
+    }
+  }
+  gpu::cluster_sync();
+}
+TEST(Checker, KnowsThatArrivalsAtOtherBlocksReleaseNoWrites) {
+  DeviceArray<float> y(32);
+  ExpectPair("data race on shared array s", ArriveAtOtherBlock<true>, ArriveAtOtherBlock<false>,
+             Config(32, 2, 2), y.get());
+}
+
 template <bool kRight>
 __global__ void ExchangeBetweenBlocks(float* x, float* y) {
   x[blockIdx.x] = 1;

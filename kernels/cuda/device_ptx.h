@@ -1,6 +1,6 @@
-// nvcc's half of kernels/cuda/device.h: thin wrappers of PTX instructions. The only files with asm: this and device_ptx_wgmma.h. Every
-// wrapper is compared with the emulation by kernels/cuda/conformance.cu. kernels/simt/device_emulation.h has
-// the same functions, with comments.
+// nvcc's half of kernels/cuda/device.h: thin wrappers of PTX instructions. The only files with asm: this and
+// device_ptx_wgmma.h. Every wrapper is compared with the emulation by kernels/cuda/conformance.cu.
+// kernels/simt/device_emulation.h has the same functions, with comments.
 #pragma once
 #include <cooperative_groups.h>
 #include <cuda.h>  // CUtensorMap
@@ -258,9 +258,10 @@ CAROUSEL_GPU_DEV void fence_proxy_async() { asm volatile("fence.proxy.async.shar
 CAROUSEL_GPU_DEV void mbar_arrive(uint64_t* b) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_addr(b)) : "memory");
 }
+// Not .release.cluster: that waits for all of the thread's writes to reach the second-level cache
+// (MEMBAR.ALL.GPU).
 CAROUSEL_GPU_DEV void mbar_arrive_remote(uint64_t* b, unsigned rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_smem_addr(b, rank))
-               : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote_smem_addr(b, rank)) : "memory");
 }
 CAROUSEL_GPU_DEV void mbar_arrive_expect_tx(uint64_t* b, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(smem_addr(b)), "r"(bytes)

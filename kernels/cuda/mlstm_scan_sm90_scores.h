@@ -48,8 +48,7 @@ class Sm90Scores : protected Sm90Block<C> {
       if (Thread() == 0) gpu::mbar_arrive(WeightsReady(step % 2));
       if (step == 0) continue;
       // The stage of the step before -> its next copies; its weights -> those of the next step
-      gpu::mbar_wait_cluster(Empty((step - 1) % C::kStages),
-                             static_cast<unsigned>((step - 1) / C::kStages) & 1);
+      gpu::mbar_wait(Empty((step - 1) % C::kStages), static_cast<unsigned>((step - 1) / C::kStages) & 1);
       if (Thread() == 0 && step - 1 + C::kStages < num_steps) Load(step - 1 + C::kStages);
     }
     if constexpr (C::kNormalizer) {

@@ -132,7 +132,11 @@ void MbarArrive(uint64_t* bar, int arrivals, unsigned expect_tx_bytes, int rank,
   if (rank >= 0) bar = InBlock(bar, static_cast<unsigned>(rank), loc);
   CheckMbar(bar, rank >= 0 && &BlockOf(bar) != Current()->block, "mbar_arrive", loc);
   check::Access(bar, 8, false, false, loc);
-  check::Release(*Current(), bar);
+  if (rank >= 0) {
+    check::ReleaseWeakly(*Current(), bar);
+  } else {
+    check::Release(*Current(), bar);
+  }
   UpdateMbar(bar, arrivals, expect_tx_bytes, "mbar_arrive", loc);
 }
 bool MbarTest(uint64_t* bar, unsigned parity, const Loc& loc) {

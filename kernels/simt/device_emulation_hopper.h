@@ -22,6 +22,7 @@ inline void fence_mbar_init(CAROUSEL_LOC) { emulator::FenceMbarInit(loc); }
 // Makes ordinary writes to shared memory visible to wgmma and bulk stores.
 inline void fence_proxy_async(CAROUSEL_LOC) { emulator::FenceProxyAsync(loc); }
 inline void mbar_arrive(uint64_t* bar, CAROUSEL_LOC) { emulator::MbarArrive(bar, 1, 0, -1, loc); }
+// Says that the thread's reads are over, and does not publish its writes to other blocks (cluster_sync does).
 inline void mbar_arrive_remote(uint64_t* bar, unsigned rank, CAROUSEL_LOC) {
   emulator::MbarArrive(bar, 1, 0, static_cast<int>(rank), loc);
 }
@@ -33,7 +34,7 @@ inline void mbar_expect_tx(uint64_t* bar, unsigned bytes, CAROUSEL_LOC) {
 }
 // Waits until the phase with this parity is complete.
 inline void mbar_wait(uint64_t* bar, unsigned parity, CAROUSEL_LOC) { emulator::MbarWait(bar, parity, loc); }
-// The same where threads of other blocks of the cluster arrive.
+// The same, acquiring from the whole cluster and not from the block alone: empties the first cache.
 inline void mbar_wait_cluster(uint64_t* bar, unsigned parity, CAROUSEL_LOC) {
   emulator::MbarWait(bar, parity, loc);
 }
