@@ -354,6 +354,17 @@ TEST(Checker, ReportsVectorAccessesPastTheEnd) {
 }
 
 template <bool kRight>
+__global__ void ReadPairs(uint32_t* y, const bfloat16* x) {
+  y[threadIdx.x] = *reinterpret_cast<const uint32_t*>(x + 2 * threadIdx.x + (kRight ? 2 : 1));
+}
+TEST(Checker, ReportsMisalignedAccesses) {
+  DeviceArray<uint32_t> y(32);
+  DeviceArray<bfloat16> x(std::vector<bfloat16>(66));
+  ExpectPair("misaligned access of 4 bytes", ReadPairs<true>, ReadPairs<false>, Config(32), y.get(),
+             static_cast<const bfloat16*>(x.get()));
+}
+
+template <bool kRight>
 __global__ void OverrunShared(float* y) {
   SHARED_ARRAY(float, s, [32]);
   s[threadIdx.x + (kRight ? 0 : 1)] = 1;

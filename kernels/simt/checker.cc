@@ -272,13 +272,19 @@ void JoinForeign(std::map<uint32_t, Clock>& a, const std::map<uint32_t, Clock>& 
 }
 }  // namespace
 
-void KernelAccess(const volatile void* p, size_t bytes, bool read, bool write, bool atomic, void* pc) {
+void KernelAccess(const volatile void* p, size_t bytes, size_t alignment, bool read, bool write, bool atomic,
+                  void* pc) {
   if (!self || inside_emulation) return;
   const Thread& t = *Current();
   const InEmulation inside;
-  const uint32_t where = static_cast<uint32_t>(static_cast<char*>(pc) - program_base);
-  Touch(t, static_cast<const char*>(const_cast<const void*>(p)), bytes, read, write,
-        {group->sequence, group->now, where & ~kIsLoc, static_cast<uint16_t>(t.index), atomic, 0});
+  const uint32_t where = static_cast<uint32_t>(static_cast<char*>(pc) - program_base) & ~kIsLoc;
+  const char* const begin = static_cast<const char*>(const_cast<const void*>(p));
+  if (reinterpret_cast<uintptr_t>(begin) % alignment != 0 && (shared.Has(begin) || device.Has(begin))) {
+    Fail("misaligned access of %zu bytes at %s: the address is not a multiple of %zu", bytes,
+         WhereName(where).c_str(), alignment);
+  }
+  Touch(t, begin, bytes, read, write,
+        {group->sequence, group->now, where, static_cast<uint16_t>(t.index), atomic, 0});
 }
 
 void SetState(const void* p, size_t bytes, State state) {

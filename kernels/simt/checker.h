@@ -5,6 +5,7 @@
 //   local variables initialisation  reads of what nobody wrote races           two accesses, one a write,
 //   with no synchronisation between them; only synchronisation counts, never the
 //                   order in which the emulation happened to run the threads
+//   alignment       accesses of 2 to 16 bytes that a GPU refuses (up to multiples of 8: checker_hooks.cc)
 //   copies          accesses to memory that an asynchronous copy in flight writes (or, for stores, reads)
 // A finding throws KernelError from the launch, with the places of both accesses.
 //
