@@ -80,6 +80,7 @@ TEST_F(DeviceMlstmScan, EveryHeadWidthIsWithinTheRoundingsOfBf16) {
                  {2, 45, 2, 192, 384, Gates::kExponential, true},
                  {1, 63, 1, 256, 256, Gates::kExponential, true},
                  {1, 70, 1, 256, 512, Gates::kExponential, true},
+                 {2, 40, 2, 384, 384, Gates::kExponential, true, {33}},
                  {1, 40, 1, 512, 512, Gates::kExponential, true}});
 }
 

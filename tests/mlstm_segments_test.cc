@@ -23,7 +23,7 @@ TEST(MlstmScan, IsThereForCertainHeadWidthsOnDevicesWithTheSharedMemory) {
     EXPECT_TRUE(MlstmScanSupports(small, DHQK, DHV));
     EXPECT_FALSE(MlstmScanSupports(old, DHQK, DHV));
   }
-  for (const auto& [DHQK, DHV] : {std::pair{192, 384}, {256, 512}, {512, 512}}) {
+  for (const auto& [DHQK, DHV] : {std::pair{192, 384}, {256, 512}, {384, 384}, {512, 512}}) {
     EXPECT_TRUE(MlstmScanSupports(large, DHQK, DHV));
     EXPECT_FALSE(MlstmScanSupports(small, DHQK, DHV));
   }

@@ -27,7 +27,7 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 static_assert(kMlstmChunk == 32, "the tensor-core scan needs records of 32 tokens");
 
 // Whether there is a scan for these head widths on this device: (64, 64), (64, 128), (128, 128), (128, 256),
-// (192, 384), (256, 256), (256, 512) and (512, 512).
+// (192, 384), (256, 256), (256, 512), (384, 384) and (512, 512).
 bool MlstmScanSupports(const DeviceInfo& device, int64_t DHQK, int64_t DHV);
 // Whether the rows can be read 16 bytes at a time, which every tensor of a scan but `out` must be.
 inline bool MlstmScanSupports(const MlstmRows<const bfloat16>& rows) {

@@ -15,7 +15,7 @@
 namespace carousel::CAROUSEL_DEVICE_NS {
 
 // Whether there are such scans for these head widths on this device, the roles above: (64, 64), (64, 128),
-// (128, 128), (128, 256), (192, 384), (256, 256), (256, 512) and (512, 512).
+// (128, 128), (128, 256), (192, 384), (256, 256), (256, 512), (384, 384) and (512, 512).
 bool MlstmSm90Supports(const DeviceInfo& device, int64_t DHQK, int64_t DHV);
 // Whether TMA can write the rows: as for what is read, 16-byte addresses and strides.
 inline bool MlstmSm90Writes(const MlstmRows<bfloat16>& rows) {

@@ -22,6 +22,7 @@ R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
   if (DHQK == 192 && DHV == 384) return fn.template operator()<ConfigOf<kRole, 192, 384>>();
   if (DHQK == 256 && DHV == 256) return fn.template operator()<ConfigOf<kRole, 256, 256>>();
   if (DHQK == 256 && DHV == 512) return fn.template operator()<ConfigOf<kRole, 256, 512>>();
+  if (DHQK == 384 && DHV == 384) return fn.template operator()<ConfigOf<kRole, 384, 384>>();
   if (DHQK == 512 && DHV == 512) return fn.template operator()<ConfigOf<kRole, 512, 512>>();
   return otherwise;
 }
