@@ -5,14 +5,16 @@
 //   1. grid (chunks x pairs): the chunk's sum of kappa k; a thread per two columns. Reads k once.
 //   2. grid (pairs, columns / 64): n before every chunk, in place of the sums; a thread per column.
 //   3. grid (chunks x pairs), 4 warps: the 32 x 32 products q.k on tensor cores, 16 x 16 per warp, then a;
-//      n.q and dh.h by a warp per token. Shared: q and k of the chunk, 2 x 32 x (DHQK + 8) bf16, 33 KB at
-//      256.
+//      n.q and dh.h by a warp per token. Shared: q and k of the chunk, up to kTileColumns at a time: 2 x 32 x
+//      (columns + 8) bf16, 33 KB at 256, at most 67 KB.
 // Bytes per token and head: 6 DHQK of q and k, 4 DHV of h and dh, DHQK / 4 of n. Sums in f32, in a fixed
 // order.
 //
 // dh.h takes h as the forward rounded it. Where one token dominates a sum, h is that token's v to the bit,
 // and dh.h cancels dh.v as it has to.
 #include "kernels/cuda/mlstm_normalizer.h"
+
+#include <algorithm>
 
 #include "core/base/int_math.h"
 #include "kernels/cuda/op_check.h"
@@ -24,6 +26,8 @@ namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
 constexpr int kScanColumns = 64;
+constexpr int kTileColumns = 512;  // of q and k in shared memory, at most
+constexpr int kWarpTokens = kMlstmChunk / kWarps;
 constexpr int kPad =
     8;  // bf16 after every row in shared memory: rows of an 8 x 8 block lie in different banks
 static_assert(kMlstmChunk == 32, "two by two warps with 16 x 16 products each");
@@ -78,19 +82,25 @@ __global__ void __launch_bounds__(kThreads) MlstmNormalizerKernel(MlstmNormalize
   const Place place = PlaceOfBlock(x);
   const MlstmFastRecord& record = x.records[blockIdx.x];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int pitch = static_cast<int>(x.DHQK) + kPad, pieces = static_cast<int>(x.DHQK) / 8;
+  const int width = static_cast<int>(x.DHQK), pitch = (width < kTileColumns ? width : kTileColumns) + kPad;
   bfloat16* const q = gpu::dyn_shared<bfloat16>();
   bfloat16* const k = q + kMlstmChunk * pitch;
   const int64_t at = place.pair * x.NC * kMlstmChunk + place.t0;
 
-  for (int e = thread; e < kMlstmChunk * pieces; e += kThreads) {
-    const int row = e / pieces, column = e % pieces * 8;
-    const bool inside = row < place.len;
-    const int64_t t = place.t0 + (inside ? row : 0);
-    gpu::cp_async16(q + row * pitch + column, RowAt(x, x.q, x.DHQK, place.pair, t) + column, inside);
-    gpu::cp_async16(k + row * pitch + column, RowAt(x, x.k, x.DHQK, place.pair, t) + column, inside);
-  }
-  gpu::cp_async_commit();
+  // Columns [first, first + columns) of q and k.
+  const auto load_tile = [&](int first, int columns) {
+    const int pieces = columns / 8;
+    for (int e = thread; e < kMlstmChunk * pieces; e += kThreads) {
+      const int row = e / pieces, column = e % pieces * 8;
+      const bool inside = row < place.len;
+      const int64_t t = place.t0 + (inside ? row : 0);
+      const int64_t from = first + column;
+      gpu::cp_async16(q + row * pitch + column, RowAt(x, x.q, x.DHQK, place.pair, t) + from, inside);
+      gpu::cp_async16(k + row * pitch + column, RowAt(x, x.k, x.DHQK, place.pair, t) + from, inside);
+    }
+    gpu::cp_async_commit();
+  };
+  load_tile(0, pitch - kPad);
 
   // dh.h while the copies are under way
   for (int r = warp; r < place.len; r += kWarps) {
@@ -108,27 +118,40 @@ __global__ void __launch_bounds__(kThreads) MlstmNormalizerKernel(MlstmNormalize
     sum = WarpSum(sum);
     if (lane == 0) x.dots[at + r] = sum;
   }
-  gpu::cp_async_wait<0>();
-  __syncthreads();  // q and k: every thread's copies, then everybody's reads
 
   const float* const n = x.n + blockIdx.x * x.DHQK;
-  for (int r = warp; r < kMlstmChunk; r += kWarps) {
-    float sum = 0;
-    for (int d = lane; d < x.DHQK; d += kWarpSize) sum += n[d] * gpu::to_float(q[r * pitch + d]);
-    sum = WarpSum(sum) * record.rho[r];
-    if (lane == 0) of_state[r] = sum;
-  }
+  float sums[kWarpTokens] = {};  // this lane's part of n.q of tokens warp + kWarps i
   // q.k of tokens r0 .. r0 + 15 and u0 .. u0 + 15
   const int r0 = warp % 2 * 16, u0 = warp / 2 * 16;
   float scores[2][4] = {};
   const bfloat16* const q_at = q + (r0 + lane % 16) * pitch + lane / 16 * 8;
   const bfloat16* const k_at = k + (u0 + lane % 8 + lane / 16 * 8) * pitch + lane / 8 % 2 * 8;
-  for (int d = 0; d < x.DHQK; d += 16) {
-    uint32_t a[4], b[4];
-    gpu::ldmatrix_x4(a, q_at + d);
-    gpu::ldmatrix_x4(b, k_at + d);
-    gpu::mma_bf16_m16n8k16(scores[0], a, b[0], b[1]);
-    gpu::mma_bf16_m16n8k16(scores[1], a, b[2], b[3]);
+  for (int first = 0; first < width; first += kTileColumns) {
+    const int columns = width - first < kTileColumns ? width - first : kTileColumns;
+    if (first > 0) {
+      __syncthreads();  // everybody's reads of the tile before -> the next one
+      load_tile(first, columns);
+    }
+    gpu::cp_async_wait<0>();
+    __syncthreads();  // q and k: every thread's copies, then everybody's reads
+#pragma unroll
+    for (int i = 0; i < kWarpTokens; ++i) {
+      const bfloat16* const row = q + (warp + i * kWarps) * pitch;
+      for (int d = lane; d < columns; d += kWarpSize) sums[i] += n[first + d] * gpu::to_float(row[d]);
+    }
+    for (int d = 0; d < columns; d += 16) {
+      uint32_t a[4], b[4];
+      gpu::ldmatrix_x4(a, q_at + d);
+      gpu::ldmatrix_x4(b, k_at + d);
+      gpu::mma_bf16_m16n8k16(scores[0], a, b[0], b[1]);
+      gpu::mma_bf16_m16n8k16(scores[1], a, b[2], b[3]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kWarpTokens; ++i) {
+    const int r = warp + i * kWarps;
+    const float sum = WarpSum(sums[i]) * record.rho[r];
+    if (lane == 0) of_state[r] = sum;
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -152,7 +175,7 @@ __global__ void __launch_bounds__(kThreads) MlstmNormalizerKernel(MlstmNormalize
 }  // namespace
 
 void LaunchMlstmNormalizer(Context& context, const MlstmNormalizerArgs& x) {
-  CAROUSEL_CHECK(x.DHQK % 32 == 0 && x.DHQK <= kMlstmNormalizerMaxWidth && x.DHV % 8 == 0);
+  CAROUSEL_CHECK(x.DHQK % 32 == 0 && x.DHV % 8 == 0);
   const unsigned chunks = GridExtent(x.B * x.NH * x.NC);
   context.Launch(MlstmKeySumsKernel, {.grid = chunks, .block = kThreads, .name = "MlstmKeySumsKernel"}, x);
   context.Launch(MlstmKeyScanKernel,
@@ -160,7 +183,9 @@ void LaunchMlstmNormalizer(Context& context, const MlstmNormalizerArgs& x) {
                   .block = kScanColumns,
                   .name = "MlstmKeyScanKernel"},
                  x);
-  const size_t shared = static_cast<size_t>(2 * kMlstmChunk * (x.DHQK + kPad)) * sizeof(bfloat16);
+  const size_t shared =
+      static_cast<size_t>(2 * kMlstmChunk * (std::min<int64_t>(x.DHQK, kTileColumns) + kPad)) *
+      sizeof(bfloat16);
   context.Launch(MlstmNormalizerKernel,
                  {.grid = chunks, .block = kThreads, .smem = shared, .name = "MlstmNormalizerKernel"}, x);
 }

@@ -16,8 +16,7 @@ struct MlstmNormalizerArgs {
   float* a = nullptr;                        // (B * NH, NC * kMlstmChunk) out: the signed normaliser
   float* dots = nullptr;                     // (B * NH, NC * kMlstmChunk) out: dh.h
 };
-// REQUIRES: DHQK a multiple of 32, at most kMlstmNormalizerMaxWidth; DHV a multiple of 8; B * NH * NC > 0.
-constexpr int64_t kMlstmNormalizerMaxWidth = 512;
+// REQUIRES: DHQK a multiple of 32; DHV a multiple of 8; B * NH * NC > 0.
 void LaunchMlstmNormalizer(Context& context, const MlstmNormalizerArgs& args);
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS
