@@ -84,6 +84,16 @@ TEST_F(DeviceMlstmScan, EveryHeadWidthIsWithinTheRoundingsOfBf16) {
                  {1, 40, 1, 512, 512, Gates::kExponential, true}});
 }
 
+// Heads whose state is cut into blocks of 256, 384 or 512: in columns alone, in rows alone (or the other way
+// round in the other direction), in both.
+TEST_F(DeviceMlstmScan, HeadsCutIntoBlocksAreWithinTheRoundingsOfBf16) {
+  ExpectCorrect({{2, 45, 2, 512, 256, Gates::kExponential, true, {33, 45 + 32}},
+                 {1, 290, 1, 256, 768, Gates::kExponential, true, {257}},  // with an anchor
+                 {1, 65, 1, 384, 768, Gates::kSigmoidNotNormalized},
+                 {1, 33, 1, 768, 768, Gates::kSigmoid, true},
+                 {1, 33, 1, 1024, 1024, Gates::kExponential, true}});
+}
+
 TEST_F(DeviceMlstmScan, DocumentsBeginAnywhereInAChunk) {
   ExpectCorrect({{2, 100, 2, 64, 64, Gates::kExponential, true, {0, 3, 4, 32, 63, 64, 99, 100 + 31, 199}},
                  {1, 75, 1, 64, 128, Gates::kExponential, false, {1, 40, 74}},

@@ -64,6 +64,7 @@ TEST_F(DeviceMlstmSummary, SegmentsOnTensorCoresHaveTheErrorOfTheCell) {
       {1, 150, 2, 64, 64, 64, kExponential, {70}},     {2, 66, 1, 64, 128, 64, kSigmoid, {9, 66 + 33}},
       {1, 66, 1, 128, 128, 64, kSigmoidNotNormalized}, {1, 99, 1, 128, 256, 64, kExponential, {}, -10, 4.5},
       {1, 66, 1, 256, 512, 64, kExponential, {34}},    {1, 66, 1, 384, 384, 64, kExponential, {34}},
+      {1, 66, 1, 512, 768, 64, kExponential, {34}},
   };
   for (const SegmentCase& c : cases) {
     SCOPED_TRACE(::testing::Message() << c);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -51,12 +52,9 @@ std::vector<std::pair<std::string, MlstmShape>> ShippedShapes() {
 
 // The table of mlstm_config.h.
 TEST(MlstmConfig, ShippedModelsRunOnTensorCoresExceptThoseOfOddHeadSizes) {
-  const std::set<std::string> expected = {"bench_step",                           // 32/64
-                                          "bench_checkpoint",                     // 96/192
-                                          "demo_bytes",                           // 32/64
-                                          "paper_760m",       "paper_760m_7to1",  // 768/768
-                                          "paper_1b3",        "paper_1b3_7to1",   // 1024/1024
-                                          "paper_2b7"};                           // 1280/1280
+  const std::set<std::string> expected = {"bench_step",        // 32/64
+                                          "bench_checkpoint",  // 96/192
+                                          "demo_bytes"};       // 32/64
   for (const DeviceInfo& device : {kA100, kH100}) {
     std::set<std::string> generic;
     for (auto [name, s] : ShippedShapes()) {
@@ -67,12 +65,16 @@ TEST(MlstmConfig, ShippedModelsRunOnTensorCoresExceptThoseOfOddHeadSizes) {
   }
 }
 
+// Heads that a scan takes whole, and those of the sizes below that it takes in blocks.
+std::set<std::pair<int64_t, int64_t>> WidthsOfScans() {
+  return {{64, 64},   {64, 128},  {128, 128}, {128, 256},  {192, 384}, {256, 256}, {256, 512}, {384, 384},
+          {512, 512}, {256, 768}, {512, 768}, {256, 1024}, {384, 768}, {512, 256}, {512, 1024}};
+}
+
 TEST(MlstmConfig, TheTensorCoreScanIsForBf16OfItsHeadSizes) {
-  const std::set<std::pair<int64_t, int64_t>> widths = {{64, 64},   {64, 128},  {128, 128},
-                                                        {128, 256}, {192, 384}, {256, 256},
-                                                        {256, 512}, {384, 384}, {512, 512}};
+  const std::set<std::pair<int64_t, int64_t>> widths = WidthsOfScans();
   for (const int64_t DHQK : {16, 64, 96, 128, 192, 256, 384, 512}) {
-    for (const int64_t DHV : {16, 64, 128, 192, 256, 384, 512, 1024}) {
+    for (const int64_t DHV : {16, 64, 128, 192, 256, 384, 512, 768, 1024}) {
       const MlstmShape s = {.B = 2, .T = 100, .NH = 4, .DHQK = DHQK, .DHV = DHV, .L = 64};
       EXPECT_EQ(PickMlstmConfig(s, DType::kBF16, kH100).tensor_cores, widths.count({DHQK, DHV}) == 1)
           << DHQK << "/" << DHV;
@@ -88,15 +90,13 @@ TEST(MlstmConfig, TheTensorCoreScanIsForBf16OfItsHeadSizes) {
 // Scans on wgmma: on compute capability 9.0 alone, for the head sizes that tensor cores have scans for,
 // unless the portable kernels are asked for.
 TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
-  const std::set<std::pair<int64_t, int64_t>> widths = {{64, 64},   {64, 128},  {128, 128},
-                                                        {128, 256}, {192, 384}, {256, 256},
-                                                        {256, 512}, {384, 384}, {512, 512}};
+  const std::set<std::pair<int64_t, int64_t>> widths = WidthsOfScans();
   DeviceInfo portable = kH100, newer = kH100, small = kH100;
   portable.portable_kernels = true;
   newer.compute_capability = 100;
   small.max_shared_bytes = 163 << 10;
   for (const int64_t DHQK : {16, 64, 128, 192, 256, 384, 512}) {
-    for (const int64_t DHV : {16, 64, 128, 192, 256, 384, 512, 1024}) {
+    for (const int64_t DHV : {16, 64, 128, 192, 256, 384, 512, 768, 1024}) {
       SCOPED_TRACE(::testing::Message() << DHQK << "/" << DHV);
       const MlstmShape s = {.B = 2, .T = 100, .NH = 4, .DHQK = DHQK, .DHV = DHV, .L = 64};
       const MlstmConfig config = PickMlstmConfig(s, DType::kBF16, kH100);
@@ -117,6 +117,30 @@ TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
       EXPECT_EQ(MlstmSm90Supports(small, DHQK, DHV), config.sm90 && most_bytes <= small.max_shared_bytes);
       EXPECT_EQ(MlstmSm90SharedBytes(MlstmRole::kForwardState, DHQK, DHV), 0);
     }
+  }
+}
+
+TEST(MlstmConfig, LargeHeadsAreCutIntoTheLargestBlocksThatDivideThem) {
+  using Sizes = std::pair<int64_t, int64_t>;
+  const std::map<Sizes, int64_t> widths = {
+      {{768, 768}, 384}, {{1024, 1024}, 512}, {{1280, 1280}, 256}, {{512, 1024}, 512}, {{1024, 512}, 512},
+      {{384, 768}, 384}, {{768, 1024}, 256},  {{256, 768}, 256},   {{512, 256}, 256},  {{1536, 1536}, 512},
+      {{512, 512}, 0},   {{384, 384}, 0},     {{256, 512}, 0},     {{640, 640}, 0},    {{1024, 640}, 0},
+      {{1024, 0}, 0},    {{0, 1024}, 0}};
+  for (const auto& [sizes, width] : widths) {
+    SCOPED_TRACE(::testing::Message() << sizes.first << "/" << sizes.second);
+    EXPECT_EQ(MlstmBlockWidth(sizes.first, sizes.second), width);
+    const int64_t blocks = NumMlstmBlocks(sizes.first, sizes.second);
+    EXPECT_EQ(blocks, width == 0 ? 1 : sizes.first * sizes.second / (width * width));
+    if (width == 0) continue;
+    // every block of threads has its dots, and the two kinds of scan leave as many anchors
+    for (const MlstmRole role : {MlstmRole::kH, MlstmRole::kDQ}) {
+      EXPECT_EQ(MlstmScanSlices(role, sizes.first, sizes.second),
+                MlstmScanSlices(role, width, width) * blocks);
+      EXPECT_EQ(blocks % NumMlstmColumnBlocks(role, sizes.first, sizes.second), 0);
+    }
+    EXPECT_EQ(MlstmScanAnchorParts(sizes.first, sizes.second), MlstmScanAnchorParts(width, width) * blocks);
+    EXPECT_EQ(MlstmSm90DotParts(sizes.first, sizes.second), sizes.first / 64 * (sizes.second / width));
   }
 }
 

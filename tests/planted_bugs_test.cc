@@ -233,6 +233,10 @@ TEST(PlantedBugs, EverySynchronisationOfTheMlstmIsNeeded) {
       // and with column groups
       MlstmRun<bfloat16>({.B = 1, .T = 140, .NH = 1, .DHQK = 192, .DHV = 384, .L = 64}, true),
       MlstmRun<bfloat16>({.B = 1, .T = 140, .NH = 1, .DHQK = 384, .DHV = 384, .L = 64}, true),
+      // heads that are cut into blocks
+      PortableMlstmRun({.B = 1, .T = 70, .NH = 1, .DHQK = 256, .DHV = 768, .L = 64}),
+      MlstmRun<bfloat16>({.B = 1, .T = 200, .NH = 1, .DHQK = 768, .DHV = 256, .L = 64}, true),
+      MlstmRun<bfloat16>({.B = 1, .T = 100, .NH = 1, .DHQK = 384, .DHV = 768, .L = 64}, true),
       MlstmSegmentsRun<float>({.B = 1, .T = 80, .NH = 1, .DHQK = 80, .DHV = 72, .L = 64}),
       MlstmSegmentsRun<bfloat16>({.B = 1, .T = 140, .NH = 1, .DHQK = 64, .DHV = 64, .L = 64})};
   Append(runs, RunsOf(AppendLossCases));  // the first barrier of BlockReduce: two reductions in one kernel

@@ -112,8 +112,7 @@ class Call : MlstmCall<T, E> {
     LaunchMlstmDivision<E, W>(context_, division);
 
     if constexpr (kTensorCores<E>) {
-      sm90_anchors_ =
-          config_.sm90 && MlstmSm90Writes(RowsOf<T>(a.dq)) && MlstmSm90Writes(RowsOf<T>(a.dk));
+      sm90_anchors_ = config_.sm90 && MlstmSm90Writes(RowsOf<T>(a.dq)) && MlstmSm90Writes(RowsOf<T>(a.dk));
     }
     // dq and, where a gradient arrives there, the last state
     MlstmScanArgs<T, E> x = args_;
@@ -169,7 +168,7 @@ class Call : MlstmCall<T, E> {
 
  private:
   int DotParts(MlstmRole role) const {
-    return static_cast<int>(sm90_anchors_ ? MlstmSm90DotParts(s_.DHQK) : Slices<E>(role, s_));
+    return static_cast<int>(sm90_anchors_ ? MlstmSm90DotParts(s_.DHQK, s_.DHV) : Slices<E>(role, s_));
   }
 
   // a and delta_dots
@@ -208,7 +207,7 @@ class Call : MlstmCall<T, E> {
 
 MlstmConfig PickMlstmConfig(const MlstmShape& s, DType compute, const DeviceInfo& device) {
   if (compute != DType::kBF16 || s.B == 0 || s.T == 0 || !MlstmScanSupports(device, s.DHQK, s.DHV)) return {};
-  if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / kMlstmScanMaxSlices)
+  if (s.B * s.T > INT_MAX || s.B * s.NH > INT_MAX / MlstmScanMaxSlices(s.DHQK, s.DHV))
     return {};  // its tokens and pairs are numbered in int
   return {.tensor_cores = true,
           .sm90 = !device.portable_kernels && MlstmSm90Supports(device, s.DHQK, s.DHV),

@@ -111,7 +111,7 @@ int64_t Slices(MlstmRole role, const MlstmShape& s) {
 template <class E>
 int64_t MaxDotParts(MlstmRole role, const MlstmShape& s) {
   const int64_t parts = Slices<E>(role, s);
-  return kTensorCores<E> ? std::max(parts, MlstmSm90DotParts(s.DHQK)) : parts;
+  return kTensorCores<E> ? std::max(parts, MlstmSm90DotParts(s.DHQK, s.DHV)) : parts;
 }
 
 template <class W, class E>
@@ -125,10 +125,13 @@ struct MlstmRoom {
       const int64_t num_states = MaxMlstmSegmentStates(device, s) * s.NH;
       segments.C = cut.Take<W>(num_states * s.DHQK * s.DHV);
       segments.n = cut.Take<W>(num_states * s.DHQK);
+      partials = cut.Take<W>(MlstmPartialElems(s.B, s.T, s.NH, s.DHQK, s.DHV));
     } else {
       generic = cut.Take<W>(MlstmGenericScratchElems(s.B, s.NH, s.DHQK, s.DHV, /*num_segments=*/1));
     }
     if (pass == MlstmPass::kForward) {
+      if (kTensorCores<E> && MlstmBlockWidth(s.DHQK, s.DHV) > 0)
+        a = cut.Take<W>(tokens * NumMlstmColumnBlocks(MlstmRole::kH, s.DHQK, s.DHV));
       m_start = cut.Take<W>(pairs * (NC + 1));
       initial_n = cut.Take<W>(pairs * s.DHQK);
       step_factors = cut.Take<W>(pairs * kMlstmStepFactors);
@@ -144,7 +147,7 @@ struct MlstmRoom {
       n = cut.Take<W>(pairs * NC * s.DHQK);
       const int64_t num_anchors = pairs * NumMlstmAnchors(NC);
       anchors.C = cut.Take<bfloat16>(num_anchors * s.DHQK * s.DHV);
-      anchors.n = cut.Take<W>(num_anchors * s.DHQK);
+      anchors.n = cut.Take<W>(num_anchors * s.DHQK * NumMlstmColumnBlocks(MlstmRole::kDQ, s.DHQK, s.DHV));
       anchors.dots = cut.Take<W>(num_anchors * MlstmScanAnchorParts(s.DHQK, s.DHV));
     }
     delta_dots = cut.Take<W>(tokens * (kTensorCores<E> ? 1 : Slices<E>(MlstmRole::kDelta, s)));
@@ -158,10 +161,11 @@ struct MlstmRoom {
   W* gamma;
   double* chunk_sums;          // (pairs, NC, 2)
   MlstmScanState<W> segments;  // of one direction at a time
-  W* generic = nullptr;
+  W *generic = nullptr, *partials = nullptr;
   W *m_start = nullptr, *initial_n = nullptr, *step_factors = nullptr;  // forward
   W* n = nullptr;
-  W *a = nullptr, *delta_dots = nullptr, *q_dots = nullptr, *k_dots = nullptr;  // backward
+  W* a = nullptr;  // backward; with heads that are cut also forward
+  W *delta_dots = nullptr, *q_dots = nullptr, *k_dots = nullptr;  // backward
   MlstmAnchors<W> anchors;
   MlstmScanState<W> last;  // the last state, where a gradient arrives there
   double* final_term = nullptr;
@@ -231,6 +235,8 @@ class MlstmCall {
     args_.chunks_per_segment = kTensorCores<E> ? config.segments.chunks_per_segment : args_.NC;
     args_.records = room_.records;
     args_.gamma = room_.gamma;
+    args_.partials = room_.partials;
+    args_.a = room_.a;
     args_.eps = static_cast<W>(s_.eps);
     args_.normalize = s_.normalize;
   }

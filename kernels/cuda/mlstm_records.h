@@ -109,7 +109,7 @@ template <class W>
 struct MlstmAnchors {
   bfloat16* C = nullptr;  // (anchors, B * NH, DHQK * DHV), in the order of the scan's threads: each kind of
                           // scan has its own
-  W* n = nullptr;         // (anchors, B * NH, DHQK)
+  W* n = nullptr;         // (anchors, B * NH, DHQK), of cut heads for each block of columns
   W* dots = nullptr;      // (anchors, B * NH, parts), parts (of threads): MlstmScanAnchorParts
 };
 
@@ -144,6 +144,10 @@ struct MlstmScanArgs {
   MlstmAnchors<W> anchors;  // kDQ (C and n out) and kDK (dots out) on tensor cores, which need them
   W eps = 0;
   bool normalize = true;
+  // Heads that are cut into blocks (mlstm_blocks.h): a scan's part of `out`, (column blocks, N, NH * width of
+  // out); kH's `a` then is (column blocks, B * NH, Tp), and `denominator` and `out` come from
+  // LaunchMlstmJoin.
+  W* partials = nullptr;
 };
 using MlstmFastScanArgs = MlstmScanArgs<bfloat16, float>;
 

@@ -11,7 +11,6 @@
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 namespace {
-using mlstm_scan::ConfigOf;
 using mlstm_scan::ForWidths;
 
 constexpr int kThreads = 256;
@@ -52,14 +51,14 @@ __global__ void __launch_bounds__(kThreads)
 
 template <MlstmRole kRole>
 int SlicesOf(int64_t DHQK, int64_t DHV) {
-  return ForWidths(DHQK, DHV, 0,
-                   [&]<int kDHQK, int kDHV>() { return ConfigOf<kRole, kDHQK, kDHV>::kSlices; });
+  return ForWidths<kRole>(DHQK, DHV, 0, [&]<class Choice>() {
+    return Choice::kSlices * static_cast<int>(NumMlstmBlocks(DHQK, DHV));
+  });
 }
 template <MlstmRole kRole>
 int64_t SharedBytesOf(int64_t DHQK, int64_t DHV) {
-  return ForWidths(DHQK, DHV, int64_t{0}, [&]<int kDHQK, int kDHV>() {
-    return static_cast<int64_t>(ConfigOf<kRole, kDHQK, kDHV>::Type::kSharedBytes);
-  });
+  return ForWidths<kRole>(DHQK, DHV, int64_t{0},
+                          []<class Choice>() { return static_cast<int64_t>(Choice::Type::kSharedBytes); });
 }
 // Segments of one head, if `blocks` blocks do its work on one segment.
 int64_t SegmentsFor(const DeviceInfo& device, int64_t blocks, int64_t NC) {
@@ -93,9 +92,8 @@ int MlstmScanSlices(MlstmRole role, int64_t DHQK, int64_t DHV) {
 }
 
 int MlstmScanAnchorParts(int64_t DHQK, int64_t DHV) {
-  return ForWidths(DHQK, DHV, 0, [&]<int kDHQK, int kDHV>() {
-    using Choice = ConfigOf<MlstmRole::kDK, kDHQK, kDHV>;
-    return Choice::kSlices * Choice::Type::kThreads;
+  return ForWidths<MlstmRole::kDK>(DHQK, DHV, 0, [&]<class Choice>() {
+    return Choice::kSlices * static_cast<int>(NumMlstmBlocks(DHQK, DHV)) * Choice::Type::kThreads;
   });
 }
 
@@ -103,7 +101,11 @@ void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& 
   CAROUSEL_CHECK(args.B > 0 && args.NH > 0 && args.num_segments > 0);
   CAROUSEL_CHECK_EQ(args.NC, CeilDiv(args.num_tokens, kMlstmChunk));
   CAROUSEL_CHECK(args.B * args.num_tokens <= INT_MAX &&
-                 args.B * args.NH * kMlstmScanMaxSlices <= INT_MAX);  // token and pair are int
+                 args.B * args.NH * MlstmScanMaxSlices(args.DHQK, args.DHV) <=
+                     INT_MAX);  // token and pair are int
+  const bool blocked = MlstmBlockWidth(args.DHQK, args.DHV) > 0;
+  CAROUSEL_CHECK(!blocked || IsState(role) ||
+                 (args.partials != nullptr && (role != MlstmRole::kH || args.a != nullptr)));
   CAROUSEL_CHECK(args.num_segments * args.chunks_per_segment >= args.NC);
   CAROUSEL_CHECK((role != MlstmRole::kDQ && role != MlstmRole::kDK) || NumMlstmAnchors(args.NC) == 0 ||
                  args.anchors.C != nullptr);
@@ -128,6 +130,7 @@ void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& 
     return false;
   };
   CAROUSEL_CHECK_MSG(launch(), "no tensor-core scan for this role and these head widths");
+  if (blocked && !IsState(role)) LaunchMlstmJoin(context, role, args);
 }
 
 MlstmSegments PickMlstmSegments(const DeviceInfo& device, const MlstmShape& s) {

@@ -17,6 +17,7 @@
 
 #include "core/base/int_math.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/mlstm_blocks.h"
 #include "kernels/cuda/mlstm_records.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
@@ -27,21 +28,27 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 static_assert(kMlstmChunk == 32, "the tensor-core scan needs records of 32 tokens");
 
 // Whether there is a scan for these head widths on this device: (64, 64), (64, 128), (128, 128), (128, 256),
-// (192, 384), (256, 256), (256, 512), (384, 384) and (512, 512).
+// (192, 384), (256, 256), (256, 512), (384, 384), (512, 512), and heads that are cut into blocks
+// (mlstm_blocks.h).
 bool MlstmScanSupports(const DeviceInfo& device, int64_t DHQK, int64_t DHV);
 // Whether the rows can be read 16 bytes at a time, which every tensor of a scan but `out` must be.
 inline bool MlstmScanSupports(const MlstmRows<const bfloat16>& rows) {
   return rows.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
 }
 
-// Parts of the state that `dots` of a role is split over; 0 if there is no scan for these widths.
-constexpr int kMlstmScanMaxSlices = 8;
+// Parts of the state, each of a block of threads, that a role and its `dots` are split over; 0 if there is no
+// scan for these widths.
+constexpr int kMlstmScanMaxSlices = 8;  // of a head, or of a block of a head that is cut
+constexpr int64_t MlstmScanMaxSlices(int64_t DHQK, int64_t DHV) {
+  return kMlstmScanMaxSlices * NumMlstmBlocks(DHQK, DHV);
+}
 int MlstmScanSlices(MlstmRole role, int64_t DHQK, int64_t DHV);
 // Parts of MlstmAnchors::dots; 0 if there is no scan for these widths.
 int MlstmScanAnchorParts(int64_t DHQK, int64_t DHV);
 
-// Enqueues one scan. REQUIRES: MlstmScanSupports of the widths and of every tensor that the role reads. `out`
-// may have any stride and alignment (16-byte stores are used where they allow it).
+// Enqueues one scan, and with heads that are cut LaunchMlstmJoin. REQUIRES: MlstmScanSupports of the widths
+// and of every tensor that the role reads. `out` may have any stride and alignment (16-byte stores are used
+// where they allow it).
 void LaunchMlstmScan(Context& context, MlstmRole role, const MlstmFastScanArgs& args);
 
 // ---- splitting the sequence, for a scan of too few pairs to fill the device: a state role gives every

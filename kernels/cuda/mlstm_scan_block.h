@@ -24,6 +24,11 @@ class ScanBlock {
     const unsigned slices = static_cast<unsigned>(C::kRowsAreValues ? a.DHV : a.DHQK) / C::kRows;
     slice = static_cast<int>(blockIdx.x % slices);
     pair = static_cast<int>(blockIdx.x / slices);
+    if constexpr (C::kBlocked) {
+      const int blocks = static_cast<int>(HeadColumns()) / C::kColumns;
+      column_block = pair % blocks;
+      pair /= blocks;
+    }
     head = pair % static_cast<int>(a.NH);
     const int64_t begin = blockIdx.y * a.chunks_per_segment;
     const int64_t end = begin + a.chunks_per_segment < a.NC ? begin + a.chunks_per_segment : a.NC;
@@ -80,10 +85,17 @@ class ScanBlock {
   __device__ __forceinline__ static const MlstmRows<const bfloat16>& DotRows(const MlstmFastScanArgs& a) {
     return C::kRole == MlstmRole::kDQ ? a.q : a.k;
   }
-  __device__ __forceinline__ int64_t UpdColumn() const { return static_cast<int64_t>(head) * C::kColumns; }
-  __device__ __forceinline__ int64_t RowColumn() const {
-    return head * (C::kRowsAreValues ? args.DHV : args.DHQK) + slice * C::kRows;
+  // Of the head's state, and the first of the block's columns in it.
+  __device__ __forceinline__ int64_t HeadColumns() const { return C::kRowsAreValues ? args.DHQK : args.DHV; }
+  __device__ __forceinline__ int64_t HeadRows() const { return C::kRowsAreValues ? args.DHV : args.DHQK; }
+  __device__ __forceinline__ int FirstColumn() const { return C::kBlocked ? column_block * C::kColumns : 0; }
+  // The block has the column of the normaliser (n or dn), if the role carries one.
+  __device__ __forceinline__ bool HasNormalizer() const { return !C::kBlocked || column_block == 0; }
+  __device__ __forceinline__ int64_t UpdColumn() const {
+    if constexpr (C::kBlocked) return head * HeadColumns() + FirstColumn();
+    return static_cast<int64_t>(head) * C::kColumns;
   }
+  __device__ __forceinline__ int64_t RowColumn() const { return head * HeadRows() + slice * C::kRows; }
 
   // ---- global to shared memory
   // Columns [column, column + kTileColumns) of the chunk's tokens; tokens after the end become zeros.
@@ -106,6 +118,19 @@ class ScanBlock {
       }
     }
   }
+  // Of the 16-byte pieces of a record.
+  __device__ __forceinline__ static bool IsAddend(int piece) {
+    constexpr int kFirst = offsetof(MlstmFastRecord, addend) / 16, kCount = sizeof(float) * L / 16;
+    return C::kBlocked && C::kAddend && piece >= kFirst && piece < kFirst + kCount;
+  }
+  // In every stage, for good: addends of a block without the normaliser. Read behind the first chunk's
+  // barrier.
+  __device__ __forceinline__ void ClearAddends() {
+    static_assert(C::kStages * L <= C::kThreads);
+    if (HasNormalizer() || tid >= C::kStages * L) return;
+    unsigned char* const record = smem + tid / L * C::kStageBytes + C::kRecordAt;
+    reinterpret_cast<MlstmFastRecord*>(record)->addend[tid % L] = 0;
+  }
   __device__ __forceinline__ void LoadChunk(int step) {
     if (step < num_chunks) {
       const int chunk = ChunkOf(step), t0 = chunk * L;
@@ -115,7 +140,7 @@ class ScanBlock {
       LoadTile<C::kRows>(stage + C::kRowAt, RowRows(args), RowColumn(), t0);
       constexpr int kPieces = sizeof(MlstmFastRecord) / 16;
       static_assert(kPieces <= C::kThreads);
-      if (tid < kPieces) {
+      if (tid < kPieces && (HasNormalizer() || !IsAddend(tid))) {
         const auto* const record =
             reinterpret_cast<const unsigned char*>(args.records + pair * args.NC + chunk);
         gpu::cp_async16(stage + C::kRecordAt + tid * 16, record + tid * 16);
@@ -159,10 +184,22 @@ class ScanBlock {
       to[2 * i + 1].bits = static_cast<uint16_t>(pairs[i] >> 16);
     }
   }
-  // The row tile and the dots of an earlier step to global memory. A thread reads the pieces of the tile that
-  // it copies into next.
+  // The row tile and the dots of an earlier step to global memory.
   __device__ __forceinline__ void StoreChunk(int step) {
     const int t0 = ChunkOf(step) * L, rows_left = static_cast<int>(args.num_tokens) - t0;
+    if constexpr (!C::kBlocked) StoreTile(step, t0, rows_left);
+    if (C::kDots && tid < L && tid < rows_left) {
+      const float* const dots = reinterpret_cast<const float*>(smem + C::kDotsAt) + tid;
+      float sum = dots[0];
+#pragma unroll
+      for (int i = 1; i < C::kRowWarps; ++i) sum += dots[i * L];
+      int64_t part = slice;
+      if constexpr (C::kBlocked) part += column_block * (args.DHQK / C::kRows);
+      args.dots[(part * args.B * args.NH + pair) * args.NC * L + t0 + tid] = sum;
+    }
+  }
+  // A thread reads the pieces of the tile that it copies into next.
+  __device__ __forceinline__ void StoreTile(int step, int t0, int rows_left) {
     const unsigned char* const tile = StageOf(step) + C::kRowAt;
     constexpr int kPieces = C::kRows / 8, kStep = C::kThreads / kPieces;
     const int piece = tid % kPieces;
@@ -179,12 +216,23 @@ class ScanBlock {
         StoreElements(to, x);
       }
     }
-    if (C::kDots && tid < L && tid < rows_left) {
-      const float* const dots = reinterpret_cast<const float*>(smem + C::kDotsAt) + tid;
-      float sum = dots[0];
+  }
+  // Cut heads: this block's part of out, unrounded, from where it is. Lanes that differ in `group` write 32
+  // bytes of a token.
+  __device__ __forceinline__ void StorePartial(const float (&out)[C::kMyTiles][4], int step) const {
+    const int t0 = ChunkOf(step) * L + column_group * C::kMyTiles * 8 + quad * 2;
+    const int rows_left = static_cast<int>(args.num_tokens) - t0;
+    const int64_t row_stride = args.NH * HeadRows();
+    float* to = args.partials + (column_block * args.B * args.num_tokens + token0 + t0) * row_stride +
+                RowColumn() + row_warp * 16 + group;
 #pragma unroll
-      for (int i = 1; i < C::kRowWarps; ++i) sum += dots[i * L];
-      args.dots[(slice * args.B * args.NH + pair) * args.NC * L + t0 + tid] = sum;
+    for (int tile = 0; tile < C::kMyTiles; ++tile, to += 8 * row_stride) {
+#pragma unroll
+      for (int token = 0; token < 2; ++token) {
+        if (tile * 8 + token >= rows_left) continue;
+        to[token * row_stride] = out[tile][token];
+        to[token * row_stride + 8] = out[tile][token + 2];
+      }
     }
   }
 
@@ -192,7 +240,7 @@ class ScanBlock {
   // Offset of state element (row0 + group, column0 + quad * 2) in C (DHQK, DHV), and of neighbours.
   __device__ __forceinline__ int64_t StateAt() const {
     const int64_t row = slice * C::kRows + row_warp * 16 + group,
-                  column = column_group * C::kWarpColumns + quad * 2;
+                  column = FirstColumn() + column_group * C::kWarpColumns + quad * 2;
     return C::kRowsAreValues ? column * args.DHV + row : row * args.DHV + column;
   }
   __device__ __forceinline__ int64_t RowStep() const { return C::kRowsAreValues ? 1 : args.DHV; }
@@ -215,12 +263,13 @@ class ScanBlock {
       const int row = slice * C::kRows + row_warp * 16 + group;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        n[half] = given && quad == 0 ? args.initial.n[at * args.DHQK + row + half * 8] : 0.0f;
+        n[half] =
+            given && HasNormalizer() && quad == 0 ? args.initial.n[at * args.DHQK + row + half * 8] : 0.0f;
       }
     }
     if (C::kNormalizer) {
       for (int column = tid * 2; column < C::kColumns; column += 2 * C::kThreads) {
-        const float* const n0 = args.initial.n + at * args.DHQK + column;
+        const float* const n0 = args.initial.n + at * args.DHQK + FirstColumn() + column;
         SetN(column, given ? n0[0] : 0.0f, given ? n0[1] : 0.0f);  // read after the first chunk's barrier
       }
     }
@@ -297,7 +346,7 @@ class ScanBlock {
 #pragma unroll
       for (int j = 0; j < 4; ++j) to[j / 2 * 8 * row_step + (i * 8 + j % 2) * column_step] = state[i][j];
     }
-    if (C::kNormalizerColumn && column_group == 0) {
+    if (C::kNormalizerColumn && column_group == 0 && HasNormalizer()) {
       const int row = slice * C::kRows + row_warp * 16 + group;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -309,7 +358,7 @@ class ScanBlock {
     if (C::kNormalizer && slice == 0) {
       const float* const last_n = reinterpret_cast<const float*>(smem + C::kNAt);
       for (int column = tid; column < C::kColumns; column += C::kThreads) {
-        args.final.n[at * args.DHQK + column] = last_n[column];
+        args.final.n[at * args.DHQK + FirstColumn() + column] = last_n[column];
       }
     }
   }
@@ -319,7 +368,8 @@ class ScanBlock {
   const int tid, lane, warp, row_warp, column_group;
   const int group, quad;  // of a fragment: row and pair of columns
   int slice, pair, head, num_chunks, first_chunk;
-  int token0;  // the first of the batch entry; the launcher has made sure that int holds it
+  int column_block = 0;  // cut heads
+  int token0;            // the first of the batch entry; the launcher has made sure that int holds it
 
   float state[C::kWarpColumns / 8][4];
   float n[2];  // kNormalizerColumn: this lane's part of n of rows `group` and `group + 8`

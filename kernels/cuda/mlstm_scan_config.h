@@ -1,7 +1,8 @@
 // What every kernel of the tensor-core scan shares: its sizes and small pieces of arithmetic.
 //
-// Grid: (slices of the state's rows x pairs, segments). Block: kRowWarps x kColumnGroups warps; a warp holds
-// 16 rows x kWarpColumns columns of the state in accumulators. One chunk of L tokens:
+// Grid: (slices of the state's rows x blocks of its columns (mlstm_blocks.h) x pairs, segments).
+// Block: kRowWarps x kColumnGroups warps; a warp holds 16 rows x kWarpColumns columns of the state in
+// accumulators. One chunk of L tokens:
 //
 //   1. scores read.upd, an L x L tile shared by all warps, times exp2(alpha + beta), masked: to shared memory
 //   2. out^T = x (State read^T): the accumulators become bf16 A fragments where they are
@@ -26,13 +27,16 @@
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_scan {
 
 template <MlstmRole kTheRole, int kTheRowWarps, int kTheColumnGroups, int kTheColumns, int kTheStages,
-          int kTheBlocksPerSm>
+          int kTheBlocksPerSm, bool kTheBlocked = false>
 struct ScanConfig {
   static constexpr MlstmRole kRole = kTheRole;
   static constexpr int kRowWarps = kTheRowWarps, kColumnGroups = kTheColumnGroups, kColumns = kTheColumns;
   static constexpr int kStages = kTheStages, kBlocksPerSm = kTheBlocksPerSm, L = kMlstmChunk;
   static constexpr int kWarps = kRowWarps * kColumnGroups, kThreads = 32 * kWarps;
   static constexpr int kRows = 16 * kRowWarps, kWarpColumns = kColumns / kColumnGroups;
+
+  // kColumns are some of the state's columns, and its rows have any number of slices (mlstm_blocks.h).
+  static constexpr bool kBlocked = kTheBlocked;
 
   static constexpr bool kReverse = IsReverse(kRole), kIsState = IsState(kRole);
   static constexpr bool kNormalizer = kRole == MlstmRole::kH;

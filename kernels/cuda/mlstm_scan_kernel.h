@@ -12,7 +12,8 @@ class BlockScan : ScanBlock<C> {
 
   __device__ __forceinline__ void Run() {
     LoadState();
-    // As many groups of copies as the loop makes, so that it can count them.
+    if constexpr (C::kBlocked && C::kAddend) Block::ClearAddends();
+      // As many groups of copies as the loop makes, so that it can count them.
 #pragma unroll
     for (int step = 0; step < C::kStages - 1; ++step) {
       LoadChunk(step);
@@ -269,6 +270,11 @@ class BlockScan : ScanBlock<C> {
   // 4. Normaliser, dot products, and out into the row tile.
   __device__ __forceinline__ void Finish(float (&out)[C::kMyTiles][4], int step,
                                          const MlstmFastRecord& record) {
+    if constexpr (C::kBlocked) {
+      if constexpr (C::kNormalizer) StoreSums(step);
+      if constexpr (C::kDots) Dots(out, step);
+      return Block::StorePartial(out, step);
+    }
     if constexpr (C::kNormalizer) Normalize(out, step, record);
     if constexpr (C::kDots) Dots(out, step);
     const int at = C::kRowAt + 2 * quad * C::kRowBytes + (((row_warp * 2) ^ (quad * 2)) << 4) + 2 * group;
@@ -284,13 +290,24 @@ class BlockScan : ScanBlock<C> {
       }
     }
   }
+  // a of token `lane`, of the block's columns.
+  __device__ __forceinline__ float SumOfWeights() const {
+    const float* const sums = reinterpret_cast<const float*>(smem + C::kSumsAt);
+    float a = 0;
+#pragma unroll
+    for (int i = 0; i < C::kScoreGroups; ++i) a += sums[i * L + lane];
+    return a;
+  }
+  // Cut heads: the first warp of the first slice stores the part of a.
+  __device__ __forceinline__ void StoreSums(int step) const {
+    const int t = ChunkOf(step) * L + lane;
+    if (warp > 0 || slice > 0 || t >= args.num_tokens) return;
+    args.a[((Block::column_block * args.B * args.NH + pair) * args.NC) * L + t] = SumOfWeights();
+  }
   // Divides by N + eps; the first warp of the first slice also stores N.
   __device__ __forceinline__ void Normalize(float (&out)[C::kMyTiles][4], int step,
                                             const MlstmFastRecord& record) {
-    const float* const sums = reinterpret_cast<const float*>(smem + C::kSumsAt);
-    float a = 0;  // of token `lane`
-#pragma unroll
-    for (int i = 0; i < C::kScoreGroups; ++i) a += sums[i * L + lane];
+    const float a = SumOfWeights();
     const int t = ChunkOf(step) * L + lane;
     const bool stores = warp == 0 && slice == 0 && t < args.num_tokens;
     const float N = args.normalize ? fmaxf(fabsf(a), record.floor[lane]) : 1.0f;

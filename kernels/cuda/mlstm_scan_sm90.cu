@@ -28,8 +28,9 @@ R ForRole(MlstmRole role, R otherwise, Fn&& fn) {
   return otherwise;
 }
 int AnchorParts(int64_t DHQK, int64_t DHV) {
-  return mlstm_sm90::ForWidths<MlstmRole::kDK>(DHQK, DHV, 0,
-                                               []<class C>() { return C::kSlices * C::kStateThreads; });
+  return mlstm_sm90::ForWidths<MlstmRole::kDK>(DHQK, DHV, 0, [&]<class C>() {
+    return C::kSlices * static_cast<int>(NumMlstmBlocks(DHQK, DHV)) * C::kStateThreads;
+  });
 }
 }  // namespace
 
@@ -54,7 +55,11 @@ void LaunchMlstmSm90(Context& context, MlstmRole role, const MlstmFastScanArgs& 
   CAROUSEL_CHECK_EQ(args.NC, CeilDiv(args.num_tokens, kMlstmChunk));
   CAROUSEL_CHECK(args.num_segments * args.chunks_per_segment >= args.NC &&
                  (args.num_segments - 1) * args.chunks_per_segment < args.NC);
-  CAROUSEL_CHECK(MlstmSm90Writes(args.out));
+  const bool blocked = MlstmBlockWidth(args.DHQK, args.DHV) > 0;
+  CAROUSEL_CHECK(blocked ? args.partials != nullptr && (role != MlstmRole::kH || args.a != nullptr)
+                         : MlstmSm90Writes(args.out));
+  CAROUSEL_CHECK(args.B * args.num_tokens <= INT_MAX &&
+                 args.B * args.NH * MlstmScanMaxSlices(args.DHQK, args.DHV) <= INT_MAX);
   const bool has_anchors = role == MlstmRole::kDQ || role == MlstmRole::kDK;
   CAROUSEL_CHECK(!has_anchors || NumMlstmAnchors(args.NC) == 0 || args.anchors.C != nullptr);
   CAROUSEL_CHECK(!has_anchors ||
@@ -78,6 +83,7 @@ void LaunchMlstmSm90(Context& context, MlstmRole role, const MlstmFastScanArgs& 
     return false;
   };
   CAROUSEL_CHECK_MSG(launch(), "no sm_90a scan for this role and these head widths");
+  if (blocked) LaunchMlstmJoin(context, role, args);
 }
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -7,15 +7,18 @@
 // (one where the state has more than 256 columns); copies are TMA's; and the work of a block is split among
 // warpgroups that wait for each other by mbarriers only (mlstm_scan_sm90_kernel.h). `read` and `upd`, which
 // all slices of a pair's state need, are fetched once for the cluster of their blocks. Anchors have an order
-// of their own: kDQ and kDK of a call must be of the same kind. dots are split over DHQK / 64 parts.
+// of their own: kDQ and kDK of a call must be of the same kind. dots are split over
+// MlstmSm90DotParts.
 #pragma once
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/mlstm_blocks.h"
 #include "kernels/cuda/mlstm_records.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 
 // Whether there are such scans for these head widths on this device, the roles above: (64, 64), (64, 128),
-// (128, 128), (128, 256), (192, 384), (256, 256), (256, 512), (384, 384) and (512, 512).
+// (128, 128), (128, 256), (192, 384), (256, 256), (256, 512), (384, 384), (512, 512), and heads that are cut
+// into blocks (mlstm_blocks.h).
 bool MlstmSm90Supports(const DeviceInfo& device, int64_t DHQK, int64_t DHV);
 // Whether TMA can write the rows: as for what is read, 16-byte addresses and strides.
 inline bool MlstmSm90Writes(const MlstmRows<bfloat16>& rows) {
@@ -25,10 +28,13 @@ inline bool MlstmSm90Writes(const MlstmRows<bfloat16>& rows) {
 int64_t MlstmSm90SharedBytes(MlstmRole role, int64_t DHQK, int64_t DHV);
 
 // Parts that dots of kDQ and kDK are split over.
-inline int64_t MlstmSm90DotParts(int64_t DHQK) { return DHQK / 64; }
+inline int64_t MlstmSm90DotParts(int64_t DHQK, int64_t DHV) {
+  return DHQK / 64 * NumMlstmColumnBlocks(MlstmRole::kDQ, DHQK, DHV);
+}
 
-// Enqueues one scan. REQUIRES: what LaunchMlstmScan requires, MlstmSm90Supports, MlstmSm90Writes(args.out),
-// and kDQ and kDK: chunks_per_segment is a multiple of kMlstmAnchorChunks, or there is one segment.
+// Enqueues one scan. REQUIRES: what LaunchMlstmScan requires, MlstmSm90Supports, MlstmSm90Writes(args.out)
+// (not of heads that are cut), and kDQ and kDK: chunks_per_segment is a multiple of kMlstmAnchorChunks, or
+// there is one segment.
 void LaunchMlstmSm90(Context& context, MlstmRole role, const MlstmFastScanArgs& args);
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS

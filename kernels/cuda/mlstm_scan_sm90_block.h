@@ -30,8 +30,17 @@ class Sm90Block {
     first_chunk = static_cast<int>(begin);
     num_chunks = static_cast<int>(end - begin);
     num_steps = (num_chunks + C::kRecords - 1) / C::kRecords;
-    slice = static_cast<int>(blockIdx.x % C::kSlices);
-    pair = static_cast<int>(blockIdx.x / C::kSlices);
+    if constexpr (C::kBlocked) {
+      const int slices = static_cast<int>(HeadRows()) / C::kRows,
+                blocks = static_cast<int>(HeadColumns()) / C::kColumns;
+      slice = static_cast<int>(blockIdx.x) % slices;
+      pair = static_cast<int>(blockIdx.x) / slices;
+      column_block = pair % blocks;
+      pair /= blocks;
+    } else {
+      slice = static_cast<int>(blockIdx.x % C::kSlices);
+      pair = static_cast<int>(blockIdx.x / C::kSlices);
+    }
     head = pair % static_cast<int>(a.NH);
     entry = pair / static_cast<int>(a.NH);
   }
@@ -43,6 +52,19 @@ class Sm90Block {
     gpu::opaque(lane);
     lane &= 31;
   }
+
+  // Of the head's state; the first of the block's columns in it.
+  __device__ __forceinline__ int64_t HeadColumns() const {
+    return !C::kBlocked ? C::kColumns : C::kDots ? args.DHV : args.DHQK;
+  }
+  __device__ __forceinline__ int64_t HeadRows() const {
+    return !C::kBlocked ? C::kSlices * C::kRows : C::kDots ? args.DHQK : args.DHV;
+  }
+  __device__ __forceinline__ int FirstColumn() const { return C::kBlocked ? column_block * C::kColumns : 0; }
+  // The block has the column of the normaliser (n or dn), if the role carries one.
+  __device__ __forceinline__ bool HasNormalizer() const { return !C::kBlocked || column_block == 0; }
+  // In the cluster.
+  __device__ __forceinline__ int Rank() const { return C::kBlocked ? slice % C::kSlices : slice; }
 
   // ---- places
   __device__ __forceinline__ uint64_t* Full(int s) const {
@@ -112,26 +134,54 @@ class Sm90Block {
     unsigned char* const stage = StageOf(step);
     uint64_t* const full = Full(step % C::kStages);
     const int chunk = ChunkOf(step), token = chunk * kMlstmChunk;
-    gpu::mbar_arrive_expect_tx(full, C::kStageCopies);
+    if constexpr (C::kBlocked && C::kDots) {
+      gpu::mbar_arrive_expect_tx(
+          full, HasNormalizer() ? C::kStageCopies : C::kStageCopies - C::kRecords * C::kAddendBytes);
+    } else {
+      gpu::mbar_arrive_expect_tx(full, C::kStageCopies);
+    }
     // Of read and upd, for the whole cluster, this block's part.
 #pragma unroll 1
     for (int i = 0; i < C::kMyBoxes; ++i) {
-      const int box = slice * C::kMyBoxes + i, column = head * C::kColumns + box * 64;
+      const int box = Rank() * C::kMyBoxes + i;
+      const int column = head * static_cast<int>(HeadColumns()) + FirstColumn() + box * 64;
       LoadBox(stage + box * C::kBox, maps.read, column, token, full);
       LoadBox(stage + C::kUpdAt + box * C::kUpdBox, maps.upd, column, token, full);
     }
-    const int row = (head * C::kSlices + slice) * C::kRows;
+    const int row = C::kBlocked ? head * static_cast<int>(HeadRows()) + slice * C::kRows
+                                : (head * C::kSlices + slice) * C::kRows;
 #pragma unroll 1
     for (int g = 0; g < C::kRowGroups; ++g) {
       gpu::tma_load_4d(stage + C::kRowAt + g * C::kBox, maps.row, row + g * 64, token, entry, 0, full);
     }
     // A missing second half gets the first one's record: finite numbers.
     const MlstmFastRecord* const records = args.records + pair * args.NC + chunk;
-    gpu::bulk_g2s(stage + C::kRecordAt, records, C::kRecordBytes, full);
+    LoadRecord(stage + C::kRecordAt, records, full);
     if constexpr (C::kRecords == 2) {
-      gpu::bulk_g2s(stage + C::kRecordAt + C::kRecordBytes, records + (HasSecond(step) ? 1 : 0),
-                    C::kRecordBytes, full);
+      LoadRecord(stage + C::kRecordAt + C::kRecordBytes, records + (HasSecond(step) ? 1 : 0), full);
     }
+  }
+  __device__ __forceinline__ void LoadRecord(unsigned char* to, const MlstmFastRecord* record,
+                                             uint64_t* full) const {
+    if constexpr (C::kBlocked && C::kDots) {
+      if (!HasNormalizer()) {  // all but the addends (ClearAddends)
+        constexpr int kBehind = C::kAddendAt + C::kAddendBytes;
+        const auto* const from = reinterpret_cast<const unsigned char*>(record);
+        gpu::bulk_g2s(to, from, C::kAddendAt, full);
+        gpu::bulk_g2s(to + kBehind, from + kBehind, C::kRecordBytes - kBehind, full);
+        return;
+      }
+    }
+    gpu::bulk_g2s(to, record, C::kRecordBytes, full);
+  }
+  // In every stage, for good: addends of a block without the normaliser.
+  __device__ __forceinline__ void ClearAddends() const {
+    const int i = static_cast<int>(threadIdx.x), record = i / kMlstmChunk;
+    static_assert(C::kStages * C::kRecords * kMlstmChunk <= C::kThreads);
+    if (HasNormalizer() || record >= C::kStages * C::kRecords) return;
+    unsigned char* const stage = StageOf(record / C::kRecords);
+    auto* const to = reinterpret_cast<MlstmFastRecord*>(stage + C::kRecordAt) + record % C::kRecords;
+    to->addend[i % kMlstmChunk] = 0;
   }
 
   const Sm90Maps& maps;
@@ -140,6 +190,7 @@ class Sm90Block {
   const int warp;  // in the block
   int lane;
   int first_chunk, num_chunks, num_steps, slice, pair, head, entry;
+  int column_block = 0;  // cut heads
 };
 #endif
 

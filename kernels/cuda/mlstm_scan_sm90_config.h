@@ -11,10 +11,12 @@
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
 
-template <MlstmRole kTheRole, int kTheColumns, int kTheRowDim>
+template <MlstmRole kTheRole, int kTheColumns, int kTheRowDim, bool kTheBlocked = false>
 struct Sm90Config {
   static constexpr MlstmRole kRole = kTheRole;
   static constexpr bool kReverse = IsReverse(kRole), kNormalizer = kRole == MlstmRole::kH;
+  // Columns and rows are those of a block of a head's state (mlstm_blocks.h).
+  static constexpr bool kBlocked = kTheBlocked;
   // The role carries the normaliser as one more column of the state, and gives dots.
   static constexpr bool kDots = kRole == MlstmRole::kDQ || kRole == MlstmRole::kDK;
   static_assert(kDots || kRole == MlstmRole::kH || kRole == MlstmRole::kDV);
@@ -50,6 +52,7 @@ struct Sm90Config {
   static constexpr int kStageBytes = kRecordAt + kRecords * 1024;  // records, and what keeps boxes aligned
   static_assert(kRecordBytes <= 1024 && kStageBytes % 1024 == 0);
   static constexpr int kStageCopies = (2 * kBoxes + kRowGroups) * kBox + kRecords * kRecordBytes;
+  static constexpr int kAddendAt = offsetof(MlstmFastRecord, addend), kAddendBytes = 4 * kMlstmChunk;
   // and behind the stages: two tiles of weights (rows of read, columns of upd), of each state group a tile of
   // out and one of the rows that dots multiply, two tiles of what the column groups give each other; sums of
   // dots of every warp; 1 / (N + eps) of the tokens of each tile of weights; barriers.

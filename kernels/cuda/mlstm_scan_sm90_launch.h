@@ -2,17 +2,20 @@
 #pragma once
 #include <type_traits>
 
+#include "kernels/cuda/mlstm_blocks.h"
 #include "kernels/cuda/mlstm_scan_sm90.h"
 #include "kernels/cuda/mlstm_scan_sm90_kernel.h"
 #include "kernels/cuda/op_check.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
 
-template <MlstmRole kRole, int kDHQK, int kDHV>
-using ConfigOf = std::conditional_t<kRole == MlstmRole::kH || kRole == MlstmRole::kDV,
-                                    Sm90Config<kRole, kDHQK, kDHV>, Sm90Config<kRole, kDHV, kDHQK>>;
+template <MlstmRole kRole, int kDHQK, int kDHV, bool kBlocked = false>
+using ConfigOf =
+    std::conditional_t<kRole == MlstmRole::kH || kRole == MlstmRole::kDV,
+                       Sm90Config<kRole, kDHQK, kDHV, kBlocked>, Sm90Config<kRole, kDHV, kDHQK, kBlocked>>;
 
-// fn.operator()<Sm90Config>() for the widths that have one; otherwise `otherwise`.
+// fn.operator()<Sm90Config>() for the widths that have one, or of a block of the heads that are cut;
+// otherwise `otherwise`.
 template <MlstmRole kRole, class R, class Fn>
 R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
   if (DHQK == 64 && DHV == 64) return fn.template operator()<ConfigOf<kRole, 64, 64>>();
@@ -24,7 +27,16 @@ R ForWidths(int64_t DHQK, int64_t DHV, R otherwise, Fn&& fn) {
   if (DHQK == 256 && DHV == 512) return fn.template operator()<ConfigOf<kRole, 256, 512>>();
   if (DHQK == 384 && DHV == 384) return fn.template operator()<ConfigOf<kRole, 384, 384>>();
   if (DHQK == 512 && DHV == 512) return fn.template operator()<ConfigOf<kRole, 512, 512>>();
-  return otherwise;
+  switch (MlstmBlockWidth(DHQK, DHV)) {
+    case 256:
+      return fn.template operator()<ConfigOf<kRole, 256, 256, true>>();
+    case 384:
+      return fn.template operator()<ConfigOf<kRole, 384, 384, true>>();
+    case 512:
+      return fn.template operator()<ConfigOf<kRole, 512, 512, true>>();
+    default:
+      return otherwise;
+  }
 }
 
 // Tokens of a batch entry in boxes of 64 columns and `box_tokens` tokens.
@@ -64,15 +76,18 @@ template <MlstmRole kRole>
 bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* name) {
   return ForWidths<kRole>(args.DHQK, args.DHV, false, [&]<class C>() {
     const Operands x = OperandsOf<kRole>(args);
-    const int64_t columns = args.NH * C::kColumns, rows = args.NH * C::kSlices * C::kRows;
+    const int64_t columns = args.NH * (C::kDots ? args.DHV : args.DHQK),
+                  rows = args.NH * (C::kDots ? args.DHQK : args.DHV),
+                  blocks = C::kSlices * NumMlstmBlocks(args.DHQK, args.DHV);
     Sm90Maps maps = {.read = MapOf(x.read, columns, args, C::L),
                      .upd = MapOf(x.upd, columns, args, C::L),
                      .row = MapOf(x.row, rows, args, C::L),
-                     .out = MapOf(args.out, rows, args, C::kStoreTokens),
+                     .out = {},
                      .dot_rows = {}};
+    if (!C::kBlocked) maps.out = MapOf(args.out, rows, args, C::kStoreTokens);
     if (C::kDots) maps.dot_rows = MapOf(x.dot_rows, rows, args, C::kMyTokens);
     context.Launch(MlstmSm90Kernel<C>,
-                   {.grid = dim3(GridExtent(C::kSlices * args.B * args.NH), GridExtent(args.num_segments)),
+                   {.grid = dim3(GridExtent(blocks * args.B * args.NH), GridExtent(args.num_segments)),
                     .block = dim3(C::kThreads),
                     .smem = C::kSharedBytes,
                     .cluster = dim3(C::kSlices),

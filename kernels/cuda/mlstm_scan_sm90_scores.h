@@ -54,7 +54,7 @@ class Sm90Scores : protected Sm90Block<C> {
     if constexpr (C::kNormalizer) {
       const bool is_last = blockIdx.y == gridDim.y - 1;
       if (args.final.C != nullptr && is_last && slice == 0) {
-        float* const to = args.final.n + pair * args.DHQK;
+        float* const to = args.final.n + pair * args.DHQK + this->FirstColumn();
 #pragma unroll
         for (int i = 0; i < kMyN; ++i) {
           if (!OwnsN(i)) continue;
@@ -149,6 +149,12 @@ class Sm90Scores : protected Sm90Block<C> {
         float a = sum[i] + x * (s[L / 2 + 2 * i] + s[L / 2 + 2 * i + 1]);
         a += __shfl_xor_sync(~0u, a, 1);
         a += __shfl_xor_sync(~0u, a, 2);
+        if constexpr (C::kBlocked) {  // a is a part: LaunchMlstmJoin divides
+          const int t = token + 8 * i;
+          if (quad != 0 || slice != 0 || t >= args.num_tokens || (half > 0 && !second)) continue;
+          args.a[(this->column_block * args.B * args.NH + pair) * args.NC * kMlstmChunk + t] = a;
+          continue;
+        }
         const float N = args.normalize ? fmaxf(fabsf(a), mine.floor[r[i]]) : 1.0f;
         if (quad != 0) continue;
         InverseOf(step)[row + 8 * i] = args.normalize ? gpu::rcp_fast(N + args.eps) : 1.0f;
@@ -175,7 +181,7 @@ class Sm90Scores : protected Sm90Block<C> {
       if (!OwnsN(i)) continue;
       if (args.initial.C != nullptr) {
         const int64_t at = blockIdx.y * args.B * args.NH + pair;
-        const float* const from = args.initial.n + at * args.DHQK + ColumnOfN(i);
+        const float* const from = args.initial.n + at * args.DHQK + this->FirstColumn() + ColumnOfN(i);
         n[i][0] = from[0];
         n[i][1] = from[1];
       }

@@ -36,7 +36,7 @@ class Sm90State : protected Sm90Scores<C> {
   // Offset in C (DHQK, DHV) of the thread's first element, and from row to row and column to column.
   __device__ __forceinline__ int64_t StateAt(int group) const {
     const int row = FirstRow(group) + RowOfWarp(),
-              column = ColumnGroup(group) * C::kGroupColumns + lane % 4 * 2;
+              column = this->FirstColumn() + ColumnGroup(group) * C::kGroupColumns + lane % 4 * 2;
     return C::kDots ? row * args.DHV + column : column * args.DHV + row;
   }
   __device__ __forceinline__ int64_t RowStep() const { return C::kDots ? args.DHV : 1; }
@@ -57,7 +57,7 @@ class Sm90State : protected Sm90Scores<C> {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = FirstRow(group) + RowOfWarp() + 8 * i;
-        n[i] = given && lane % 4 == 0 ? args.initial.n[at * args.DHQK + row] : 0.0f;
+        n[i] = given && this->HasNormalizer() && lane % 4 == 0 ? args.initial.n[at * args.DHQK + row] : 0.0f;
       }
     }
   }
@@ -72,7 +72,8 @@ class Sm90State : protected Sm90Scores<C> {
       to[(i / 4 * 8 + i % 2) * column_step + i % 4 / 2 * 8 * row_step] = state[i];
     }
     if constexpr (C::kDots) {
-      if (ColumnGroup(group) == 0) StoreN(args.final.n + pair * args.DHQK + FirstRow(group), n);
+      if (ColumnGroup(group) == 0 && this->HasNormalizer())
+        StoreN(args.final.n + pair * args.DHQK + FirstRow(group), n);
     }
   }
   __device__ __forceinline__ static float WholeN(float part) {
@@ -184,7 +185,8 @@ class Sm90State : protected Sm90Scores<C> {
   __device__ __forceinline__ void LoadDotRows(int step, int group) const {
     uint64_t* const ready = DotRowsReady(group);
     gpu::mbar_arrive_expect_tx(ready, C::kGroupTile);
-    gpu::tma_load_4d(DotRows(group), maps.dot_rows, head * C::kSlices * C::kRows + FirstRow(group),
+    gpu::tma_load_4d(DotRows(group), maps.dot_rows,
+                     head * static_cast<int>(this->HeadRows()) + FirstRow(group),
                      ChunkOf(step) * kMlstmChunk + FirstToken(group), entry, 0, ready);
   }
   // The warp's 16 rows' part of the dot products, to shared memory.
@@ -223,14 +225,49 @@ class Sm90State : protected Sm90Scores<C> {
     const float* const sums = DotSums(group) + Thread();
     const float sum = sums[0] + sums[C::kMyTokens] + sums[2 * C::kMyTokens] + sums[3 * C::kMyTokens];
     int part = FirstRow(group) / 64;
+    if constexpr (C::kBlocked) part += this->column_block * (static_cast<int>(args.DHQK) / 64);
     gpu::opaque(part);  // or its place in dots would take registers all the time
     args.dots[(part * args.B * args.NH + pair) * args.NC * kMlstmChunk + t] = sum;
   }
 
   // ---- out
+  // Cut heads: this block's part, unrounded, from where it is. Lanes that differ in lane / 4 write 32 bytes
+  // of a token.
+  __device__ __forceinline__ void StorePartial(const float (&out)[kMyElems], int step, int group) const {
+    if constexpr (C::kDots) {
+      GroupBarrier(group);  // the warps' sums of dots -> StoreDots
+      StoreDots(step, group);
+    }
+    const int first = FirstToken(group) + lane % 4 * 2, t0 = ChunkOf(step) * kMlstmChunk + first;
+    int tokens_left = static_cast<int>(args.num_tokens) - t0;
+    if (C::kRecords == 2 && !HasSecond(step)) tokens_left = min(tokens_left, kMlstmChunk - first);
+    const int64_t token_stride = args.NH * this->HeadRows();
+    const int64_t token = (static_cast<int64_t>(this->column_block) * args.B + entry) * args.num_tokens + t0;
+    float* to =
+        args.partials + token * token_stride + head * this->HeadRows() + FirstRow(group) + RowOfWarp();
+#pragma unroll
+    for (int tile = 0; tile < C::kMyTokens / 8; ++tile, to += 8 * token_stride) {
+      const float* const o = out + 4 * tile;
+      if (tile * 8 < tokens_left) {
+        to[0] = o[0];
+        to[8] = o[2];
+      }
+      if (tile * 8 + 1 < tokens_left) {
+        to[token_stride] = o[1];
+        to[token_stride + 8] = o[3];
+      }
+    }
+    if constexpr (C::kDots) {
+      GroupBarrier(group);  // dots and their rows were read -> the next ones
+      if (Thread() == 0 && step + 1 < Block::num_steps) LoadDotRows(step + 1, group);
+    } else {
+      __syncwarp();  // the lanes' reads of the stage -> the warp's arrival
+    }
+  }
   // Over the group's tile in shared memory to the tensor: TMA cuts off what lies after the sequence, and a
   // missing half is not stored.
   __device__ __forceinline__ void StoreOut(const float (&out)[kMyElems], int step, int group) const {
+    if constexpr (C::kBlocked) return StorePartial(out, step, group);
     unsigned char* const box = smem + C::kOutAt + group * C::kGroupTile;
     if (Thread() == 0) gpu::bulk_wait_read<0>();
     // The last tile has been read -> this one; the warps' sums of dots -> StoreDots
@@ -258,7 +295,7 @@ class Sm90State : protected Sm90Scores<C> {
     if constexpr (C::kDots) {
       if (step + 1 < Block::num_steps) LoadDotRows(step + 1, group);
     }
-    const int column = head * C::kSlices * C::kRows + FirstRow(group),
+    const int column = head * static_cast<int>(this->HeadRows()) + FirstRow(group),
               token = ChunkOf(step) * kMlstmChunk + FirstToken(group);
     gpu::tma_store_4d(maps.out, column, token, entry, 0, box);
     if (HasSecond(step)) {
