@@ -24,11 +24,6 @@ class ScanBlock {
     const unsigned slices = static_cast<unsigned>(C::kRowsAreValues ? a.DHV : a.DHQK) / C::kRows;
     slice = static_cast<int>(blockIdx.x % slices);
     pair = static_cast<int>(blockIdx.x / slices);
-    if constexpr (C::kBlocked) {
-      const int blocks = static_cast<int>(HeadColumns()) / C::kColumns;
-      column_block = pair % blocks;
-      pair /= blocks;
-    }
     head = pair % static_cast<int>(a.NH);
     const int64_t begin = blockIdx.y * a.chunks_per_segment;
     const int64_t end = begin + a.chunks_per_segment < a.NC ? begin + a.chunks_per_segment : a.NC;
@@ -88,11 +83,18 @@ class ScanBlock {
   // Of the head's state, and the first of the block's columns in it.
   __device__ __forceinline__ int64_t HeadColumns() const { return C::kRowsAreValues ? args.DHQK : args.DHV; }
   __device__ __forceinline__ int64_t HeadRows() const { return C::kRowsAreValues ? args.DHV : args.DHQK; }
-  __device__ __forceinline__ int FirstColumn() const { return C::kBlocked ? column_block * C::kColumns : 0; }
+  __device__ __forceinline__ static int ColumnBlock() {
+    return C::kBlocked ? static_cast<int>(blockIdx.z) : 0;
+  }
+  __device__ __forceinline__ static int FirstColumn() { return ColumnBlock() * C::kColumns; }
   // The block has the column of the normaliser (n or dn), if the role carries one.
-  __device__ __forceinline__ bool HasNormalizer() const { return !C::kBlocked || column_block == 0; }
+  __device__ __forceinline__ static bool HasNormalizer() { return ColumnBlock() == 0; }
   __device__ __forceinline__ int64_t UpdColumn() const {
-    if constexpr (C::kBlocked) return head * HeadColumns() + FirstColumn();
+    if constexpr (C::kBlocked) {
+      int of_head = head;
+      gpu::opaque(of_head);  // as in StorePartial
+      return of_head * HeadColumns() + FirstColumn();
+    }
     return static_cast<int64_t>(head) * C::kColumns;
   }
   __device__ __forceinline__ int64_t RowColumn() const { return head * HeadRows() + slice * C::kRows; }
@@ -193,8 +195,12 @@ class ScanBlock {
       float sum = dots[0];
 #pragma unroll
       for (int i = 1; i < C::kRowWarps; ++i) sum += dots[i * L];
-      int64_t part = slice;
-      if constexpr (C::kBlocked) part += column_block * (args.DHQK / C::kRows);
+      int part = slice;
+      if constexpr (C::kBlocked) {
+        int block = ColumnBlock();
+        gpu::opaque(block);  // as in StorePartial
+        part += block * (static_cast<int>(args.DHQK) / C::kRows);
+      }
       args.dots[(part * args.B * args.NH + pair) * args.NC * L + t0 + tid] = sum;
     }
   }
@@ -220,11 +226,18 @@ class ScanBlock {
   // Cut heads: this block's part of out, unrounded, from where it is. Lanes that differ in `group` write 32
   // bytes of a token.
   __device__ __forceinline__ void StorePartial(const float (&out)[C::kMyTiles][4], int step) const {
-    const int t0 = ChunkOf(step) * L + column_group * C::kMyTiles * 8 + quad * 2;
+    int place = tid, of_head = head, of_slice = slice, block = ColumnBlock();
+    // Or what follows from them would take registers through the loop.
+    gpu::opaque(place);
+    gpu::opaque(of_head);
+    gpu::opaque(of_slice);
+    gpu::opaque(block);
+    const int t0 = ChunkOf(step) * L + (place / 32 / C::kRowWarps * C::kMyTiles * 4 + place % 4) * 2;
     const int rows_left = static_cast<int>(args.num_tokens) - t0;
+    const int64_t token = block * args.B * args.num_tokens + token0 + t0;
+    const int row = of_slice * C::kRows + place / 32 % C::kRowWarps * 16 + place % 32 / 4;
+    float* to = args.partials + (token * args.NH + of_head) * HeadRows() + row;
     const int64_t row_stride = args.NH * HeadRows();
-    float* to = args.partials + (column_block * args.B * args.num_tokens + token0 + t0) * row_stride +
-                RowColumn() + row_warp * 16 + group;
 #pragma unroll
     for (int tile = 0; tile < C::kMyTiles; ++tile, to += 8 * row_stride) {
 #pragma unroll
@@ -287,7 +300,15 @@ class ScanBlock {
   }
   // This block among all anchors' blocks.
   __device__ __forceinline__ int64_t AnchorBlock(int step) const {
-    return (StateChunk(step) / kMlstmAnchorChunks - 1) * static_cast<int64_t>(gridDim.x) + blockIdx.x;
+    const int64_t before = StateChunk(step) / kMlstmAnchorChunks - 1;
+    if constexpr (C::kBlocked) {  // all slices and blocks of a pair side by side
+      int of_slice = slice, block = ColumnBlock();
+      gpu::opaque(of_slice);  // as in StorePartial
+      gpu::opaque(block);
+      const unsigned slices = static_cast<unsigned>(args.DHQK) / C::kRows, first = blockIdx.x - of_slice;
+      return (before * gridDim.x + first) * gridDim.z + block * slices + of_slice;
+    }
+    return before * static_cast<int64_t>(gridDim.x) + blockIdx.x;
   }
   __device__ __forceinline__ uint4* AnchorState(int step) const {
     return reinterpret_cast<uint4*>(args.anchors.C) + AnchorBlock(step) * (C::kRows * C::kColumns / 8) +
@@ -368,8 +389,7 @@ class ScanBlock {
   const int tid, lane, warp, row_warp, column_group;
   const int group, quad;  // of a fragment: row and pair of columns
   int slice, pair, head, num_chunks, first_chunk;
-  int column_block = 0;  // cut heads
-  int token0;            // the first of the batch entry; the launcher has made sure that int holds it
+  int token0;  // the first of the batch entry; the launcher has made sure that int holds it
 
   float state[C::kWarpColumns / 8][4];
   float n[2];  // kNormalizerColumn: this lane's part of n of rows `group` and `group + 8`

@@ -1,6 +1,6 @@
 // What every kernel of the tensor-core scan shares: its sizes and small pieces of arithmetic.
 //
-// Grid: (slices of the state's rows x blocks of its columns (mlstm_blocks.h) x pairs, segments).
+// Grid: (slices of the state's rows x pairs, segments, blocks of its columns: 1 but for mlstm_blocks.h).
 // Block: kRowWarps x kColumnGroups warps; a warp holds 16 rows x kWarpColumns columns of the state in
 // accumulators. One chunk of L tokens:
 //

@@ -302,7 +302,7 @@ class BlockScan : ScanBlock<C> {
   __device__ __forceinline__ void StoreSums(int step) const {
     const int t = ChunkOf(step) * L + lane;
     if (warp > 0 || slice > 0 || t >= args.num_tokens) return;
-    args.a[((Block::column_block * args.B * args.NH + pair) * args.NC) * L + t] = SumOfWeights();
+    args.a[((Block::ColumnBlock() * args.B * args.NH + pair) * args.NC) * L + t] = SumOfWeights();
   }
   // Divides by N + eps; the first warp of the first slice also stores N.
   __device__ __forceinline__ void Normalize(float (&out)[C::kMyTiles][4], int step,

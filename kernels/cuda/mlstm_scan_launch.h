@@ -54,9 +54,11 @@ template <MlstmRole kRole>
 bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* name) {
   return ForWidths<kRole>(args.DHQK, args.DHV, false, [&]<class Choice>() {
     using C = typename Choice::Type;
-    const int64_t blocks = Choice::kSlices * NumMlstmBlocks(args.DHQK, args.DHV);
+    const int64_t column_blocks = NumMlstmColumnBlocks(kRole, args.DHQK, args.DHV),
+                  slices = Choice::kSlices * NumMlstmBlocks(args.DHQK, args.DHV) / column_blocks;
     context.Launch(MlstmScanKernel<C>,
-                   {.grid = dim3(GridExtent(blocks * args.B * args.NH), GridExtent(args.num_segments)),
+                   {.grid = dim3(GridExtent(slices * args.B * args.NH), GridExtent(args.num_segments),
+                                 GridExtent(column_blocks)),
                     .block = dim3(C::kThreads),
                     .smem = C::kSharedBytes,
                     .name = name},

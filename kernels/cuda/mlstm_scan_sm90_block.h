@@ -31,12 +31,9 @@ class Sm90Block {
     num_chunks = static_cast<int>(end - begin);
     num_steps = (num_chunks + C::kRecords - 1) / C::kRecords;
     if constexpr (C::kBlocked) {
-      const int slices = static_cast<int>(HeadRows()) / C::kRows,
-                blocks = static_cast<int>(HeadColumns()) / C::kColumns;
-      slice = static_cast<int>(blockIdx.x) % slices;
-      pair = static_cast<int>(blockIdx.x) / slices;
-      column_block = pair % blocks;
-      pair /= blocks;
+      const unsigned slices = static_cast<unsigned>(HeadRows()) / C::kRows;
+      slice = static_cast<int>(blockIdx.x % slices);
+      pair = static_cast<int>(blockIdx.x / slices);
     } else {
       slice = static_cast<int>(blockIdx.x % C::kSlices);
       pair = static_cast<int>(blockIdx.x / C::kSlices);
@@ -60,9 +57,12 @@ class Sm90Block {
   __device__ __forceinline__ int64_t HeadRows() const {
     return !C::kBlocked ? C::kSlices * C::kRows : C::kDots ? args.DHQK : args.DHV;
   }
-  __device__ __forceinline__ int FirstColumn() const { return C::kBlocked ? column_block * C::kColumns : 0; }
+  __device__ __forceinline__ static int ColumnBlock() {
+    return C::kBlocked ? static_cast<int>(blockIdx.z) : 0;
+  }
+  __device__ __forceinline__ static int FirstColumn() { return ColumnBlock() * C::kColumns; }
   // The block has the column of the normaliser (n or dn), if the role carries one.
-  __device__ __forceinline__ bool HasNormalizer() const { return !C::kBlocked || column_block == 0; }
+  __device__ __forceinline__ static bool HasNormalizer() { return ColumnBlock() == 0; }
   // In the cluster.
   __device__ __forceinline__ int Rank() const { return C::kBlocked ? slice % C::kSlices : slice; }
 
@@ -190,7 +190,6 @@ class Sm90Block {
   const int warp;  // in the block
   int lane;
   int first_chunk, num_chunks, num_steps, slice, pair, head, entry;
-  int column_block = 0;  // cut heads
 };
 #endif
 

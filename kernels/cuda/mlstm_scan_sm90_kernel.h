@@ -1,9 +1,10 @@
 // The kernel of the sm_90a scan, one template for its roles and head widths (mlstm_scan_sm90_config.h).
 //
-// Grid: (slices x blocks of columns (mlstm_blocks.h) x pairs, segments), clusters of the slices of a pair or
-// of a block of its state. A step of 64 tokens is two records, whose factors are joined on the way: gamma_2
-// carries the first half to the end of the second, gamma_1 the start of the first to the second, and a token
-// of one half weighs for one of the other rho * kappa. With column groups a step is one record of 32 tokens.
+// Grid: (slices x pairs, segments, blocks of columns: 1 but for mlstm_blocks.h), clusters of the slices of a
+// pair or of a block of its state. A step of 64 tokens is two records, whose factors are joined on the way:
+// gamma_2 carries the first half to the end of the second, gamma_1 the start of the first to the second, and
+// a token of one half weighs for one of the other rho * kappa. With column groups a step is one record of 32
+// tokens.
 //
 //   scores   1. S = read upd^T: wgmma, L x L (kH: 8 columns more, which give n.read). A wgmma has 64 rows: of
 //               32 tokens those of the next box come along, and are not used

@@ -78,7 +78,8 @@ bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* nam
     const Operands x = OperandsOf<kRole>(args);
     const int64_t columns = args.NH * (C::kDots ? args.DHV : args.DHQK),
                   rows = args.NH * (C::kDots ? args.DHQK : args.DHV),
-                  blocks = C::kSlices * NumMlstmBlocks(args.DHQK, args.DHV);
+                  column_blocks = NumMlstmColumnBlocks(kRole, args.DHQK, args.DHV),
+                  slices = C::kSlices * NumMlstmBlocks(args.DHQK, args.DHV) / column_blocks;
     Sm90Maps maps = {.read = MapOf(x.read, columns, args, C::L),
                      .upd = MapOf(x.upd, columns, args, C::L),
                      .row = MapOf(x.row, rows, args, C::L),
@@ -87,7 +88,8 @@ bool LaunchRole(Context& context, const MlstmFastScanArgs& args, const char* nam
     if (!C::kBlocked) maps.out = MapOf(args.out, rows, args, C::kStoreTokens);
     if (C::kDots) maps.dot_rows = MapOf(x.dot_rows, rows, args, C::kMyTokens);
     context.Launch(MlstmSm90Kernel<C>,
-                   {.grid = dim3(GridExtent(blocks * args.B * args.NH), GridExtent(args.num_segments)),
+                   {.grid = dim3(GridExtent(slices * args.B * args.NH), GridExtent(args.num_segments),
+                                 GridExtent(column_blocks)),
                     .block = dim3(C::kThreads),
                     .smem = C::kSharedBytes,
                     .cluster = dim3(C::kSlices),

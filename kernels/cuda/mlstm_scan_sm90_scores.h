@@ -152,7 +152,7 @@ class Sm90Scores : protected Sm90Block<C> {
         if constexpr (C::kBlocked) {  // a is a part: LaunchMlstmJoin divides
           const int t = token + 8 * i;
           if (quad != 0 || slice != 0 || t >= args.num_tokens || (half > 0 && !second)) continue;
-          args.a[(this->column_block * args.B * args.NH + pair) * args.NC * kMlstmChunk + t] = a;
+          args.a[(this->ColumnBlock() * args.B * args.NH + pair) * args.NC * kMlstmChunk + t] = a;
           continue;
         }
         const float N = args.normalize ? fmaxf(fabsf(a), mine.floor[r[i]]) : 1.0f;

@@ -100,7 +100,12 @@ class Sm90State : protected Sm90Scores<C> {
   }
   // This block among all anchors' blocks.
   __device__ __forceinline__ int64_t AnchorBlock(int step) const {
-    return (StateChunk(step) / kMlstmAnchorChunks - 1) * static_cast<int64_t>(gridDim.x) + blockIdx.x;
+    const int64_t before = StateChunk(step) / kMlstmAnchorChunks - 1;
+    if constexpr (C::kBlocked) {  // all slices and blocks of a pair side by side
+      const unsigned slices = static_cast<unsigned>(args.DHQK) / C::kRows, first = blockIdx.x - slice;
+      return (before * gridDim.x + first) * gridDim.z + blockIdx.z * slices + slice;
+    }
+    return before * static_cast<int64_t>(gridDim.x) + blockIdx.x;
   }
   __device__ __forceinline__ uint4* AnchorState(int step) const {
     return reinterpret_cast<uint4*>(args.anchors.C) + AnchorBlock(step) * (C::kRows * C::kColumns / 8) +
@@ -225,7 +230,7 @@ class Sm90State : protected Sm90Scores<C> {
     const float* const sums = DotSums(group) + Thread();
     const float sum = sums[0] + sums[C::kMyTokens] + sums[2 * C::kMyTokens] + sums[3 * C::kMyTokens];
     int part = FirstRow(group) / 64;
-    if constexpr (C::kBlocked) part += this->column_block * (static_cast<int>(args.DHQK) / 64);
+    if constexpr (C::kBlocked) part += this->ColumnBlock() * (static_cast<int>(args.DHQK) / 64);
     gpu::opaque(part);  // or its place in dots would take registers all the time
     args.dots[(part * args.B * args.NH + pair) * args.NC * kMlstmChunk + t] = sum;
   }
@@ -242,7 +247,7 @@ class Sm90State : protected Sm90Scores<C> {
     int tokens_left = static_cast<int>(args.num_tokens) - t0;
     if (C::kRecords == 2 && !HasSecond(step)) tokens_left = min(tokens_left, kMlstmChunk - first);
     const int64_t token_stride = args.NH * this->HeadRows();
-    const int64_t token = (static_cast<int64_t>(this->column_block) * args.B + entry) * args.num_tokens + t0;
+    const int64_t token = (static_cast<int64_t>(this->ColumnBlock()) * args.B + entry) * args.num_tokens + t0;
     float* to =
         args.partials + token * token_stride + head * this->HeadRows() + FirstRow(group) + RowOfWarp();
 #pragma unroll
