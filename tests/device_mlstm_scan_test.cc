@@ -97,6 +97,7 @@ TEST_F(DeviceMlstmScan, HeadsCutIntoBlocksAreWithinTheRoundingsOfBf16) {
 TEST_F(DeviceMlstmScan, DocumentsBeginAnywhereInAChunk) {
   ExpectCorrect({{2, 100, 2, 64, 64, Gates::kExponential, true, {0, 3, 4, 32, 63, 64, 99, 100 + 31, 199}},
                  {1, 75, 1, 64, 128, Gates::kExponential, false, {1, 40, 74}},
+                 {1, 290, 1, 128, 128, Gates::kExponential, true, {32, 96, 97, 160, 288}},
                  {1, 75, 1, 192, 384, Gates::kExponential, true, {33, 64}},
                  {1, 75, 1, 256, 512, Gates::kExponential, true, {32, 47, 48}}});
 }
@@ -152,6 +153,8 @@ TEST_F(DeviceMlstmScan, FrozenNormalizerGradientEqualsTheSpecification) {
 TEST_F(DeviceMlstmScan, SegmentsOfASequenceJoin) {
   ExpectCorrect({{1, 530, 1, 64, 64, Gates::kExponential, true},
                  {1, 1030, 1, 64, 64, Gates::kExponential, false, {5, 700}},
+                 {1, 530, 2, 64, 128, Gates::kExponential, true, {257}},
+                 {1, 520, 1, 128, 128, Gates::kExponential, true},
                  {1, 530, 1, 128, 256, Gates::kExponential, true, {300}},
                  {1, 530, 1, 192, 384, Gates::kExponential, true, {270}}});
 }
@@ -181,6 +184,24 @@ TEST_F(DeviceMlstmScan, OnlyTensorsReadSixteenBytesAtATimeTakeIt) {
                elsewhere = RunOn<bfloat16>(*device_, p, {.aligned = false});
   EXPECT_GE(RelativeError(here.last_C, expected.last_C), 1e-4);
   EXPECT_LE(RelativeError(elsewhere.last_C, expected.last_C), 1e-5);
+}
+
+// A device that gives dk, dv and maybe dq by one kernel gives them one by one where TMA cannot write the rows
+// of dv: dk, k.dk and the initial state's gradient have the same bits, dv and dq the same roundings
+// elsewhere.
+TEST_F(DeviceMlstmScan, DKDoesNotDependOnTheStrideOfDV) {
+  for (const Case& c : {Case{1, 130, 2, 64, 64, Gates::kExponential, true, {70}},
+                        Case{1, 530, 1, 64, 128, Gates::kExponential, true},
+                        Case{2, 97, 1, 128, 128, Gates::kExponential, true, {40}}}) {
+    SCOPED_TRACE(::testing::Message() << c);
+    const Problem p = ProblemOf(c);
+    const Result a = RunOn<bfloat16>(*device_, p), b = RunOn<bfloat16>(*device_, p, {.dv_aligned = false});
+    EXPECT_EQ(a.dk, b.dk);
+    EXPECT_EQ(a.di_pre, b.di_pre);
+    EXPECT_EQ(a.dC, b.dC);
+    EXPECT_EQ(a.dn, b.dn);
+    ExpectWithinBf16(p, b, Specification(p));
+  }
 }
 
 TEST_F(DeviceMlstmScan, OutputsMayHaveAnyStride) {

@@ -76,6 +76,7 @@ struct DeviceRun {
   bool last_in_place = false;  // `last` is the same memory as `initial`
   // Row strides that are multiples of 16 bytes, as the tensor cores need them, or odd ones.
   bool aligned = true;
+  bool dv_aligned = true;  // of dv alone
 };
 
 // Forward and, unless the problem has no dh, backward. Gradients are NaN where nothing was asked for.
@@ -130,7 +131,7 @@ Result RunOn(Device& device, const Problem& p, const DeviceRun& run = {}) {
   if (!p.dh.empty()) {
     device.CopyToDevice(workspace, poison.data(), workspace_bytes);
     const DeviceArray<T> dh(device, p.dh, N, HV, extra(4)), dq(device, {}, N, QK, extra(6)),
-        dk(device, {}, N, QK, extra(1)), dv(device, {}, N, HV, extra(3));
+        dk(device, {}, N, QK, extra(1)), dv(device, {}, N, HV, run.dv_aligned ? extra(3) : 3);
     const DeviceArray<W> di_pre(device, {}, N, NH, 3), df_pre(device, {}, N, NH, 1);
     const DeviceState<W> dlast(device, s, p.dC, p.dn, {}), dinitial(device, s, {}, {}, {});
     const DeviceState<W> initial_again(device, s, p.initial_C, p.initial_n, p.initial_m);

@@ -102,8 +102,13 @@ TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
       const MlstmConfig config = PickMlstmConfig(s, DType::kBF16, kH100);
       EXPECT_EQ(config.sm90, widths.count({DHQK, DHV}) == 1);
       EXPECT_LE(config.sm90, config.tensor_cores);
+      const auto joined = DHQK == 64 && (DHV == 64 || DHV == 128) ? MlstmSm90Joined::kAll
+                          : DHQK == 128 && DHV == 128             ? MlstmSm90Joined::kDKV
+                                                                  : MlstmSm90Joined::kNone;
+      EXPECT_EQ(config.sm90_joined, joined);
       for (const DeviceInfo& device : {kA100, portable, newer}) {
         EXPECT_FALSE(PickMlstmConfig(s, DType::kBF16, device).sm90);
+        EXPECT_EQ(PickMlstmConfig(s, DType::kBF16, device).sm90_joined, MlstmSm90Joined::kNone);
         EXPECT_EQ(PickMlstmConfig(s, DType::kBF16, device).tensor_cores, config.tensor_cores);
       }
       EXPECT_FALSE(PickMlstmConfig(s, DType::kF32, kH100).sm90);
@@ -116,6 +121,12 @@ TEST(MlstmConfig, TheSm90ScanIsForItsArchitectureAndHeadSizes) {
       }
       EXPECT_EQ(MlstmSm90Supports(small, DHQK, DHV), config.sm90 && most_bytes <= small.max_shared_bytes);
       EXPECT_EQ(MlstmSm90SharedBytes(MlstmRole::kForwardState, DHQK, DHV), 0);
+      const int64_t joined_bytes = MlstmSm90JoinedSharedBytes(DHQK, DHV);
+      EXPECT_EQ(joined_bytes > 0, joined != MlstmSm90Joined::kNone);
+      EXPECT_LE(joined_bytes, 227 << 10);
+      EXPECT_EQ(
+          MlstmSm90JoinedScans(small, DHQK, DHV),
+          std::max(most_bytes, joined_bytes) <= small.max_shared_bytes ? joined : MlstmSm90Joined::kNone);
     }
   }
 }

@@ -3,6 +3,7 @@
 //
 //   forward   gates -> records -> scan kH                      (one token: mlstm_step.h instead)
 //   backward  records -> normaliser -> division -> scans kDQ, kDV, kDK -> gradients of the gates
+//             (two or all of these scans may be one kernel: mlstm_scan_sm90.h)
 // The normaliser's step gives its value with its sign and dh.h, which nobody keeps: by mlstm_normalizer.h
 // beside the tensor-core scan, which needs no matrix state for it, by the scan kDelta, which repeats the
 // forward, elsewhere. It is left out where no gradient goes through the normaliser. A sequence that is split
@@ -113,27 +114,25 @@ class Call : MlstmCall<T, E> {
 
     if constexpr (kTensorCores<E>) {
       sm90_anchors_ = config_.sm90 && MlstmSm90Writes(RowsOf<T>(a.dq)) && MlstmSm90Writes(RowsOf<T>(a.dk));
+      if (sm90_anchors_ && MlstmSm90Writes(RowsOf<T>(a.dv))) joined_ = config_.sm90_joined;
     }
-    // dq and, where a gradient arrives there, the last state
+    // dq, or the states for it, and, where a gradient arrives there, the last state
     MlstmScanArgs<T, E> x = args_;
     x.initial = forward_states;
     if (dlast.C != nullptr) x.final = room_.last;
     x.out = RowsOf<T>(a.dq);
     x.dots = room_.q_dots;
     x.anchors = room_.anchors;
-    Scan(MlstmRole::kDQ, x);
+    ScanForward(x);
 
-    const MlstmScanState<const W> backward_states = Split(MlstmRole::kBackwardState, dlast);
     x = args_;
-    x.initial.C = backward_states.C;
-    x.out = RowsOf<T>(a.dv);
-    Scan(MlstmRole::kDV, x);
-    x.initial = backward_states;
+    x.initial = Split(MlstmRole::kBackwardState, dlast);
     x.final = dinitial;
     x.out = RowsOf<T>(a.dk);
     x.dots = room_.k_dots;
     x.anchors = room_.anchors;
-    Scan(MlstmRole::kDK, x);
+    x.q_dots = room_.q_dots;
+    ScanReverse(x, RowsOf<T>(a.dv), RowsOf<T>(a.dq));
 
     if (dlast.C != nullptr) {
       LaunchMlstmStateDots<W, double>(context_, {.out = room_.final_term,
@@ -171,6 +170,26 @@ class Call : MlstmCall<T, E> {
     return static_cast<int>(sm90_anchors_ ? MlstmSm90DotParts(s_.DHQK, s_.DHV) : Slices<E>(role, s_));
   }
 
+  // kDQ, or in its place what leaves states for ScanReverse.
+  void ScanForward(const MlstmScanArgs<T, E>& x) {
+    if constexpr (kTensorCores<E>) {
+      if (joined_ == MlstmSm90Joined::kAll) return LaunchMlstmSm90States(context_, x);
+    }
+    Scan(MlstmRole::kDQ, x);
+  }
+  // dv, and dk with what `x` says of it; dq, if ScanForward left it out.
+  void ScanReverse(const MlstmScanArgs<T, E>& x, const MlstmRows<T>& dv, const MlstmRows<T>& dq) {
+    if constexpr (kTensorCores<E>) {
+      if (joined_ == MlstmSm90Joined::kAll) return LaunchMlstmSm90All(context_, x, dv, dq);
+      if (joined_ == MlstmSm90Joined::kDKV) return LaunchMlstmSm90DKV(context_, x, dv);
+    }
+    MlstmScanArgs<T, E> values = args_;
+    values.initial.C = x.initial.C;
+    values.out = dv;
+    Scan(MlstmRole::kDV, values);
+    Scan(MlstmRole::kDK, x);
+  }
+
   // a and delta_dots
   void Normaliser(const MlstmBackwardArgs& a, const MlstmScanState<const W>& initial,
                   const MlstmScanState<const W>& forward_states) {
@@ -200,7 +219,7 @@ class Call : MlstmCall<T, E> {
     }
   }
 
-  using Base::args_, Base::config_, Base::context_, Base::room_, Base::s_, Base::sm90_anchors_;
+  using Base::args_, Base::config_, Base::context_, Base::room_, Base::s_, Base::sm90_anchors_, Base::joined_;
   using Base::Scan, Base::Split;
 };
 }  // namespace
@@ -211,6 +230,8 @@ MlstmConfig PickMlstmConfig(const MlstmShape& s, DType compute, const DeviceInfo
     return {};  // its tokens and pairs are numbered in int
   return {.tensor_cores = true,
           .sm90 = !device.portable_kernels && MlstmSm90Supports(device, s.DHQK, s.DHV),
+          .sm90_joined =
+              device.portable_kernels ? MlstmSm90Joined::kNone : MlstmSm90JoinedScans(device, s.DHQK, s.DHV),
           .segments = PickMlstmSegments(device, s)};
 }
 

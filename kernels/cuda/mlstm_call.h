@@ -146,7 +146,11 @@ struct MlstmRoom {
     if (kTensorCores<E>) {
       n = cut.Take<W>(pairs * NC * s.DHQK);
       const int64_t num_anchors = pairs * NumMlstmAnchors(NC);
-      anchors.C = cut.Take<bfloat16>(num_anchors * s.DHQK * s.DHV);
+      int64_t state_elems = num_anchors * s.DHQK * s.DHV;
+      if (!device.portable_kernels && MlstmSm90JoinedScans(device, s.DHQK, s.DHV) == MlstmSm90Joined::kAll) {
+        state_elems = std::max(state_elems, MlstmSm90SavedBytes(pairs, NC, s.DHQK, s.DHV) / 2);
+      }
+      anchors.C = cut.Take<bfloat16>(state_elems);
       anchors.n = cut.Take<W>(num_anchors * s.DHQK * NumMlstmColumnBlocks(MlstmRole::kDQ, s.DHQK, s.DHV));
       anchors.dots = cut.Take<W>(num_anchors * MlstmScanAnchorParts(s.DHQK, s.DHV));
     }
@@ -295,5 +299,6 @@ class MlstmCall {
   const MlstmRoom<W, E> room_;
   MlstmScanArgs<T, E> args_;
   bool sm90_anchors_ = false;  // kDQ and kDK, which must agree on the anchors, are those of mlstm_scan_sm90.h
+  MlstmSm90Joined joined_ = MlstmSm90Joined::kNone;  // which of the backward's scans are one
 };
 }  // namespace carousel::CAROUSEL_DEVICE_NS

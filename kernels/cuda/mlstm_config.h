@@ -22,6 +22,8 @@ namespace carousel::CAROUSEL_DEVICE_NS {
 struct MlstmConfig {
   bool tensor_cores = false;  // the scan of mlstm_scan.h, else that of mlstm_generic.h
   bool sm90 = false;          // and of its roles those of mlstm_scan_sm90.h, where TMA can write `out`
+  // and of those, which are one: heads of 64/64, 64/128 and 128/128
+  MlstmSm90Joined sm90_joined = MlstmSm90Joined::kNone;
   MlstmSegments segments;  // of the tensor-core scan; the generic one walks through a sequence in one piece
 };
 // A pure function of its arguments; launches nothing. Every shape has a configuration. A call whose tensors

@@ -105,10 +105,13 @@ struct MlstmScanState {
 // and dn. Anchor i stands before chunk (i + 1) * kMlstmAnchorChunks.
 constexpr int kMlstmAnchorChunks = 8;
 constexpr int64_t NumMlstmAnchors(int64_t NC) { return NC > 0 ? (NC - 1) / kMlstmAnchorChunks : 0; }
+// Small heads on sm_90a (mlstm_scan_sm90.h) keep more states, before every kMlstmSavedChunks-th chunk, which
+// serve as anchors too.
+constexpr int kMlstmSavedChunks = 4;
 template <class W>
 struct MlstmAnchors {
   bfloat16* C = nullptr;  // (anchors, B * NH, DHQK * DHV), in the order of the scan's threads: each kind of
-                          // scan has its own
+                          // scan has its own. Or saved states: MlstmSm90SavedBytes
   W* n = nullptr;         // (anchors, B * NH, DHQK), of cut heads for each block of columns
   W* dots = nullptr;      // (anchors, B * NH, parts), parts (of threads): MlstmScanAnchorParts
 };
@@ -141,6 +144,7 @@ struct MlstmScanArgs {
   W* dots =
       nullptr;  // kDelta, kDQ, kDK: (slices, B * NH, Tp) out: the part of a slice's rows of the state in the
                 //   dot product, from the sums before they are rounded. Tokens after T are not written.
+  W* q_dots = nullptr;      // dots of kDQ from a scan that gives dq beside dk (mlstm_scan_sm90.h)
   MlstmAnchors<W> anchors;  // kDQ (C and n out) and kDK (dots out) on tensor cores, which need them
   W eps = 0;
   bool normalize = true;

@@ -9,7 +9,22 @@
 // all slices of a pair's state need, are fetched once for the cluster of their blocks. Anchors have an order
 // of their own: kDQ and kDK of a call must be of the same kind. dots are split over
 // MlstmSm90DotParts.
+//
+// Small heads are bound by memory, and the three scans of the backward read the same operands. kDV and kDK
+// walk over the same state in the same direction: one kernel does the work of both (LaunchMlstmSm90DKV). kDQ
+// walks the other way, over C: where there are registers for it, a scan that only leaves states, before every
+// fourth chunk, goes first (LaunchMlstmSm90States), and dq comes from the same kernel too
+// (LaunchMlstmSm90All). Bytes per token and head:
+//
+//   heads of DHQK/DHV                     64/64  64/128  128/128
+//   kDQ, kDV, kDK                          1936    2768     3928
+//   kDQ, kDV and kDK in one                1528    2232     3136   taken for 128/128
+//   states, all in one                     1340    1980      -     taken for 64/64 and 64/128
+//
+// counting q, k, v, dh as often as a scan reads them, dq, dk, dv, 24 of records per scan, 4 of each part of
+// the dot products, and states and anchors, written and read.
 #pragma once
+#include "core/base/int_math.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/mlstm_blocks.h"
 #include "kernels/cuda/mlstm_records.h"
@@ -31,6 +46,28 @@ int64_t MlstmSm90SharedBytes(MlstmRole role, int64_t DHQK, int64_t DHV);
 inline int64_t MlstmSm90DotParts(int64_t DHQK, int64_t DHV) {
   return DHQK / 64 * NumMlstmColumnBlocks(MlstmRole::kDQ, DHQK, DHV);
 }
+
+// Which scans of the backward there are in one: none, dk and dv for (128, 128), all for (64, 64) and (64,
+// 128).
+enum class MlstmSm90Joined : uint8_t { kNone, kDKV, kAll };
+MlstmSm90Joined MlstmSm90JoinedScans(const DeviceInfo& device, int64_t DHQK, int64_t DHV);
+// Bytes of shared memory of the block that needs most of them; 0 for kNone.
+int64_t MlstmSm90JoinedSharedBytes(int64_t DHQK, int64_t DHV);
+
+// Enqueues the scans kDV and kDK as one: `args` of kDK, whose results have the same bits as alone, and dv.
+// REQUIRES: what LaunchMlstmSm90 requires of kDK, MlstmSm90Joined::kDKV, MlstmSm90Writes(dv).
+void LaunchMlstmSm90DKV(Context& context, const MlstmFastScanArgs& args, const MlstmRows<bfloat16>& dv);
+
+// Enqueues kDQ without outputs but `final` and, at anchors.C, the states before every kMlstmSavedChunks-th
+// chunk: per pair and such chunk C, bf16, and n. Then the scans kDV, kDK and kDQ as one: `args` of kDK, whose
+// results have the same bits as alone, with anchors.C and q_dots, and dv and dq. REQUIRES: as above, kAll,
+// MlstmSm90Writes of all three.
+inline int64_t MlstmSm90SavedBytes(int64_t num_pairs, int64_t NC, int64_t DHQK, int64_t DHV) {
+  return num_pairs * CeilDiv(NC, kMlstmSavedChunks) * (2 * DHQK * DHV + 4 * DHQK);
+}
+void LaunchMlstmSm90States(Context& context, const MlstmFastScanArgs& args);
+void LaunchMlstmSm90All(Context& context, const MlstmFastScanArgs& args, const MlstmRows<bfloat16>& dv,
+                        const MlstmRows<bfloat16>& dq);
 
 // Enqueues one scan. REQUIRES: what LaunchMlstmScan requires, MlstmSm90Supports, MlstmSm90Writes(args.out)
 // (not of heads that are cut), and kDQ and kDK: chunks_per_segment is a multiple of kMlstmAnchorChunks, or

@@ -6,9 +6,10 @@
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
 
 // What TMA reads and writes: (columns, tokens, batch entries), boxes of 64 columns and C::L tokens, of
-// dot_rows C::kMyTokens and of out C::kStoreTokens.
+// dot_rows C::kMyTokens and of out, dv and dq C::kStoreTokens.
 struct Sm90Maps {
   gpu::TensorMap read, upd, row, out, dot_rows;  // dot_rows: kDQ q, kDK k
+  gpu::TensorMap dv, dq;                         // kGivesDV, kGivesDQ
 };
 
 #if CAROUSEL_DEVICE_HAS_WGMMA
@@ -74,6 +75,25 @@ class Sm90Block {
   __device__ __forceinline__ uint64_t* WeightsReady(int i) const { return Full(2 * C::kStages + i); }
   __device__ __forceinline__ uint64_t* DotRowsReady(int group) const {
     return Full(2 * C::kStages + 2 + group);
+  }
+  // kGivesDV, of the step's rounded state: written, and read.
+  __device__ __forceinline__ uint64_t* RoundedReady(int step) const {
+    return Full(2 * C::kStages + 2 + step % C::kRounded);
+  }
+  __device__ __forceinline__ uint64_t* RoundedFree(int step) const {
+    return Full(2 * C::kStages + 2 + C::kRounded + step % C::kRounded);
+  }
+  // The state that the kStates scan left before the step's pair of steps: bytes have come.
+  __device__ __forceinline__ uint64_t* SavedReady() const {
+    return Full(2 * C::kStages + 2 + 2 * C::kRounded);
+  }
+  __device__ __forceinline__ unsigned char* SavedAt(int chunk) const {
+    const int64_t index =
+        pair * ((args.NC + kMlstmSavedChunks - 1) / kMlstmSavedChunks) + chunk / kMlstmSavedChunks;
+    return reinterpret_cast<unsigned char*>(args.anchors.C) + index * C::kSavedBytes;
+  }
+  __device__ __forceinline__ unsigned char* RoundedOf(int step) const {
+    return smem + C::kRoundedAt + step % C::kRounded * (C::kBoxes * C::kRoundedBox);
   }
   __device__ __forceinline__ unsigned char* StageOf(int step) const {
     return smem + step % C::kStages * C::kStageBytes;
@@ -145,7 +165,7 @@ class Sm90Block {
     for (int i = 0; i < C::kMyBoxes; ++i) {
       const int box = Rank() * C::kMyBoxes + i;
       const int column = head * static_cast<int>(HeadColumns()) + FirstColumn() + box * 64;
-      LoadBox(stage + box * C::kBox, maps.read, column, token, full);
+      if constexpr (!C::kStatesOnly) LoadBox(stage + box * C::kBox, maps.read, column, token, full);
       LoadBox(stage + C::kUpdAt + box * C::kUpdBox, maps.upd, column, token, full);
     }
     const int row = C::kBlocked ? head * static_cast<int>(HeadRows()) + slice * C::kRows
@@ -153,6 +173,9 @@ class Sm90Block {
 #pragma unroll 1
     for (int g = 0; g < C::kRowGroups; ++g) {
       gpu::tma_load_4d(stage + C::kRowAt + g * C::kBox, maps.row, row + g * 64, token, entry, 0, full);
+      if constexpr (C::kGivesDV) {
+        gpu::tma_load_4d(stage + C::kKeyAt + g * C::kBox, maps.dot_rows, row + g * 64, token, entry, 0, full);
+      }
     }
     // A missing second half gets the first one's record: finite numbers.
     const MlstmFastRecord* const records = args.records + pair * args.NC + chunk;

@@ -19,28 +19,39 @@
 // Barriers: full[stage] (bytes have come), weights[step % 2] (from the scores), empty[stage] (from the warps
 // of every state group of the cluster: a stage's read and upd come to all its blocks at once),
 // dot_rows[group] (bytes for the group's dot products; it starts the next copy itself when its threads have
-// read them). The scores run ahead of the state by one step; a state group that enters a step has been given
-// the scores' last reads of the step before by its weights, so empty speaks for them too.
+// read them). kGivesDV: rounded_ready and rounded_free[step % kRounded], the state that a step begins with
+// from the state groups to the group for dv (mlstm_scan_sm90_values.h) and back; this group and the one for
+// dq (mlstm_scan_sm90_queries.h, which waits by saved_ready for bytes of the states that it reads) arrive at
+// empty as well. The scores run ahead of the state by one step; a state group that enters a step has been
+// given the scores' last reads of the step before by its weights, so empty speaks for them too.
 #pragma once
-#include "kernels/cuda/mlstm_scan_sm90_state.h"
+#include "kernels/cuda/mlstm_scan_sm90_queries.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS::mlstm_sm90 {
 
 #if CAROUSEL_DEVICE_HAS_WGMMA
 template <class C>
-class Sm90Scan : Sm90State<C> {
+class Sm90Scan : protected Sm90Queries<C> {
  public:
   __device__ __forceinline__ Sm90Scan(const Sm90Maps& the_maps, const MlstmFastScanArgs& a)
-      : State(the_maps, a) {}
+      : Sm90Queries<C>(the_maps, a) {}
 
   __device__ __forceinline__ void Run() {
     if (threadIdx.x == 0) {
       for (int s = 0; s < C::kStages; ++s) {
         gpu::mbar_init(Full(s), 1);
-        gpu::mbar_init(Empty(s), 4 * C::kStateGroups * C::kSlices);
+        gpu::mbar_init(Empty(s), 4 * C::kStateGroups * C::kSlices + C::kGivesDV + C::kGivesDQ);
       }
       for (int i = 0; i < 2; ++i) gpu::mbar_init(WeightsReady(i), 1);
-      for (int i = 0; C::kDots && i < C::kStateGroups; ++i) gpu::mbar_init(DotRowsReady(i), 1);
+      if constexpr (C::kGivesDV) {
+        for (int i = 0; i < C::kRounded; ++i) {
+          gpu::mbar_init(RoundedReady(i), 4 * C::kStateGroups);
+          gpu::mbar_init(RoundedFree(i), 4);
+        }
+        if constexpr (C::kGivesDQ) gpu::mbar_init(SavedReady(), 1);
+      } else {
+        for (int i = 0; C::kDots && i < C::kStateGroups; ++i) gpu::mbar_init(DotRowsReady(i), 1);
+      }
       gpu::fence_mbar_init();
     }
     if constexpr (C::kBlocked && C::kDots) this->ClearAddends();
@@ -53,6 +64,18 @@ class Sm90Scan : Sm90State<C> {
     if (warp / 4 == C::kStateGroups) {
       if constexpr (C::kMovesRegisters) gpu::setmaxnreg_dec<C::kScoreRegisters>();
       this->Scores();
+    } else if (C::kGivesDV && warp / 4 > C::kStateGroups) {
+      if constexpr (C::kGivesDQ) {
+        if (warp / 4 == C::kStateGroups + 2) {
+          gpu::setmaxnreg_inc<C::kQueryRegisters>();
+          this->Queries();
+          return;
+        }
+      }
+      if constexpr (C::kGivesDV) {
+        if constexpr (C::kMovesRegisters) gpu::setmaxnreg_dec<C::kValueRegisters>();
+        this->Values();
+      }
     } else {
       if constexpr (C::kMovesRegisters) gpu::setmaxnreg_inc<C::kStateRegisters>();
       States();
@@ -61,13 +84,14 @@ class Sm90Scan : Sm90State<C> {
     if constexpr (C::kSlices > 1) gpu::cluster_sync();
   }
 
- private:
+ protected:
   using Block = Sm90Block<C>;
   using State = Sm90State<C>;
   using typename Block::Joint;
   static constexpr int L = C::L, kStateElems = State::kStateElems, kMyElems = State::kMyElems;
   using Block::DotRowsReady, Block::Empty, Block::Full, Block::JointOf, Block::KMajor, Block::MnMajor,
-      Block::RecordOf, Block::StageOf, Block::Swizzled, Block::WeightsOf, Block::WeightsReady;
+      Block::RecordOf, Block::RoundedFree, Block::RoundedOf, Block::RoundedReady, Block::SavedReady,
+      Block::StageOf, Block::Swizzled, Block::WeightsOf, Block::WeightsReady;
   using Block::lane, Block::num_steps, Block::warp;
 
   // ---- a state group
@@ -75,7 +99,7 @@ class Sm90Scan : Sm90State<C> {
     const int group = warp / 4;
     float state[kStateElems], n[2] = {};
     this->LoadState(state, n, group);
-    if constexpr (C::kDots) {
+    if constexpr (C::kDots && !C::kGivesDV) {
       if (this->Thread() == 0 && num_steps > 0) this->LoadDotRows(0, group);
     }
 #pragma unroll 1
@@ -87,7 +111,7 @@ class Sm90Scan : Sm90State<C> {
       gpu::mbar_wait(Full(step % C::kStages), static_cast<unsigned>(step / C::kStages) & 1);
       gpu::wgmma_settled(state);
       float out[L / 2];  // out^T: the group's 64 rows x the step's tokens
-      ReadState(out, state, n, stage, joint, group);
+      ReadState(out, state, n, step, joint, group);
       uint32_t row[L / 16][4];  // A fragments of row^T
       LoadRows(row, row_box);
       gpu::mbar_wait(WeightsReady(step % 2), static_cast<unsigned>(step / 2) & 1);
@@ -161,8 +185,9 @@ class Sm90Scan : Sm90State<C> {
 
   // out^T = x (State read^T + n addend), of the group's columns; n counts once.
   __device__ __forceinline__ void ReadState(float (&out)[L / 2], const float (&state)[kStateElems],
-                                            const float (&n)[2], const unsigned char* stage,
-                                            const Joint& joint, int group) const {
+                                            const float (&n)[2], int step, const Joint& joint,
+                                            int group) const {
+    const unsigned char* const stage = StageOf(step);
     constexpr int kGroup = 2, kGroups = C::kGroupColumns / 16 / kGroup;  // products that wait for each other
     const int first_box = this->ColumnGroup(group) * (C::kGroupColumns / 64);
     if constexpr (C::kDots) {
@@ -179,6 +204,11 @@ class Sm90Scan : Sm90State<C> {
         for (int j = 0; j < 4; ++j) out[4 * tile + j] = row_n[j / 2] * (j % 2 == 0 ? column.x : column.y);
       }
     }
+    if constexpr (C::kGivesDV) {
+      if (step >= C::kRounded) {
+        gpu::mbar_wait(RoundedFree(step), static_cast<unsigned>(step / C::kRounded - 1) & 1);
+      }
+    }
     uint32_t a[2][kGroup][4];
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
@@ -188,6 +218,11 @@ class Sm90Scan : Sm90State<C> {
         for (int i = 0; i < 4; ++i) {
           const int at = (g * kGroup + j) * 8 + 2 * i;
           a[g % 2][j][i] = gpu::pack_bf16(state[at], state[at + 1]);
+        }
+        if constexpr (C::kGivesDV) {
+          const int k = g * kGroup + j, line = group * 64 + warp % 4 * 16 + lane % 16;
+          gpu::stmatrix_x4(RoundedOf(step) + k / 4 * C::kRoundedBox + Swizzled(line, k % 4 * 2 + lane / 16),
+                           a[g % 2][j]);
         }
       }
       gpu::wgmma_fence();
@@ -199,6 +234,11 @@ class Sm90Scan : Sm90State<C> {
       }
       gpu::wgmma_commit();
       if (g > 0) gpu::wgmma_wait<1>();  // the fragments before -> the next ones
+    }
+    if constexpr (C::kGivesDV) {
+      gpu::fence_proxy_async();  // the rounded state: ordinary writes -> wgmma
+      __syncwarp();              // and of all lanes -> the arrival
+      if (lane == 0) gpu::mbar_arrive(RoundedReady(step));
     }
     gpu::wgmma_wait<0>();
     gpu::wgmma_registers(out);

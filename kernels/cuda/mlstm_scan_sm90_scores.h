@@ -78,15 +78,16 @@ class Sm90Scores : protected Sm90Block<C> {
  private:
   __device__ __forceinline__ static void ScoreBarrier() { gpu::bar_sync(1, 128); }
 
-  // Of the step's tile, 16 rows of read per warp: weights to shared memory; kH: N. Of 32 tokens the last two
-  // warps have rows that are none.
-  __device__ __forceinline__ void Weigh(float (&s)[C::kUpdRows / 2], int step, const Joint& joint) const {
-    constexpr bool kReverse = C::kReverse;
+ protected:
+  // Of a step's tile of scores, 16 rows of a warp, this thread's and the one 8 below: to_weights(tile, i, w)
+  // gets the weights of row i for two columns of the tile's 8. kNormalizerColumn: the scores have the column
+  // of the normaliser. Of 32 tokens the last two warps have rows that are none.
+  template <bool kReverse, bool kNormalizerColumn, class ToWeights>
+  __device__ __forceinline__ void EachWeight(float (&s)[C::kUpdRows / 2], int step,
+                                             const ToWeights& to_weights) const {
     const unsigned char* const stage = StageOf(step);
-    unsigned char* const weights = WeightsOf(step);
     const int row = warp % 4 * 16 + lane / 4, quad = lane % 4;  // and row + 8
     const int half = warp % 4 / 2;                              // of the rows
-    if (half >= C::kRecords) return;
     const MlstmFastRecord& mine = RecordOf(stage, half);
     const int r[2] = {row % 32, row % 32 + 8};
     const float* const row_exponent = kReverse ? mine.beta : mine.alpha;
@@ -95,14 +96,13 @@ class Sm90Scores : protected Sm90Block<C> {
     const float factor[2] = {row_factor[r[0]], row_factor[r[1]]};
     const int row_begin[2] = {mine.begin[r[0]], mine.begin[r[1]]};
     const bool second = HasSecond(step);
-    float sum[2] = {};
 #pragma unroll
     for (int tile = 0; tile < L / 8; ++tile) {
       const int half_of_u = tile / 4, u = tile % 4 * 8 + quad * 2;
       const MlstmFastRecord& other = RecordOf(stage, half_of_u);
       float w[2][2] = {};
       const bool there = second || (half == 0 && half_of_u == 0);
-      if constexpr (C::kDots) {  // the column of the normaliser
+      if constexpr (kNormalizerColumn) {
         const float2 addend_of_u = *reinterpret_cast<const float2*>(other.addend + u);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -133,15 +133,29 @@ class Sm90Scores : protected Sm90Block<C> {
         }
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        *reinterpret_cast<uint32_t*>(weights + Swizzled(row + 8 * i, tile) + quad * 4) =
-            gpu::pack_bf16(w[i][0], w[i][1]);
-        // The normaliser takes the weights before they are rounded: it may be a small difference of large
-        // ones.
-        sum[i] += w[i][0] + w[i][1];
-      }
+      for (int i = 0; i < 2; ++i) to_weights(tile, i, w[i]);
     }
+  }
+
+ private:
+  // The weights of the step's scores to shared memory; kH: N.
+  __device__ __forceinline__ void Weigh(float (&s)[C::kUpdRows / 2], int step, const Joint& joint) const {
+    unsigned char* const weights = WeightsOf(step);
+    const int row = warp % 4 * 16 + lane / 4, quad = lane % 4;  // and row + 8
+    const int half = warp % 4 / 2;                              // of the rows
+    if (half >= C::kRecords) return;
+    float sum[2] = {};
+    EachWeight<C::kReverse, C::kDots>(s, step, [&](int tile, int i, const float(&w)[2]) {
+      *reinterpret_cast<uint32_t*>(weights + Swizzled(row + 8 * i, tile) + quad * 4) =
+          gpu::pack_bf16(w[0], w[1]);
+      // The normaliser takes the weights before they are rounded: it may be a small difference of large ones.
+      sum[i] += w[0] + w[1];
+    });
     if constexpr (C::kNormalizer) {
+      const MlstmFastRecord& mine = RecordOf(StageOf(step), half);
+      const int r[2] = {row % 32, row % 32 + 8};
+      const float factor[2] = {mine.rho[r[0]], mine.rho[r[1]]};
+      const bool second = HasSecond(step);
       const int token = ChunkOf(step) * kMlstmChunk + row;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

@@ -129,6 +129,7 @@ class Sm90State : protected Sm90Scores<C> {
   // kDK: the thread's part of <C, dC> + <n, dn>.
   __device__ __forceinline__ void DotAnchor(const float (&state)[kStateElems], const float (&n)[2], int step,
                                             int group) const {
+    if constexpr (C::kGivesDQ) return DotSaved(state, n, step);
     const uint4* const from = AnchorState(step);
     float sum = 0;
     if (ColumnGroup(group) == 0) {
@@ -144,6 +145,23 @@ class Sm90State : protected Sm90Scores<C> {
         const float2 x = gpu::unpack_bf16(pairs[i]);
         sum += state[8 * k + 2 * i] * x.x + state[8 * k + 2 * i + 1] * x.y;
       }
+    }
+    args.anchors.dots[AnchorBlock(step) * C::kStateThreads + threadIdx.x] = sum;
+  }
+
+  // The same with a saved state.
+  __device__ __forceinline__ void DotSaved(const float (&state)[kStateElems], const float (&n)[2],
+                                           int step) const {
+    const unsigned char* const from = Block::SavedAt(StateChunk(step));
+    const int row = RowOfWarp();
+    const float* const from_n = reinterpret_cast<const float*>(from + C::kBoxes * C::kRoundedBox) + row;
+    float sum = n[0] * from_n[0] + n[1] * from_n[8];
+#pragma unroll
+    for (int i = 0; i < kStateElems; i += 2) {
+      const int tile = i / 4;
+      const float2 x = gpu::unpack_bf16(*reinterpret_cast<const uint32_t*>(
+          from + tile / 8 * C::kRoundedBox + Swizzled(row + i % 4 / 2 * 8, tile % 8) + lane % 4 * 4));
+      sum += state[i] * x.x + state[i + 1] * x.y;
     }
     args.anchors.dots[AnchorBlock(step) * C::kStateThreads + threadIdx.x] = sum;
   }
@@ -179,7 +197,8 @@ class Sm90State : protected Sm90Scores<C> {
   }
 
   // ---- dot products
-  __device__ __forceinline__ unsigned char* DotRows(int group) const {
+  __device__ __forceinline__ unsigned char* DotRows(int step, int group) const {
+    if constexpr (C::kGivesDV) return Block::StageOf(step) + C::kKeyAt + group * C::kBox;
     return smem + C::kDotRowAt + group * C::kGroupTile;
   }
   // Of four warps, kMyTokens each.
@@ -190,13 +209,13 @@ class Sm90State : protected Sm90Scores<C> {
   __device__ __forceinline__ void LoadDotRows(int step, int group) const {
     uint64_t* const ready = DotRowsReady(group);
     gpu::mbar_arrive_expect_tx(ready, C::kGroupTile);
-    gpu::tma_load_4d(DotRows(group), maps.dot_rows,
+    gpu::tma_load_4d(DotRows(step, group), maps.dot_rows,
                      head * static_cast<int>(this->HeadRows()) + FirstRow(group),
                      ChunkOf(step) * kMlstmChunk + FirstToken(group), entry, 0, ready);
   }
   // The warp's 16 rows' part of the dot products, to shared memory.
   __device__ __forceinline__ void Dots(const float (&out)[kMyElems], int step, int group) const {
-    gpu::mbar_wait(DotRowsReady(group), static_cast<unsigned>(step) & 1);
+    if constexpr (!C::kGivesDV) gpu::mbar_wait(DotRowsReady(group), static_cast<unsigned>(step) & 1);
     constexpr int kAtOnce = 16, kCount = kAtOnce / 4;  // tokens; of a lane
 #pragma unroll
     for (int first = 0; first < C::kMyTokens; first += kAtOnce) {
@@ -205,7 +224,7 @@ class Sm90State : protected Sm90Scores<C> {
       for (int k = 0; k < kAtOnce / 16; ++k) {
         uint32_t x[4];
         const int token = first + k * 16 + lane % 8 + lane / 16 * 8, piece = warp % 4 * 2 + lane / 8 % 2;
-        gpu::ldmatrix_x4_trans(x, DotRows(group) + Swizzled(token, piece));
+        gpu::ldmatrix_x4_trans(x, DotRows(step, group) + Swizzled(token, piece));
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
           const float2 low = gpu::unpack_bf16(x[2 * tile]), high = gpu::unpack_bf16(x[2 * tile + 1]);
@@ -297,7 +316,7 @@ class Sm90State : protected Sm90Scores<C> {
     // And of all threads; dots and their rows were read -> the next ones
     GroupBarrier(group);
     if (Thread() != 0) return;
-    if constexpr (C::kDots) {
+    if constexpr (C::kDots && !C::kGivesDV) {
       if (step + 1 < Block::num_steps) LoadDotRows(step + 1, group);
     }
     const int column = head * static_cast<int>(this->HeadRows()) + FirstRow(group),
