@@ -102,8 +102,11 @@ class Sm90State : protected Sm90Scores<C> {
   __device__ __forceinline__ int64_t AnchorBlock(int step) const {
     const int64_t before = StateChunk(step) / kMlstmAnchorChunks - 1;
     if constexpr (C::kBlocked) {  // all slices and blocks of a pair side by side
-      const unsigned slices = static_cast<unsigned>(args.DHQK) / C::kRows, first = blockIdx.x - slice;
-      return (before * gridDim.x + first) * gridDim.z + blockIdx.z * slices + slice;
+      int of_slice = slice, block = this->ColumnBlock();
+      gpu::opaque(of_slice);  // or what follows from them would take registers all the time
+      gpu::opaque(block);
+      const unsigned slices = static_cast<unsigned>(args.DHQK) / C::kRows, first = blockIdx.x - of_slice;
+      return (before * gridDim.x + first) * gridDim.z + block * slices + of_slice;
     }
     return before * static_cast<int64_t>(gridDim.x) + blockIdx.x;
   }
@@ -249,7 +252,11 @@ class Sm90State : protected Sm90Scores<C> {
     const float* const sums = DotSums(group) + Thread();
     const float sum = sums[0] + sums[C::kMyTokens] + sums[2 * C::kMyTokens] + sums[3 * C::kMyTokens];
     int part = FirstRow(group) / 64;
-    if constexpr (C::kBlocked) part += this->ColumnBlock() * (static_cast<int>(args.DHQK) / 64);
+    if constexpr (C::kBlocked) {
+      int block = this->ColumnBlock();
+      gpu::opaque(block);
+      part += block * (static_cast<int>(args.DHQK) / 64);
+    }
     gpu::opaque(part);  // or its place in dots would take registers all the time
     args.dots[(part * args.B * args.NH + pair) * args.NC * kMlstmChunk + t] = sum;
   }
@@ -265,10 +272,14 @@ class Sm90State : protected Sm90Scores<C> {
     const int first = FirstToken(group) + lane % 4 * 2, t0 = ChunkOf(step) * kMlstmChunk + first;
     int tokens_left = static_cast<int>(args.num_tokens) - t0;
     if (C::kRecords == 2 && !HasSecond(step)) tokens_left = min(tokens_left, kMlstmChunk - first);
+    int of_head = head, of_slice = slice, block = this->ColumnBlock();
+    gpu::opaque(of_head);  // or what follows from them would take registers all the time
+    gpu::opaque(of_slice);
+    gpu::opaque(block);
+    const int64_t token = (static_cast<int64_t>(block) * args.B + entry) * args.num_tokens + t0;
+    const int row = of_slice * C::kRows + RowGroup(group) * 64 + RowOfWarp();
+    float* to = args.partials + (token * args.NH + of_head) * this->HeadRows() + row;
     const int64_t token_stride = args.NH * this->HeadRows();
-    const int64_t token = (static_cast<int64_t>(this->ColumnBlock()) * args.B + entry) * args.num_tokens + t0;
-    float* to =
-        args.partials + token * token_stride + head * this->HeadRows() + FirstRow(group) + RowOfWarp();
 #pragma unroll
     for (int tile = 0; tile < C::kMyTokens / 8; ++tile, to += 8 * token_stride) {
       const float* const o = out + 4 * tile;
