@@ -1,7 +1,7 @@
 // mlstm_blocks.cu - adds the parts of a scan over heads that are cut into blocks (mlstm_blocks.h).
 //
-// Grid: tokens; a thread per four columns at a time. Reads (4 column blocks) bytes and writes 2 per column, all
-// coalesced, once; the parts of the normaliser, one number per block and head, come from the cache.
+// Grid: tokens; a thread per four columns at a time. Reads (4 column blocks) bytes and writes 2 per column,
+// all coalesced, once; the parts of the normaliser, one number per block and head, come from the cache.
 #include "kernels/cuda/mlstm_blocks.h"
 
 #include <climits>
@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kThreads)
     const float* from = x.partials + token * columns + column;
     float sum[kElems];
     Load(sum, from);
+#pragma unroll 2
     for (int part = 1; part < num_parts; ++part) {
       from += part_elems;
       float more[kElems];
