@@ -217,8 +217,8 @@ TEST(MlstmPaperParallelLayer, TheTensorAxisIsCrossedAtTheBordersAndByTheGates) {
         {CollectiveOp::kReduceScatterSum, N * D},   // y
         {CollectiveOp::kAllGather, N * D},          // dy
         {CollectiveOp::kAllGather, N * 2 * NH},     // gradients of the gates
-        {CollectiveOp::kAllGather, N * D},          // x again
         {CollectiveOp::kReduceScatterSum, N * D},   // dx
+        {CollectiveOp::kAllGather, N * D},          // x again
     };
     EXPECT_EQ(calls, expected);
   });

@@ -30,12 +30,14 @@ Block::Memory Block::Bind(Arena& arena, const Ops& ops, const PassShape& shape, 
   if (mode == Mode::kInference) arena.BeginSharedSaved("blocks");
   s.x1 = arena.Saved(wide, {N, D_});
   if (mode == Mode::kRecompute) arena.BeginSharedSaved("recomputed blocks");
-  if (saves_input()) s.u1 = arena.Saved(compute_, {N, D_});
+  // Blocks that share memory have x2 at the same place: the next one reads it while its norm writes x1, norm1
+  // and u1.
   s.norm1 = norm_.Bind(arena, N);
   if (ffn_) {
     s.x2 = arena.Saved(wide, {N, D_});
     s.norm2 = norm_ffn_->Bind(arena, N);
   }
+  if (saves_input()) s.u1 = arena.Saved(compute_, {N, D_});
 
   // The block's own scratch is in use while a layer runs: the layers' scratch lies above it.
   const ScratchScope scope(arena);

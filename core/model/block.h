@@ -26,10 +26,10 @@ class Block {
 
   struct Saved {
     Tensor x1;               // (N, D) wide: the block input. All that a recomputed block keeps
-    Tensor u1;               // (N, D) compute: norm(x1), if the mixer's backward reads it (sLSTM)
     NormLayer::Saved norm1;  // (N) wide
-    Tensor x2;               // (N, D) wide: x1 + mixer; this and what follows only with a feed-forward
+    Tensor x2;               // (N, D) wide: x1 + mixer; this and norm2 only with a feed-forward
     NormLayer::Saved norm2;  // (N) wide
+    Tensor u1;               // (N, D) compute: norm(x1), if the mixer's backward reads it (sLSTM)
   };
   struct Scratch {
     Tensor u;      // (N, D) compute: norm(x1), if it is not saved, then norm_ffn(x2). Forward alone
