@@ -52,8 +52,8 @@ inline TrainSpec MeshTrainSpec(const ModelSpec& model, DType compute) {
   spec.model = model;
   // Adam divides a gradient by its own size: without this eps one that is nothing but rounding (the input
   // gates of an sLSTM share a factor that cancels, so that a bias of all of them has none) would move its
-  // parameter as far as any other. It is the size of a gradient here, so that a small one's rounding is not
-  // blown up either: with 1e-3, half of all data differ by more than 2e-6 in F32, with this none by 1e-6.
+  // parameter as far as any other. Of nine data sets in F32 on one CPU, six differed by more than 2e-6 with
+  // 1e-3 (by 4e-6 at most), none by 1e-6 with this: smaller gradients' rounding counts less in the weights.
   spec.adamw = {.eps = 1e-2, .weight_decay = 0.1, .clip_norm = 1};
   spec.schedule = {.kind = ScheduleKind::kConstant, .peak_lr = 1e-2, .total_steps = 100};
   spec.dropout_seed = 21;
