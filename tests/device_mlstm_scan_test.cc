@@ -21,14 +21,14 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
              << " gates " << static_cast<int>(c.gates) << " states " << c.with_states << " resets "
              << c.resets.size() << " i " << c.i_mean << " f " << c.f_mean;
 }
-Problem ProblemOf(const Case& c) {
+Problem ProblemOf(const Case& c, uint64_t seed = 21) {
   MlstmShape s = {.B = c.B, .T = c.T, .NH = c.NH, .DHQK = c.DHQK, .DHV = c.DHV, .L = 64};
   if (c.gates != Gates::kExponential) s.input_gate = InputGate::kSigmoid;
   s.normalize = c.gates != Gates::kSigmoidNotNormalized;
-  Problem p = RandomProblem(s, 21, {.i_mean = c.i_mean, .f_mean = c.f_mean});
+  Problem p = RandomProblem(s, seed, {.i_mean = c.i_mean, .f_mean = c.f_mean});
   if (c.with_states) {
-    AddInitialState(p, 22);
-    AddLastGradient(p, 23);
+    AddInitialState(p, seed + 1);
+    AddLastGradient(p, seed + 2);
   }
   if (!c.resets.empty()) p.reset.assign(p.N(), 0);
   for (const int64_t t : c.resets) p.reset[t] = 1;
@@ -48,13 +48,14 @@ class DeviceMlstmScan : public ::testing::Test {
     EXPECT_LE(RelativeError(r.last_n, expected.last_n), 1e-5);  // never in bf16
     EXPECT_LE(RelativeError(r.last_m, expected.last_m), 1e-6);
     if (p.dh.empty()) return;
-    EXPECT_LE(RelativeError(r.dq, expected.dq), 1e-2);
-    EXPECT_LE(RelativeError(r.dk, expected.dk), 1e-2);
-    EXPECT_LE(RelativeError(r.dv, expected.dv), 1e-2);
-    EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 1e-2);
-    EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 2e-2);
-    EXPECT_LE(RelativeError(r.dC, expected.dC), 1e-2);
-    EXPECT_LE(RelativeError(r.dn, expected.dn), 1e-2);
+    // as in mlstm_fast_test.cc: twice the error of the official kernels' scheme in simulation
+    EXPECT_LE(RelativeError(r.dq, expected.dq), 8e-3);
+    EXPECT_LE(RelativeError(r.dk, expected.dk), 8e-3);
+    EXPECT_LE(RelativeError(r.dv, expected.dv), 8e-3);
+    EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 8e-3);
+    EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 1.2e-2);
+    EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
+    EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
   }
   void ExpectCorrect(const std::vector<Case>& cases,
                      NormalizerGradient gradient = NormalizerGradient::kExact) {
@@ -174,6 +175,19 @@ TEST_F(DeviceMlstmScan, ErrorsOfForgetGatesDoNotGrowWithTheLength) {
                  {1, 290, 1, 256, 512, Gates::kSigmoid, true},
                  {1, 257, 1, 64, 128, Gates::kSigmoidNotNormalized, true},
                  {1, 259, 1, 128, 128, Gates::kExponential, true}});
+}
+
+// A last gradient that is large beside those of the tokens, and gates some of which forget much: sums from
+// the end of the sequence alone are wrong by 0.6e-2 to 2.1e-2 here.
+TEST_F(DeviceMlstmScan, ErrorsOfForgetGatesDoNotGrowWithTheLastGradient) {
+  for (const uint64_t seed : {100, 110, 120}) {
+    const Case c = {1, 65, 1, 256, 512, Gates::kSigmoidNotNormalized, true};
+    SCOPED_TRACE(::testing::Message() << c << " seed " << seed);
+    const Problem p = ProblemOf(c, seed);
+    const Result expected = Specification(p);
+    EXPECT_LE(RelativeError(RunOn<bfloat16>(*device_, p).df_pre, expected.df_pre), 5e-3);
+    EXPECT_LE(RelativeError(RunOn<bfloat16>(*portable_, p).df_pre, expected.df_pre), 5e-3);
+  }
 }
 
 // Weights rounded to bf16 are what this scan does and the generic one does not: so this is not the generic

@@ -77,6 +77,7 @@ struct DeviceRun {
   // Row strides that are multiples of 16 bytes, as the tensor cores need them, or odd ones.
   bool aligned = true;
   bool dv_aligned = true;  // of dv alone
+  bool want_dinitial = true;
 };
 
 // Forward and, unless the problem has no dh, backward. Gradients are NaN where nothing was asked for.
@@ -140,7 +141,7 @@ Result RunOn(Device& device, const Problem& p, const DeviceRun& run = {}) {
                        .dv = dv.tensor(),
                        .di_pre = di_pre.tensor(),
                        .df_pre = df_pre.tensor(),
-                       .dinitial = dinitial.state(),
+                       .dinitial = run.want_dinitial ? dinitial.state() : MlstmState(),
                        .dh = dh.tensor(),
                        .dlast = has_dlast ? dlast.state() : MlstmState(),
                        .q = forward.q,

@@ -86,7 +86,6 @@ class Call : MlstmCall<T, E> {
   }
 
   void Backward(const MlstmBackwardArgs& a) {
-    const int64_t pairs = s_.B * s_.NH;
     const MlstmScanState<const W> initial = StateOf<const W>(a.initial), dlast = StateOf<const W>(a.dlast);
     const MlstmScanState<W> dinitial = StateOf<W>(a.dinitial);
     args_.dh = RowsOf<const T>(a.dh);
@@ -119,50 +118,41 @@ class Call : MlstmCall<T, E> {
     // dq, or the states for it, and, where a gradient arrives there, the last state
     MlstmScanArgs<T, E> x = args_;
     x.initial = forward_states;
-    if (dlast.C != nullptr) x.final = room_.last;
+    if (dlast.C != nullptr) x.final = room_.state;
     x.out = RowsOf<T>(a.dq);
     x.dots = room_.q_dots;
     x.anchors = room_.anchors;
     ScanForward(x);
+    if (dlast.C != nullptr) StateDots(Const(room_.state), dlast, room_.final_term, /*rounded=*/nullptr);
 
+    // The gradients of the gates need that of the initial state, wanted or not.
+    const MlstmScanState<W> dfirst = dinitial.C == nullptr && initial.C != nullptr ? room_.state : dinitial;
     x = args_;
     x.initial = Split(MlstmRole::kBackwardState, dlast);
-    x.final = dinitial;
+    x.final = dfirst;
     x.out = RowsOf<T>(a.dk);
     x.dots = room_.k_dots;
     x.anchors = room_.anchors;
     x.q_dots = room_.q_dots;
     ScanReverse(x, RowsOf<T>(a.dv), RowsOf<T>(a.dq));
 
-    if (dlast.C != nullptr) {
-      LaunchMlstmStateDots<W, double>(context_, {.out = room_.final_term,
-                                                 .a = Const(room_.last),
-                                                 .b = dlast,
-                                                 .num_pairs = pairs,
-                                                 .DHQK = s_.DHQK,
-                                                 .DHV = s_.DHV});
-    }
+    W* const dm = DataOrNull<W>(a.dinitial.m);
+    const bool has_m = s_.input_gate == InputGate::kExponential && initial.C != nullptr;
+    if (initial.C != nullptr) StateDots(initial, Const(dfirst), room_.initial_term, has_m ? dm : nullptr);
+    if (dm != nullptr && !has_m) StateDots({}, {}, /*out=*/nullptr, dm);  // zeros
     LaunchMlstmGateGradients<W>(context_,
                                 {.in = GatesOf<W>(a),
                                  .di_pre = RowsOf<W>(a.di_pre),
                                  .df_pre = RowsOf<W>(a.df_pre),
-                                 .has_initial = initial.C != nullptr,
                                  .q_dots = room_.q_dots,
                                  .k_dots = room_.k_dots,
                                  .q_slices = DotParts(MlstmRole::kDQ),
                                  .k_slices = DotParts(MlstmRole::kDK),
+                                 .initial_term = initial.C != nullptr ? room_.initial_term : nullptr,
                                  .final_term = dlast.C != nullptr ? room_.final_term : nullptr,
                                  .anchor_dots = room_.anchors.dots,
                                  .anchor_parts = kTensorCores<E> ? MlstmScanAnchorParts(s_.DHQK, s_.DHV) : 0,
-                                 .chunk_sums = room_.chunk_sums});
-    if (dinitial.C == nullptr) return;
-    const bool has_m = s_.input_gate == InputGate::kExponential && initial.C != nullptr;
-    LaunchMlstmStateDots<W, W>(context_, {.out = a.dinitial.m.as<W>(),
-                                          .a = has_m ? initial : MlstmScanState<const W>(),
-                                          .b = Const(dinitial),
-                                          .num_pairs = pairs,
-                                          .DHQK = s_.DHQK,
-                                          .DHV = s_.DHV});
+                                 .chunk_runs = room_.chunk_runs});
   }
 
  private:
@@ -170,6 +160,16 @@ class Call : MlstmCall<T, E> {
     return static_cast<int>(sm90_anchors_ ? MlstmSm90DotParts(s_.DHQK, s_.DHV) : Slices<E>(role, s_));
   }
 
+  void StateDots(const MlstmScanState<const W>& a, const MlstmScanState<const W>& b, double* out,
+                 W* rounded) {
+    LaunchMlstmStateDots<W>(context_, {.out = out,
+                                       .rounded = rounded,
+                                       .a = a,
+                                       .b = b,
+                                       .num_pairs = s_.B * s_.NH,
+                                       .DHQK = s_.DHQK,
+                                       .DHV = s_.DHV});
+  }
   // kDQ, or in its place what leaves states for ScanReverse.
   void ScanForward(const MlstmScanArgs<T, E>& x) {
     if constexpr (kTensorCores<E>) {

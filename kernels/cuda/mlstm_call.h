@@ -7,6 +7,7 @@
 
 #include "core/base/int_math.h"
 #include "kernels/cuda/mlstm_config.h"
+#include "kernels/cuda/mlstm_gate_gradients.h"
 #include "kernels/cuda/mlstm_gates.h"
 #include "kernels/cuda/mlstm_generic.h"
 #include "kernels/cuda/mlstm_step.h"
@@ -157,9 +158,11 @@ struct MlstmRoom {
     delta_dots = cut.Take<W>(tokens * (kTensorCores<E> ? 1 : Slices<E>(MlstmRole::kDelta, s)));
     q_dots = cut.Take<W>(tokens * MaxDotParts<E>(MlstmRole::kDQ, s));
     k_dots = cut.Take<W>(tokens * MaxDotParts<E>(MlstmRole::kDK, s));
-    last.C = cut.Take<W>(pairs * s.DHQK * s.DHV);
-    last.n = cut.Take<W>(pairs * s.DHQK);
+    state.C = cut.Take<W>(pairs * s.DHQK * s.DHV);
+    state.n = cut.Take<W>(pairs * s.DHQK);
+    initial_term = cut.Take<double>(pairs);
     final_term = cut.Take<double>(pairs);
+    chunk_runs = cut.Take<MlstmDotsRun>(pairs * NC * 2);
   }
   MlstmRecord<E, W>* records;
   W* gamma;
@@ -171,8 +174,10 @@ struct MlstmRoom {
   W* a = nullptr;  // backward; with heads that are cut also forward
   W *delta_dots = nullptr, *q_dots = nullptr, *k_dots = nullptr;  // backward
   MlstmAnchors<W> anchors;
-  MlstmScanState<W> last;  // the last state, where a gradient arrives there
-  double* final_term = nullptr;
+  // The last state, where a gradient arrives there; then the initial state's gradient, where nobody wants it.
+  MlstmScanState<W> state;
+  double *initial_term = nullptr, *final_term = nullptr;
+  MlstmDotsRun* chunk_runs = nullptr;
 };
 template <class W, class E>
 int64_t MlstmRoomBytes(const MlstmShape& s, const DeviceInfo& device) {

@@ -1,8 +1,9 @@
-// Scalar functions of the gates of the mLSTM cell, in f64.
+// Scalar functions of the gates of the mLSTM cell, in f64, and where their kernels work.
 #pragma once
 #include <cmath>
 
 #include "kernels/cuda/mlstm_records.h"
+#include "kernels/cuda/reduce.h"
 
 namespace carousel::CAROUSEL_DEVICE_NS {
 
@@ -25,5 +26,19 @@ __device__ inline double DenominatorFloor(double m) { return exp(-m < 80 ? -m : 
 template <class T>
 __device__ inline T& GateOf(const MlstmRows<T>& x, int64_t num_tokens, int64_t NH, int64_t pair, int64_t t) {
   return x.data[(pair / NH * num_tokens + t) * x.row_stride + pair % NH];
+}
+
+// The kernels of the gates: one warp per chunk and pair, a lane per token, in blocks of kMlstmGateWarps.
+constexpr int kMlstmGateWarps = 4;
+static_assert(kMlstmChunk == kWarpSize);
+// Where a warp works: chunk `chunk` of `pair`, beginning at token t0.
+struct MlstmChunkPlace {
+  int64_t pair, chunk, t0;
+  bool exists;
+};
+__device__ inline MlstmChunkPlace MlstmPlaceOfWarp(int64_t num_pairs, int64_t NC) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kMlstmGateWarps + threadIdx.x / kWarpSize;
+  const int64_t pair = index / NC, chunk = index % NC;
+  return {pair, chunk, chunk * kMlstmChunk, pair < num_pairs};
 }
 }  // namespace carousel::CAROUSEL_DEVICE_NS

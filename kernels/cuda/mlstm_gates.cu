@@ -15,22 +15,10 @@
 namespace carousel::CAROUSEL_DEVICE_NS {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = kMlstmGateWarps;
 constexpr int kThreads = kWarps * kWarpSize;
-static_assert(kMlstmChunk == kWarpSize);
 constexpr double kLog2e = 1.4426950408889634;
 __device__ inline double Infinity() { return HUGE_VAL; }
-
-// Where a warp works: chunk `chunk` of `pair`, beginning at token t0.
-struct ChunkPlace {
-  int64_t pair, chunk, t0;
-  bool exists;
-};
-__device__ inline ChunkPlace PlaceOfWarp(int64_t num_pairs, int64_t NC) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
-  const int64_t pair = index / NC, chunk = index % NC;
-  return {pair, chunk, chunk * kMlstmChunk, pair < num_pairs};
-}
 
 // The tokens 0 .. t of a chunk as one step: what came before is multiplied by exp(b), or lost if a document
 // began (`fresh`, at token `begin` last); the stabiliser goes from m to max(m + b, max).
@@ -58,7 +46,7 @@ struct Token {
   bool valid;
 };
 template <class W>
-__device__ inline Token LoadToken(const MlstmGateInputs<W>& in, const ChunkPlace& place, int index) {
+__device__ inline Token LoadToken(const MlstmGateInputs<W>& in, const MlstmChunkPlace& place, int index) {
   const int64_t t = place.t0 + index;
   if (t >= in.num_tokens) return {-Infinity(), 0, Nothing(), false};
   const double f_pre = GateOf(in.f_pre, in.num_tokens, in.NH, place.pair, t);
@@ -91,7 +79,7 @@ __device__ inline Prefix ScanOfWarp(Prefix x) {
 // (b, max) of every chunk; b = -inf where a document begins in it.
 template <class W>
 __global__ void __launch_bounds__(kThreads) MlstmChunkGatesKernel(MlstmGateInputs<W> in, double* chunk_sums) {
-  const ChunkPlace place = PlaceOfWarp(in.B * in.NH, in.NC);
+  const MlstmChunkPlace place = MlstmPlaceOfWarp(in.B * in.NH, in.NC);
   if (!place.exists) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const Token token = LoadToken(in, place, lane);
@@ -155,7 +143,7 @@ template <class E, class W>
 __global__ void __launch_bounds__(kThreads)
     MlstmRecordsKernel(MlstmGateInputs<W> in, MlstmRecord<E, W>* records, W* gamma, const W* m_starts,
                        MlstmRows<W> m_out, MlstmRows<const W> given_m) {
-  const ChunkPlace place = PlaceOfWarp(in.B * in.NH, in.NC);
+  const MlstmChunkPlace place = MlstmPlaceOfWarp(in.B * in.NH, in.NC);
   if (!place.exists) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const Token token = LoadToken(in, place, lane);
@@ -240,107 +228,6 @@ __global__ void __launch_bounds__(kThreads) MlstmDivisionKernel(MlstmDivisionArg
   record.addend[at] = addend;
 }
 
-// e_t = q.dq - k.dk and d_t = k.dk.
-template <class W>
-struct DotsOfToken {
-  double e, k_dot;
-  bool begins;  // nothing before this token reaches it
-};
-template <class W>
-__device__ inline DotsOfToken<W> LoadDots(const MlstmGateGradientArgs<W>& x, const ChunkPlace& place,
-                                          int index) {
-  const int64_t t = place.t0 + index, pairs = x.in.B * x.in.NH, Tp = x.in.NC * kMlstmChunk;
-  if (t >= x.in.num_tokens) return {0, 0, false};
-  double q_dot = 0, k_dot = 0;
-  for (int slice = 0; slice < x.q_slices; ++slice) q_dot += x.q_dots[(slice * pairs + place.pair) * Tp + t];
-  for (int slice = 0; slice < x.k_slices; ++slice) k_dot += x.k_dots[(slice * pairs + place.pair) * Tp + t];
-  const bool reset = x.in.reset != nullptr && x.in.reset[place.pair / x.in.NH * x.in.num_tokens + t] != 0;
-  return {q_dot - k_dot, k_dot, reset || (t == 0 && !x.has_initial)};
-}
-// A run of tokens, from the last to the first: what comes from behind goes through, or ends at a document's
-// first token; `sum` is what leaves at the front.
-struct Suffix {
-  double sum;
-  bool stops;
-};
-__device__ inline Suffix JoinSuffix(const Suffix& front, const Suffix& behind) {
-  return {front.stops ? front.sum : front.sum + behind.sum, front.stops || behind.stops};
-}
-template <class W>
-__device__ inline Suffix StepOf(const DotsOfToken<W>& dots) {
-  return {dots.begins ? 0.0 : dots.e, dots.begins};
-}
-// The join of this lane .. lane 31.
-__device__ inline Suffix SuffixesOfWarp(Suffix x) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-#pragma unroll
-  for (int distance = 1; distance < kWarpSize; distance *= 2) {
-    const int from = lane + distance < kWarpSize ? lane + distance : lane;
-    const Suffix behind = {__shfl_sync(kFullWarp, x.sum, from),
-                           __shfl_sync(kFullWarp, static_cast<int>(x.stops), from) != 0};
-    if (lane + distance < kWarpSize) x = JoinSuffix(x, behind);
-  }
-  return x;
-}
-
-// (sum, stops) of every chunk.
-template <class W>
-__global__ void __launch_bounds__(kThreads) MlstmChunkDotsKernel(MlstmGateGradientArgs<W> x) {
-  const ChunkPlace place = PlaceOfWarp(x.in.B * x.in.NH, x.in.NC);
-  if (!place.exists) return;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const Suffix all = SuffixesOfWarp(StepOf(LoadDots(x, place, lane)));
-  if (lane == 0) {
-    double* const to = x.chunk_sums + (place.pair * x.in.NC + place.chunk) * 2;
-    to[0] = all.sum;
-    to[1] = all.stops ? 1 : 0;
-  }
-}
-
-template <class W>
-__global__ void __launch_bounds__(kThreads) MlstmGateGradientKernel(MlstmGateGradientArgs<W> x) {
-  const ChunkPlace place = PlaceOfWarp(x.in.B * x.in.NH, x.in.NC);
-  if (!place.exists) return;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  // what comes from the later chunks, 32 at a time, until a document's begin or the next anchor
-  const int64_t anchor = place.chunk / kMlstmAnchorChunks, num_anchors = NumMlstmAnchors(x.in.NC);
-  const bool anchored = x.anchor_dots != nullptr && anchor < num_anchors;
-  const int64_t end = anchored ? (anchor + 1) * kMlstmAnchorChunks : x.in.NC;
-  Suffix later = {0, false};
-  for (int64_t chunk0 = place.chunk + 1; chunk0 < end && !later.stops; chunk0 += kWarpSize) {
-    const int64_t chunk = chunk0 + lane;
-    Suffix mine = {0, false};
-    if (chunk < end) {
-      const double* const from = x.chunk_sums + (place.pair * x.in.NC + chunk) * 2;
-      mine = {from[0], from[1] != 0};
-    }
-    const Suffix joined = SuffixesOfWarp(mine);
-    later = JoinSuffix(later, {__shfl_sync(kFullWarp, joined.sum, 0),
-                               __shfl_sync(kFullWarp, static_cast<int>(joined.stops), 0) != 0});
-  }
-  if (!later.stops && anchored) {
-    const W* const parts =
-        x.anchor_dots + (anchor * x.in.B * x.in.NH + place.pair) * static_cast<int64_t>(x.anchor_parts);
-    double sum = 0;
-    for (int part = lane; part < x.anchor_parts; part += kWarpSize) sum += parts[part];
-    later.sum += WarpSum(sum);
-  } else if (!later.stops && x.final_term != nullptr) {
-    later.sum += x.final_term[place.pair];
-  }
-
-  const DotsOfToken<W> dots = LoadDots(x, place, lane);
-  const Suffix from_here = JoinSuffix(SuffixesOfWarp(StepOf(dots)), later);
-  const int64_t t = place.t0 + lane;
-  if (t >= x.in.num_tokens) return;
-  const double f_pre = GateOf(x.in.f_pre, x.in.num_tokens, x.in.NH, place.pair, t);
-  const double dF = dots.begins ? 0.0 : from_here.sum;
-  GateOf(x.df_pre, x.in.num_tokens, x.in.NH, place.pair, t) = static_cast<W>(dF * SigmoidOfMinus(f_pre));
-  double di = dots.k_dot;
-  if (x.in.sigmoid_input_gate)
-    di *= SigmoidOfMinus(GateOf(x.in.i_pre, x.in.num_tokens, x.in.NH, place.pair, t));
-  GateOf(x.di_pre, x.in.num_tokens, x.in.NH, place.pair, t) = static_cast<W>(di);
-}
-
 unsigned Blocks(int64_t count, int64_t per_block) { return GridExtent(CeilDiv(count, per_block)); }
 }  // namespace
 
@@ -388,17 +275,6 @@ void LaunchMlstmDivision(Context& context, const MlstmDivisionArgs<E, W>& x) {
   context.Launch(MlstmDivisionKernel<E, W>,
                  {.grid = Blocks(tokens, kThreads), .block = kThreads, .name = "MlstmDivisionKernel"}, x);
 }
-template <class W>
-void LaunchMlstmGateGradients(Context& context, const MlstmGateGradientArgs<W>& x) {
-  const int64_t chunks = x.in.B * x.in.NH * x.in.NC;
-  if (chunks == 0) return;
-  const unsigned grid = Blocks(chunks, kWarps);
-  context.Launch(MlstmChunkDotsKernel<W>, {.grid = grid, .block = kThreads, .name = "MlstmChunkDotsKernel"},
-                 x);
-  context.Launch(MlstmGateGradientKernel<W>,
-                 {.grid = grid, .block = kThreads, .name = "MlstmGateGradientKernel"}, x);
-}
-
 #define CAROUSEL_MLSTM_GATES(E, W)                                                           \
   template void LaunchMlstmForwardGates<E, W>(Context&, const MlstmForwardGatesArgs<E, W>&); \
   template void LaunchMlstmRecords<E, W>(Context&, const MlstmRecordsArgs<E, W>&);           \
@@ -408,7 +284,5 @@ CAROUSEL_MLSTM_GATES(double, float)
 CAROUSEL_MLSTM_GATES(double, double)
 template void LaunchMlstmSegmentGates<float>(Context&, const MlstmSegmentGatesArgs<float>&);
 template void LaunchMlstmSegmentGates<double>(Context&, const MlstmSegmentGatesArgs<double>&);
-template void LaunchMlstmGateGradients<float>(Context&, const MlstmGateGradientArgs<float>&);
-template void LaunchMlstmGateGradients<double>(Context&, const MlstmGateGradientArgs<double>&);
 #undef CAROUSEL_MLSTM_GATES
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -1,5 +1,5 @@
-// The gates of the mLSTM cell as records for the scans (mlstm_records.h), and the gates' gradients from the
-// scans' dot products. Exponents are formed in f64 and rounded once.
+// The gates of the mLSTM cell as records for the scans (mlstm_records.h). Exponents are formed in f64 and
+// rounded once.
 //
 // E, W: (float, float) for the tensor-core scan, (double, float) and (double, double) for the generic one.
 #pragma once
@@ -78,22 +78,5 @@ struct MlstmDivisionArgs {
 };
 template <class E, class W>
 void LaunchMlstmDivision(Context& context, const MlstmDivisionArgs<E, W>& args);
-
-// di_pre and df_pre. Sums over tokens are made in f64.
-template <class W>
-struct MlstmGateGradientArgs {
-  MlstmGateInputs<W> in;
-  MlstmRows<W> di_pre, df_pre;                   // (N, NH) out
-  bool has_initial = false;                      // else the first token forgets nothing
-  const W *q_dots = nullptr, *k_dots = nullptr;  // (slices, B * NH, NC * kMlstmChunk): q.dq and k.dk
-  int q_slices = 0, k_slices = 0;
-  const double* final_term = nullptr;  // (B * NH), optional: <C, dC> + <n, dn> of the last state
-  // MlstmAnchors::dots, optional: the sums over tokens begin anew at every anchor
-  const W* anchor_dots = nullptr;
-  int anchor_parts = 0;
-  double* chunk_sums = nullptr;  // (B * NH, NC, 2) scratch
-};
-template <class W>
-void LaunchMlstmGateGradients(Context& context, const MlstmGateGradientArgs<W>& args);
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS

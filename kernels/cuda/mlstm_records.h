@@ -98,11 +98,11 @@ struct MlstmScanState {
   W* n = nullptr;
 };
 
-// The gradient of a forget gate sums q.dq - k.dk over all later tokens. Where operands are bf16 the rounding
-// errors of the two do not cancel, and their sum grows with the length of the sequence while the gradient
-// does not. So the tensor-core scan gives that sum directly, <C, dC> + <n, dn>, at anchors: before every
-// kMlstmAnchorChunks-th chunk, but not before the first. kDQ leaves C and n there, kDK multiplies them by dC
-// and dn. Anchor i stands before chunk (i + 1) * kMlstmAnchorChunks.
+// The gradient of a forget gate sums q.dq - k.dk over all later tokens (mlstm_gate_gradients.h). Where
+// operands are bf16 the rounding errors of the two do not cancel, and their sum grows with the length of the
+// sequence while the gradient does not. So the tensor-core scan gives that sum directly, <C, dC> + <n, dn>,
+// at anchors: before every kMlstmAnchorChunks-th chunk, but not before the first. kDQ leaves C and n there,
+// kDK multiplies them by dC and dn. Anchor i stands before chunk (i + 1) * kMlstmAnchorChunks.
 constexpr int kMlstmAnchorChunks = 8;
 constexpr int64_t NumMlstmAnchors(int64_t NC) { return NC > 0 ? (NC - 1) / kMlstmAnchorChunks : 0; }
 // Small heads on sm_90a (mlstm_scan_sm90.h) keep more states, before every kMlstmSavedChunks-th chunk, which

@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads) MlstmStepKernel(MlstmStepArgs<T> x) 
       gpu::convert<T>(sum * x.factors[pair * kMlstmStepFactors + 2]);
 }
 
-template <class W, class Out>
-__global__ void __launch_bounds__(kThreads) MlstmStateDotsKernel(MlstmStateDotsArgs<W, Out> x) {
+template <class W>
+__global__ void __launch_bounds__(kThreads) MlstmStateDotsKernel(MlstmStateDotsArgs<W> x) {
   SHARED_ARRAY(double, room, [kReduceRoom<1, kThreads>]);
   const int64_t pair = blockIdx.x, size = x.DHQK * x.DHV;
   double sum = 0;
@@ -124,7 +124,9 @@ __global__ void __launch_bounds__(kThreads) MlstmStateDotsKernel(MlstmStateDotsA
     for (int64_t d = threadIdx.x; d < x.DHQK; d += kThreads) sum += static_cast<double>(a_n[d]) * b_n[d];
   }
   sum = BlockSum(sum, room);
-  if (threadIdx.x == 0) x.out[pair] = static_cast<Out>(sum);
+  if (threadIdx.x != 0) return;
+  if (x.out != nullptr) x.out[pair] = sum;
+  if (x.rounded != nullptr) x.rounded[pair] = static_cast<W>(sum);
 }
 
 // Whether C can be read and written V elements at a time.
@@ -155,13 +157,12 @@ template void LaunchMlstmStep<bfloat16>(Context&, const MlstmStepArgs<bfloat16>&
 template void LaunchMlstmStep<float>(Context&, const MlstmStepArgs<float>&);
 template void LaunchMlstmStep<double>(Context&, const MlstmStepArgs<double>&);
 
-template <class W, class Out>
-void LaunchMlstmStateDots(Context& context, const MlstmStateDotsArgs<W, Out>& x) {
+template <class W>
+void LaunchMlstmStateDots(Context& context, const MlstmStateDotsArgs<W>& x) {
   if (x.num_pairs == 0) return;
-  context.Launch(MlstmStateDotsKernel<W, Out>,
+  context.Launch(MlstmStateDotsKernel<W>,
                  {.grid = GridExtent(x.num_pairs), .block = kThreads, .name = "MlstmStateDotsKernel"}, x);
 }
-template void LaunchMlstmStateDots<float, float>(Context&, const MlstmStateDotsArgs<float, float>&);
-template void LaunchMlstmStateDots<float, double>(Context&, const MlstmStateDotsArgs<float, double>&);
-template void LaunchMlstmStateDots<double, double>(Context&, const MlstmStateDotsArgs<double, double>&);
+template void LaunchMlstmStateDots<float>(Context&, const MlstmStateDotsArgs<float>&);
+template void LaunchMlstmStateDots<double>(Context&, const MlstmStateDotsArgs<double>&);
 }  // namespace carousel::CAROUSEL_DEVICE_NS

@@ -26,14 +26,15 @@ constexpr int kMlstmStepFactors = 3;
 template <class T>
 void LaunchMlstmStep(Context& context, const MlstmStepArgs<T>& args);
 
-// out (num_pairs) = <a.C, b.C> + <a.n, b.n> for every pair, summed in f64; 0 where a.C is null.
-template <class W, class Out>
+// <a.C, b.C> + <a.n, b.n> for every pair, summed in f64; 0 where a.C is null.
+template <class W>
 struct MlstmStateDotsArgs {
-  Out* out = nullptr;
+  double* out = nullptr;  // (num_pairs), optional
+  W* rounded = nullptr;   // (num_pairs), optional
   MlstmScanState<const W> a, b;
   int64_t num_pairs = 0, DHQK = 0, DHV = 0;
 };
-template <class W, class Out>
-void LaunchMlstmStateDots(Context& context, const MlstmStateDotsArgs<W, Out>& args);
+template <class W>
+void LaunchMlstmStateDots(Context& context, const MlstmStateDotsArgs<W>& args);
 
 }  // namespace carousel::CAROUSEL_DEVICE_NS
