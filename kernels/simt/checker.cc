@@ -123,15 +123,16 @@ bool Ordered(const Acc& a, bool a_writes, const Thread& t) {
     return InForeign(t.foreign, a) || InForeign(t.block->foreign, a) || InForeign(group->foreign, a);
   }
   if (a.thread == t.index || a.time < group->base) return true;
-  const Thread& u = group->threads[a.thread];
-  if (u.block == t.block) {
+  const unsigned in_block = a.thread - t.block->rank * t.block->num_threads;
+  if (in_block < t.block->num_threads) {
     if (a.time < t.block->base) return true;
-    if (u.warp == t.warp && a.time < t.block->warp_base[t.warp]) return true;
+    if (in_block / 32 == t.warp && a.time < t.block->warp_base[t.warp]) return true;
   }
   if (t.clock.empty()) return false;
   if (!a.async) return (a_writes ? t.clock : t.weak_clock)[a.thread] >= a.time;
   const auto warp = t.weak_clock.begin() + (a.thread & ~31);  // done by the warp as a whole
-  return *std::max_element(warp, warp + std::min<ptrdiff_t>(32, t.weak_clock.end() - warp)) >= a.time;
+  return std::any_of(warp, warp + std::min<ptrdiff_t>(32, t.weak_clock.end() - warp),
+                     [&](uint32_t time) { return time >= a.time; });
 }
 
 [[noreturn]] void ReportRace(const Region& r, const char* p, const Acc& a, bool a_writes, const Acc& me,
@@ -236,22 +237,40 @@ void Touch(const Thread& t, const char* p, size_t bytes, bool read, bool write, 
   }
 }
 
-// clock: one of t's.
-Clock Snapshot(const Thread& t, const Clock& clock) {
-  Clock v(group->num_threads, group->base ? group->base - 1 : 0);
-  for (unsigned u = 0; u < group->num_threads; ++u) {
-    const Thread& x = group->threads[u];
-    if (!clock.empty()) v[u] = std::max(v[u], clock[u]);
-    if (x.block != t.block) continue;
-    if (t.block->base) v[u] = std::max(v[u], t.block->base - 1);
-    if (x.warp == t.warp && t.block->warp_base[t.warp]) v[u] = std::max(v[u], t.block->warp_base[t.warp] - 1);
-  }
-  v[t.index] = group->now;
-  return v;
-}
+// a = max(a, b) and a = max(a, x), elementwise: what a release or an acquire costs, for every thread of the
+// group.
+#define CAROUSEL_MAX_BODY \
+  for (size_t i = 0; i < n; ++i) a[i] = std::max(a[i], b[i]);
+#define CAROUSEL_AT_LEAST_BODY \
+  for (size_t i = 0; i < n; ++i) a[i] = std::max(a[i], x);
+void MaxBase(uint32_t* a, const uint32_t* b, size_t n) { CAROUSEL_MAX_BODY }
+void AtLeastBase(uint32_t* a, uint32_t x, size_t n) { CAROUSEL_AT_LEAST_BODY }
+#ifdef __x86_64__
+__attribute__((target("avx2"))) void MaxAvx2(uint32_t* a, const uint32_t* b, size_t n) { CAROUSEL_MAX_BODY }
+__attribute__((target("avx2"))) void AtLeastAvx2(uint32_t* a, uint32_t x, size_t n) { CAROUSEL_AT_LEAST_BODY }
+const bool avx2 = __builtin_cpu_supports("avx2");
+const auto max_into = avx2 ? MaxAvx2 : MaxBase;
+const auto at_least = avx2 ? AtLeastAvx2 : AtLeastBase;
+#else
+const auto max_into = MaxBase;
+const auto at_least = AtLeastBase;
+#endif
+
 void Join(Clock& a, const Clock& b) {
   if (a.size() < b.size()) a.resize(b.size());
-  for (size_t i = 0; i < b.size(); ++i) a[i] = std::max(a[i], b[i]);
+  max_into(a.data(), b.data(), b.size());
+}
+// Joins what t knows now: clock, one of t's, and what barriers of all, of the block and of the warp say.
+void JoinKnown(Clock& a, const Thread& t, const Clock& clock) {
+  if (a.size() < group->num_threads) a.resize(group->num_threads);
+  Join(a, clock);
+  const Block& block = *t.block;
+  uint32_t* const of_block = a.data() + block.rank * block.num_threads;
+  if (group->base) at_least(a.data(), group->base - 1, group->num_threads);
+  if (block.base) at_least(of_block, block.base - 1, block.num_threads);
+  if (const uint32_t base = block.warp_base[t.warp])
+    at_least(of_block + t.warp * 32, base - 1, std::min(32u, block.num_threads - t.warp * 32));
+  a[t.index] = group->now;
 }
 void JoinForeign(std::map<uint32_t, Clock>& a, const std::map<uint32_t, Clock>& b) {
   for (const auto& [sequence, clock] : b) Join(a[sequence], clock);
@@ -306,14 +325,14 @@ bool IsInitialized(const void* p, size_t bytes) {
 }
 void Access(const void* p, size_t bytes, bool write, bool async_proxy, const Loc& loc) {
   const Thread& t = *Current();
-  auto it = std::find_if(locs.begin(), locs.end(), [&](const Loc& x) { return SameLoc(x, loc); });
-  if (it == locs.end()) {
-    locs.push_back(loc);
-    it = locs.end() - 1;
+  static thread_local size_t at = 0;  // of the last access: most often the next one's, too
+  if (at >= locs.size() || !SameLoc(locs[at], loc)) {
+    at = std::find_if(locs.begin(), locs.end(), [&](const Loc& x) { return SameLoc(x, loc); }) - locs.begin();
+    if (at == locs.size()) locs.push_back(loc);
   }
   Touch(t, static_cast<const char*>(p), bytes, !write, write,
-        {group->sequence, group->now, kIsLoc | static_cast<uint32_t>(it - locs.begin()),
-         static_cast<uint16_t>(t.index), 0, async_proxy});
+        {group->sequence, group->now, kIsLoc | static_cast<uint32_t>(at), static_cast<uint16_t>(t.index), 0,
+         async_proxy});
 }
 
 void LaunchBegin() { global_keys.clear(); }
@@ -338,7 +357,7 @@ void BlockBarrier(Block& b) {
       t->foreign.clear();
       t->clock = all;
       t->weak_clock = weak;
-      t->clock_dirty = false;
+      t->clock_dirty = t->warp_dirty = false;
     }
   }
   b.base = ++group->now;
@@ -350,7 +369,7 @@ void GroupBarrier(Group& g) {
     t.foreign.clear();
     t.clock.clear();
     t.weak_clock.clear();
-    t.clock_dirty = false;
+    t.clock_dirty = t.warp_dirty = false;
   }
   for (unsigned i = 0; i < g.num_blocks; ++i) JoinForeign(g.foreign, g.blocks[i].foreign);
   g.base = ++g.now;
@@ -361,7 +380,7 @@ void WarpBarrier(Thread** lanes, unsigned mask) {
   const bool full = static_cast<unsigned>(__builtin_popcount(mask)) == in_warp;
   bool dirty = false;
   for (unsigned l = 0; l < 32; ++l) {
-    if (mask >> l & 1) dirty |= lanes[l]->clock_dirty;
+    if (mask >> l & 1) dirty |= lanes[l]->warp_dirty;
   }
   if (!full || dirty) {
     Clock all, weak;
@@ -369,8 +388,8 @@ void WarpBarrier(Thread** lanes, unsigned mask) {
     for (unsigned l = 0; l < 32; ++l) {
       if (!(mask >> l & 1)) continue;
       Thread& t = *lanes[l];
-      Join(all, full ? t.clock : Snapshot(t, t.clock));
-      Join(weak, full ? t.weak_clock : Snapshot(t, t.weak_clock));
+      full ? Join(all, t.clock) : JoinKnown(all, t, t.clock);
+      full ? Join(weak, t.weak_clock) : JoinKnown(weak, t, t.weak_clock);
       JoinForeign(foreign, lanes[l]->foreign);
     }
     for (unsigned l = 0; l < 32; ++l) {
@@ -379,27 +398,27 @@ void WarpBarrier(Thread** lanes, unsigned mask) {
       lanes[l]->weak_clock = weak;
       lanes[l]->foreign = foreign;
       lanes[l]->clock_dirty = true;
+      lanes[l]->warp_dirty = !full;
     }
   }
   ++group->now;
   if (full) any->block->warp_base[any->warp] = group->now;
 }
 void ReleaseWeakly(Thread& t, const void* key) {
-  Join(local_keys[key].weak_clock, Snapshot(t, t.weak_clock));
+  JoinKnown(local_keys[key].weak_clock, t, t.weak_clock);
   ++group->now;
 }
 void Release(Thread& t, const void* key) {
-  const Clock now = Snapshot(t, t.clock);
   if (device.Has(static_cast<const char*>(key))) {
     std::map<uint32_t, Clock>& clocks = global_keys[key];
-    Join(clocks[group->sequence], now);
+    JoinKnown(clocks[group->sequence], t, t.clock);
     JoinForeign(clocks, t.foreign);
     JoinForeign(clocks, t.block->foreign);
     JoinForeign(clocks, group->foreign);
   } else {
     Released& released = local_keys[key];
-    Join(released.clock, now);
-    Join(released.weak_clock, Snapshot(t, t.weak_clock));
+    JoinKnown(released.clock, t, t.clock);
+    JoinKnown(released.weak_clock, t, t.weak_clock);
   }
   ++group->now;
 }
@@ -415,7 +434,7 @@ void Acquire(Thread& t, const void* key) {
   }
   t.clock.resize(group->num_threads);
   t.weak_clock.resize(group->num_threads);
-  t.clock_dirty = true;
+  t.clock_dirty = t.warp_dirty = true;
 }
 }  // namespace carousel::emulator::check
 

@@ -80,7 +80,7 @@ void PrepareBlock(Worker& w, Block& b, unsigned rank, uint64_t id, unsigned clus
     t.clock.clear();
     t.weak_clock.clear();
     t.foreign.clear();
-    t.clock_dirty = false;
+    t.clock_dirty = t.warp_dirty = false;
     t.proxy_fence = 0;
     t.stack = w.stacks + t.index * w.stack_bytes;
     // Tops are staggered: equal ones would fall into the same cache sets.

@@ -74,7 +74,8 @@ struct Thread : ThreadView {
   // Checker. clock[u]: what thread u did up to that time happened before what this thread does now.
   // weak_clock[u], never less: of that only what thread u read or let an asynchronous copy write.
   std::vector<uint32_t> clock, weak_clock;
-  bool clock_dirty = false;
+  // Clocks that may differ from those of the block's, of the warp's other threads.
+  bool clock_dirty = false, warp_dirty = false;
   // Other groups of the launch (blocks that this one has acquired from): their clocks by sequence number.
   std::map<uint32_t, std::vector<uint32_t>> foreign;
   uint32_t proxy_fence = 0;  // time of the last fence_proxy_async
