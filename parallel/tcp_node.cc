@@ -192,8 +192,8 @@ std::optional<TcpNode::Failure> TcpNode::TakeFailure(TcpClock::duration wait) {
 }
 
 TcpNode::Failure TcpNode::Blame(int peer, const std::string& why) {
-  // Who has gone may have done so because of another: the hub knows.
-  if (const std::optional<Failure> failure = TakeFailure(milliseconds(300))) return *failure;
+  // Who has gone may have done so because of another: the hub knows, and says so as soon as it may run.
+  if (const std::optional<Failure> failure = TakeFailure(milliseconds(1000))) return *failure;
   const Failure failure = {.text = absl::StrCat("rank ", peer, " has gone (", why, ")")};
   TellOthers(failure, peer);
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -63,11 +63,11 @@ void Says(const RankResult& result, const std::string& text) {
 void Freeze(double seconds) {
   const pid_t self = getpid(), waker = fork();
   if (waker == 0) {
+    kill(self, SIGSTOP);
     Sleep(seconds);
     kill(self, SIGCONT);
     _exit(0);
   }
-  raise(SIGSTOP);
   waitpid(waker, nullptr, 0);
 }
 

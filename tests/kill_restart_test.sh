@@ -18,7 +18,10 @@ fail() { echo "FAIL (seed $seed): $*" >&2; tail -30 log; ls -la killed/checkpoin
 mpirun() { "$source_dir/launcher/scripts/mpirun.sh" "$@"; }
 ours() { # processes of this program that train in $1
   for process in /proc/[0-9]*; do
-    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train .*--run_dir $1 " >/dev/null; then echo "${process#/proc/}"; fi
+    if [ "$(readlink "$process/cwd" 2>/dev/null)" = "$(pwd -P)" ] &&
+      { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train .*--run_dir $1 " >/dev/null; then
+      echo "${process#/proc/}"
+    fi
   done
 }
 record() { # what a run's metrics say, without clocks, what saves took and who was slow

@@ -50,7 +50,7 @@ for ((number = seed; number < seed + runs; ++number)); do
   hurt=0
   for ((launches = 1; ; ++launches)); do
     [ "$launches" -le 12 ] || fail "$story no end"
-    "$carousel" launch -n $((1 + RANDOM % 2)) --backoff 0 --failure_grace 5 --grace 60 train --config tiny.textproto --run_dir "$run" >"log_$run" 2>&1 &
+    "$carousel" launch -n $((1 + RANDOM % 2)) --backoff 0 --max_no_progress 100 --failure_grace 5 --grace 60 train --config tiny.textproto --run_dir "$run" >"log_$run" 2>&1 &
     launcher=$!
     asked=0 dead=0 # of this launch: whether its launcher was asked to end, or killed
     while kill -0 "$launcher" 2>/dev/null && [ "$hurt" -lt "$max_signals" ] && [ $((asked + dead)) -eq 0 ]; do

@@ -140,7 +140,7 @@ backoff() {
 
 # A rollback that leaves out data: stopped in it, and gone on with to the same bits.
 skipping() {
-  local back=(--set health.on_spike=ROLLBACK --set health.data_skip_steps=2) code=0
+  local back=(--set health.on_spike=ROLLBACK --set health.data_skip_steps=2 --set train.steps=300) code=0
   "$carousel" "${train[@]}" back "${back[@]}" >log_back 2>&1 || fail "the undisturbed run"
   "${launch[@]}" -n 2 "${train[@]}" skipped "${back[@]}" >log_skipped 2>&1 &
   launcher=$!
@@ -174,7 +174,7 @@ twice() {
   wait_for_step hurried 3
   kill -STOP $(ranks hurried)
   kill -TERM "$launcher"
-  sleep 1.2
+  sleep 3
   begin=$SECONDS
   kill -TERM "$launcher"
   code=0

@@ -50,7 +50,7 @@ evaluates() { # the newest step is one after which there is an evaluation, and i
 takes_signals() { # its program is loaded: SIGTERM waits to be asked for
   local blocked
   blocked=$(sed -n 's/^SigBlk:[^0-9a-f]*\([0-9a-f]*\)$/\1/p' "/proc/$launcher/status" 2>/dev/null || true)
-  [ $((0x${blocked:-0} & 0x4000)) -ne 0 ]
+  [ $((0x${blocked:-0} & 0x800)) -ne 0 ]  # SIGUSR2: a shell that is about to become the launcher may hold SIGTERM itself
 }
 at_start() { until_there takes_signals; pause 150; }           # the launcher, mpirun
 at_processes() { until_there has_ranks; pause 40; }            # ranks meet

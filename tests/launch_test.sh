@@ -2,6 +2,7 @@
 # `carousel launch`: what it starts, what it refuses, how it goes on after failures, and that it leaves nothing behind.
 #   launch_test.sh CAROUSEL
 set -euo pipefail
+umask 022
 carousel=$1
 source_dir=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)

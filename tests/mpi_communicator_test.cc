@@ -35,7 +35,8 @@ TEST(MpiCommunicator, KeepsTheContractWithLittleStagingMemory) {
   for (const int64_t staging_bytes : {1, 512, 9000}) {
     const std::unique_ptr<Communicator> c =
         TestMpiSession().Duplicate({.peer = {.staging_bytes = staging_bytes}});
-    for (const int64_t n : {3, 900}) CheckCommunicatorContract(*c, n);
+    // Byte by byte, 900 elements are so many exchanges that busy cores take a minute for them.
+    for (const int64_t n : {3, staging_bytes == 1 ? 90 : 900}) CheckCommunicatorContract(*c, n);
   }
 }
 

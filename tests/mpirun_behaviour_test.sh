@@ -81,8 +81,8 @@ for signal in TERM INT; do
   kill "-$signal" "$launcher"
   finish
   is 1
-  for rank in 0 1 2; do killed_after "$rank" 0.7; done
-  at_least "$took" 1.7 || fail "mpirun was gone after $took s"
+  for rank in 0 1 2; do killed_after "$rank" 0.3; done
+  at_least "$took" 1.3 || fail "mpirun was gone after $took s"
 done
 begin --mca odls_base_sigkill_timeout 4 -- stubborn
 ready
@@ -90,8 +90,8 @@ start_clock
 kill -TERM "$launcher"
 finish
 is 1
-for rank in 0 1 2; do killed_after "$rank" 3.7; done
-at_least "$took" 7 || fail "mpirun was gone after $took s, not after twice the time-out"
+for rank in 0 1 2; do killed_after "$rank" 2.5; done
+at_least "$took" 6 || fail "mpirun was gone after $took s, not after twice the time-out"
 begin -- wait
 ready
 start_clock
@@ -123,7 +123,7 @@ check_death() { # check_death WHAT CODE EXPECTED: rank 1 ends; the others get SI
   start_clock
   finish
   is "$3"
-  for rank in 0 2; do killed_after "$rank" "${4:-0.7}"; done
+  for rank in 0 2; do killed_after "$rank" "${4:-0.3}"; done
 }
 check_death exit 75 75
 echo "_exit(75) without finalize: 75"

@@ -14,7 +14,7 @@ source_dir=$(cd "$(dirname "$0")/.." && pwd)
 . "$source_dir/tests/host_run_testing.sh"
 
 limit=5        # watchdog.heartbeat_seconds
-max_delay=30   # beyond it, until training goes on
+max_delay=30   # beyond it, until training goes on; and twice what a start takes here
 explain() {
   local node process file
   for node in "${!host_init[@]}"; do
@@ -49,15 +49,16 @@ is_empty() { [ -z "$(host_processes "$1")" ]; }
 # `mend`: a command for afterwards; a host that was cut off or stopped keeps mpirun's daemon until then.
 mend=
 disturb() {
-  local run=$1 suspect=$2 pattern=$3 launch node begin delay record
+  local run=$1 suspect=$2 pattern=$3 launch node begin delay record start=$SECONDS
   shift 3
   on 1 "$carousel" launch --hostfile "$work/hostfile" --rsh_agent "ssh -F $hosts_directory/ssh_config" --backoff 1 \
     --failure_grace 5 --kill_timeout 8 train --config tiny.textproto --run_dir "$run" >"log_$run" 2>&1 &
   launch=$!
   wait_until 90 has_steps "$run" 30 || fail "$run does not train"
   begin=$SECONDS
+  start=$((begin - start))
   "$@"
-  wait_until $((limit + max_delay)) goes_on "$run" || fail "$run: training does not go on"
+  wait_until $((limit + max_delay + 2 * start)) goes_on "$run" || fail "$run: training does not go on"
   delay=$((SECONDS - begin))
   wait "$launch" || fail "$run: carousel launch ended with exit code $?"
   record=$(compgen -G "$run/attempts/*/exit.json" | sort | sed -n 1p)

@@ -105,8 +105,9 @@ killed() { # killed RUN AXES
   { wait "${pids[2]}" || true; } 2>/dev/null
   for rank in 0 1 3; do
     ! wait "${pids[rank]}" || fail "$1: rank $rank ended as if all were well"
-    says "log_$1.$rank" "\[rank $rank\] \[step [0-9]+\] [A-Za-z]+\(.*\) on '[a-z]+' at [a-z]+/.*:[0-9]+"
+    says "log_$1.$rank" "\[rank $rank\] (after )?\[step [0-9]+\] ([A-Za-z]+\(.*\) on '[a-z]+' at [a-z]+/.*:[0-9]+|the job ends: .* was not in a collective)"
   done
+  grep -Eqs "\[step [0-9]+\] [A-Za-z]+\(.*\) on '[a-z]+' at [a-z]+/.*:[0-9]+" "log_$1".[013] || fail "$1: nobody names a call"
   [ $((SECONDS - begin)) -le 10 ] || fail "$1: took $((SECONDS - begin)) s to end"
   nothing_left "$1" "${pids[0]}"
   grep -Eqs "rank [0-9] (is gone|has gone|has ended)|2 .* has gone|another rank" "log_$1".[013] || fail "$1: nobody says who has gone"

@@ -15,7 +15,15 @@ says() { grep -q -- "$2" "$1" || fail "$1 does not say: $2"; }
 # Processes of this program that train in $work.
 ours() {
   for process in /proc/[0-9]*; do
-    if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "$carousel train .*$1" >/dev/null; then echo "${process#/proc/}"; fi
+    if [ "$(readlink "$process/cwd" 2>/dev/null)" = "$(pwd -P)" ] &&
+      { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "$carousel train .*$1" >/dev/null; then
+      echo "${process#/proc/}"
+    fi
+  done
+}
+ranks() { # those of ours that are not mpirun
+  for process in $(ours "$1"); do
+    if { tr '\0' ' ' <"/proc/$process/cmdline"; } 2>/dev/null | grep -- "^$carousel train " >/dev/null; then echo "$process"; fi
   done
 }
 no_orphans() {
@@ -70,7 +78,7 @@ check_death() { # check_death NAME OPTION...
     sleep 0.05
   done
   [ "$steps" -eq 1 ] || fail "$run did not train"
-  kill -KILL "$(ours "$run" | tail -1)"
+  kill -KILL "$(ranks "$run" | tail -1)"
   local begin=$SECONDS
   ! wait "$launcher" || fail "$run: the launcher says that all is well"
   [ $((SECONDS - begin)) -le 10 ] || fail "$run: took $((SECONDS - begin)) s to end"

@@ -294,6 +294,7 @@ TEST(StragglerWatch, MakesOneCallPerIntervalAndNoneAlone) {
 
 TEST(CollectiveTime, IsThatOfTheWaitingRankNotOfTheSlowOne) {
   RunLocalRanks(2, [&](Communicator& world) {
+    world.Barrier();
     const double before = ThreadCollectiveSeconds();
     if (world.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
     world.Barrier();

@@ -106,7 +106,7 @@ scenario_preempt() {
   saved=$(steps_of preempted)
   [ "$saved" -lt 1200 ] || fail "the job was done before it was preempted"
   wait_until 60 is_over "$urgent" || fail "the job of higher priority does not end"
-  wait_until 120 is_over "$job" || fail "the preempted job does not go on"
+  wait_until 300 is_over "$job" || fail "the preempted job does not go on"
   is "$job" COMPLETED || fail "the preempted job ended as $(state_of "$job")"
   same preempted
   [ "$(grep -c 'finished at step 1200' preempted.log)" -eq 1 ] || fail "the log does not tell of the end"
@@ -116,7 +116,7 @@ scenario_preempt() {
 scenario_srun() {
   local job
   job=$(CAROUSEL_LAUNCHER=srun submit by_srun -- --config tiny.textproto --run_dir by_srun)
-  wait_until 120 is_over "$job" || fail "the job does not end"
+  wait_until 300 is_over "$job" || fail "the job does not end"
   is "$job" COMPLETED || fail "the job ended as $(state_of "$job")"
   same by_srun
 }

@@ -45,7 +45,7 @@ void DieAndCheck(int victim) {
     std::this_thread::sleep_for(std::chrono::seconds(60));
     return 0;
   });
-  EXPECT_LT(SecondsSince(start), 8);
+  EXPECT_LT(SecondsSince(start), 30);
   const std::string gone = "rank " + std::to_string(victim) + " has gone (";
   for (int place = 1; place < 4; ++place) {
     const int rank = (victim + place) % 4;
@@ -84,7 +84,7 @@ TEST(TcpFailure, ARankThatFinishesWithAnErrorEndsTheOthers) {
        })) {
     EXPECT_EQ(result.exit_code, 3) << result.errors;
   }
-  EXPECT_LT(SecondsSince(start), 8);
+  EXPECT_LT(SecondsSince(start), 30);
 }
 
 TEST(TcpFailure, RanksThatFailAlikeEndByThemselves) {
@@ -122,11 +122,11 @@ TEST(TcpFailure, VerifiedCallsNameBothPlaces) {
   const std::string place = " at tests/tcp_failure_test.cc:[0-9]+";
   const std::string sum = "AllReduceSum\\(2 x f32\\)", broadcast = "Broadcast\\(2 x f32, root 0\\)";
   const std::string world = " on 'world'" + place;
-  EXPECT_TRUE(std::regex_search(
-      errors, std::regex("\\[rank 0\\] the ranks' calls do not match: " + sum + world + ", but rank 1 called " +
-                         broadcast + place + " instead\n|" +
-                         "\\[rank 1\\] the ranks' calls do not match: " + broadcast + world +
-                         ", but rank 0 called " + sum + place + " instead\n")))
+  EXPECT_TRUE(
+      std::regex_search(errors, std::regex("\\[rank 0\\] the ranks' calls do not match: " + sum + world +
+                                           ", but rank 1 called " + broadcast + place + " instead\n|" +
+                                           "\\[rank 1\\] the ranks' calls do not match: " + broadcast +
+                                           world + ", but rank 0 called " + sum + place + " instead\n")))
       << errors;
 }
 
@@ -139,12 +139,12 @@ TEST(TcpFailure, ACallHasATimeLimit) {
                         session.world().Barrier();
                         return 0;
                       },
-                      {.timeout_seconds = 0.5});
+                      {.timeout_seconds = 3});
   for (const RankResult& result : results) EXPECT_EQ(result.exit_code, kExitTransport);
   // Ranks 0 and 2 wait; whichever comes first to the limit says so.
   const RankResult said = {.errors = results[0].errors + results[2].errors};
   Says(said, "Barrier() on 'world' at tests/tcp_failure_test.cc:");
-  Says(said, "waited for rank 1 for 0.5 s, which is the limit");
+  Says(said, "waited for rank 1 for 3 s, which is the limit");
 }
 
 TEST(TcpFailure, ARankThatIsToldToEndSaysWhatItWaitsForAndEnds) {
@@ -158,7 +158,7 @@ TEST(TcpFailure, ARankThatIsToldToEndSaysWhatItWaitsForAndEnds) {
                         return 0;
                       },
                       {.interrupted = [] { return true; }});
-  EXPECT_LT(SecondsSince(start), 9);
+  EXPECT_LT(SecondsSince(start), 30);
   Says(results[0],
        "[rank 0] told to end, while AllReduceSum(2 x f32) on 'world' at tests/tcp_failure_test.cc:");
   Says(results[0], "waits for rank 1");

@@ -49,7 +49,8 @@ END
     sleep 0.05
   done
   for process in /proc/[0-9]*; do
-    if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -- "$carousel train .*--run_dir killed" >/dev/null; then
+    if [ "$(readlink "$process/cwd" 2>/dev/null)" = "$(pwd -P)" ] &&
+      { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -- "$carousel train .*--run_dir killed" >/dev/null; then
       kill -KILL "${process#/proc/}" 2>/dev/null || true
     fi
   done
