@@ -48,14 +48,7 @@ class DeviceMlstmScan : public ::testing::Test {
     EXPECT_LE(RelativeError(r.last_n, expected.last_n), 1e-5);  // never in bf16
     EXPECT_LE(RelativeError(r.last_m, expected.last_m), 1e-6);
     if (p.dh.empty()) return;
-    // as in mlstm_fast_test.cc: twice the error of the official kernels' scheme in simulation
-    EXPECT_LE(RelativeError(r.dq, expected.dq), 8e-3);
-    EXPECT_LE(RelativeError(r.dk, expected.dk), 8e-3);
-    EXPECT_LE(RelativeError(r.dv, expected.dv), 8e-3);
-    EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 8e-3);
-    EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 1.2e-2);
-    EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
-    EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
+    ExpectGradientsWithinBf16(r, expected);
   }
   void ExpectCorrect(const std::vector<Case>& cases,
                      NormalizerGradient gradient = NormalizerGradient::kExact) {

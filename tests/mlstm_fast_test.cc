@@ -73,17 +73,8 @@ TEST(MlstmFast, Bf16StaysWithinTheErrorOfItsRoundings) {
     for (const Implementation& implementation : implementations) {
       SCOPED_TRACE(testing::Message() << implementation.name << " " << c);
       const Result r = RunAs<bfloat16>(p, implementation);
-      // operands and results rounded to bf16 (2^-9 relative each), f32 sums: the error of the official
-      // kernels' scheme in simulation, h 2.5e-3 to 4e-3 and gradients 3e-3 to 6e-3; gradients are allowed
-      // twice that
       EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
-      EXPECT_LE(RelativeError(r.dq, expected.dq), 8e-3);
-      EXPECT_LE(RelativeError(r.dk, expected.dk), 8e-3);
-      EXPECT_LE(RelativeError(r.dv, expected.dv), 8e-3);
-      EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 8e-3);
-      EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 1.2e-2);
-      EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
-      EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
+      ExpectGradientsWithinBf16(r, expected);
       EXPECT_LE(RelativeError(r.last_C, expected.last_C), 4e-3);
       // gates, stabilisers and n never are bf16
       EXPECT_LE(RelativeError(r.m, expected.m), 1e-6);
