@@ -49,6 +49,8 @@ class DeviceMlstmScan : public ::testing::Test {
     EXPECT_LE(RelativeError(r.last_m, expected.last_m), 1e-6);
     if (p.dh.empty()) return;
     ExpectGradientsWithinBf16(r, expected);
+    EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
+    EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
   }
   void ExpectCorrect(const std::vector<Case>& cases,
                      NormalizerGradient gradient = NormalizerGradient::kExact) {

@@ -110,6 +110,8 @@ TEST_F(DeviceMlstm, F32EqualsTheSpecificationToRounding) {
 void ExpectBf16Close(const Result& r, const Result& expected) {
   EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
   ExpectGradientsWithinBf16(r, expected);
+  EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
+  EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
   EXPECT_LE(RelativeError(r.last_C, expected.last_C), 5e-3);
   EXPECT_LE(RelativeError(r.m, expected.m), 1e-6);
   EXPECT_LE(RelativeError(r.last_n, expected.last_n), 1e-5);

@@ -75,6 +75,8 @@ TEST(MlstmFast, Bf16StaysWithinTheErrorOfItsRoundings) {
       const Result r = RunAs<bfloat16>(p, implementation);
       EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
       ExpectGradientsWithinBf16(r, expected);
+      EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
+      EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
       EXPECT_LE(RelativeError(r.last_C, expected.last_C), 4e-3);
       // gates, stabilisers and n never are bf16
       EXPECT_LE(RelativeError(r.m, expected.m), 1e-6);

@@ -147,11 +147,7 @@ inline void ExpectExtremesClose(const Result& a, const Result& b, double toleran
 // Bounds of bf16, relative in the norm of each tensor. Gates, stabilisers and n never are bf16.
 inline void ExpectBf16Close(const Result& r, const Result& expected) {
   EXPECT_LE(RelativeError(r.h, expected.h), 4e-3);
-  EXPECT_LE(RelativeError(r.dq, expected.dq), 8e-3);
-  EXPECT_LE(RelativeError(r.dk, expected.dk), 8e-3);
-  EXPECT_LE(RelativeError(r.dv, expected.dv), 8e-3);
-  EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 8e-3);
-  EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 1.2e-2);
+  ExpectGradientsWithinBf16(r, expected);
   EXPECT_LE(RelativeError(r.last_C, expected.last_C), 5e-3);
   EXPECT_LE(RelativeError(r.last_n, expected.last_n), 1e-5);
   EXPECT_LE(RelativeError(r.m, expected.m), 1e-6);

@@ -279,7 +279,7 @@ inline double LargestError(const Values& a, const Values& b) {
   return largest;
 }
 
-// Gradients with operands and results in bf16 (2^-9 relative each) and sums in f32: at most twice the error
+// Gradients of tokens with operands and results in bf16 (2^-9 relative each) and sums in f32: at most twice the error
 // of the official kernels' scheme in simulation, 3e-3 to 4e-3, 6e-3 for f_pre.
 inline void ExpectGradientsWithinBf16(const Result& r, const Result& expected) {
   EXPECT_LE(RelativeError(r.dq, expected.dq), 8e-3);
@@ -287,8 +287,6 @@ inline void ExpectGradientsWithinBf16(const Result& r, const Result& expected) {
   EXPECT_LE(RelativeError(r.dv, expected.dv), 8e-3);
   EXPECT_LE(RelativeError(r.di_pre, expected.di_pre), 8e-3);
   EXPECT_LE(RelativeError(r.df_pre, expected.df_pre), 1.2e-2);
-  EXPECT_LE(RelativeError(r.dC, expected.dC), 8e-3);
-  EXPECT_LE(RelativeError(r.dn, expected.dn), 8e-3);
 }
 
 struct NamedValues {
