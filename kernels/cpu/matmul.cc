@@ -7,9 +7,10 @@
 namespace carousel::cpu {
 namespace {
 
+constexpr int64_t kBlockRows = 16, kBlockColumns = 64, kBlockDepth = 64;
+
 // Two rows and four vectors of columns of c in registers: sum += x y, over k in ascending order. x (2, depth)
 // with rows x_row apart; sum and y with rows kBlockColumns apart.
-constexpr int64_t kBlockRows = 16, kBlockColumns = 64, kBlockDepth = 64;
 template <class W>
 void AddTile(W* sum, const W* x, int64_t x_row, const W* y, int64_t depth) {
   typedef W Vector __attribute__((vector_size(16)));

@@ -275,6 +275,7 @@ void LaunchMlstmDivision(Context& context, const MlstmDivisionArgs<E, W>& x) {
   context.Launch(MlstmDivisionKernel<E, W>,
                  {.grid = Blocks(tokens, kThreads), .block = kThreads, .name = "MlstmDivisionKernel"}, x);
 }
+
 #define CAROUSEL_MLSTM_GATES(E, W)                                                           \
   template void LaunchMlstmForwardGates<E, W>(Context&, const MlstmForwardGatesArgs<E, W>&); \
   template void LaunchMlstmRecords<E, W>(Context&, const MlstmRecordsArgs<E, W>&);           \
